@@ -1,0 +1,442 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/http/httptrace"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// HTTP is a [Client] over MCP's streamable HTTP transport (revision 2025-11-25,
+// basic/transports): each request is a POST answered by JSON or by a stream of
+// events, and one GET stream carries what the server sends of its own accord.
+type HTTP struct {
+	o       HTTPOptions
+	session atomic.Pointer[string]
+	version atomic.Pointer[string]
+	lastID  atomic.Int64
+
+	ctx    context.Context //nolint:containedctx // the life of the conversation, ended by Close
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+	once   sync.Once
+	err    error
+	wg     sync.WaitGroup
+}
+
+// HTTPOptions configure [NewHTTP].
+type HTTPOptions struct {
+	URL     string
+	Client  *http.Client
+	Header  http.Header // sent with every request
+	Handler Handler
+	// Problem takes what goes wrong outside a call, for the log.
+	Problem    func(error)
+	MaxMessage int // bytes of one message; 0 means [DefaultMaxMessage]
+}
+
+// HTTPError is an answer whose status is no success and whose body is no
+// JSON-RPC message.
+type HTTPError struct {
+	Status int
+	Body   string // its first 512 bytes
+}
+
+func (e *HTTPError) Error() string {
+	s := fmt.Sprintf("HTTP %d %s", e.Status, http.StatusText(e.Status))
+	if e.Body != "" {
+		s += ": " + e.Body
+	}
+	return s
+}
+
+// drainGrace is how long the rest of a stream is read after its response, so
+// that the connection can be used again.
+const drainGrace = 100 * time.Millisecond
+
+// NewHTTP starts a conversation; nothing is sent before the first call.
+func NewHTTP(o HTTPOptions) *HTTP {
+	if o.MaxMessage <= 0 {
+		o.MaxMessage = DefaultMaxMessage
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	return &HTTP{o: o, ctx: ctx, cancel: cancel, done: make(chan struct{})}
+}
+
+// SetVersion makes every later request carry MCP-Protocol-Version.
+func (h *HTTP) SetVersion(v string) { h.version.Store(&v) }
+
+// Call implements [Client].
+func (h *HTTP) Call(ctx context.Context, method string, params json.RawMessage) (Message, error) {
+	id := numberID(h.lastID.Add(1))
+	reqCtx, release, stop := h.exchange(ctx)
+	m, rest, err := h.call(reqCtx, id, method, Request(json.RawMessage(id), method, params))
+	release()
+	if rest != nil {
+		h.drain(rest, stop)
+	} else {
+		stop()
+	}
+	if err == nil {
+		return m, nil
+	}
+	if h.ctx.Err() != nil {
+		return m, errors.Join(ErrClosed, keepNotSent(err))
+	}
+	if ctx.Err() != nil {
+		if !errors.Is(err, ErrNotSent) && method != "initialize" { // MCP lifecycle: it must not be cancelled
+			h.tellCancelled(id, context.Cause(ctx))
+		}
+		return m, errors.Join(context.Cause(ctx), keepNotSent(err))
+	}
+	return m, err
+}
+
+func keepNotSent(err error) error {
+	if errors.Is(err, ErrNotSent) {
+		return ErrNotSent
+	}
+	return nil
+}
+
+// exchange returns the context of one exchange. It ends with the conversation,
+// with stop, and, until release, with ctx: what is left of a stream is read
+// after the call it belonged to is over.
+func (h *HTTP) exchange(ctx context.Context) (exchange context.Context, release, stop func()) {
+	x, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unlinkCall := context.AfterFunc(ctx, cancel)
+	unlinkLife := context.AfterFunc(h.ctx, cancel)
+	return x, func() { unlinkCall() }, func() { unlinkLife(); cancel() }
+}
+
+func (h *HTTP) tellCancelled(id string, cause error) {
+	h.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(h.ctx, cancelGrace)
+		defer cancel()
+		if err := h.Send(ctx, cancelled(id, cause)); err != nil && h.ctx.Err() == nil {
+			h.o.Problem(fmt.Errorf("tell the upstream of a cancelled call: %w", err))
+		}
+	})
+}
+
+// call makes one exchange. A rest is a stream that goes on after the answer.
+func (h *HTTP) call(ctx context.Context, id, method string, msg []byte) (answer Message, rest io.ReadCloser, err error) {
+	resp, err := h.post(ctx, msg)
+	if err != nil {
+		return Message{}, nil, err
+	}
+	if method == "initialize" {
+		if s := resp.Header.Get("Mcp-Session-Id"); s != "" {
+			h.session.Store(&s)
+		}
+	}
+	ok := resp.StatusCode/100 == 2
+	if ok && mediaType(resp) == "text/event-stream" {
+		answer, err = h.stream(resp.Body, id)
+		if err != nil {
+			_ = resp.Body.Close() // the error that counts is the stream's
+			return Message{}, nil, err
+		}
+		return answer, resp.Body, nil
+	}
+	raw, err := readAll(resp, h.o.MaxMessage)
+	if err != nil && ok {
+		return Message{}, nil, err
+	}
+	if answer, err = h.body(raw, id); err == nil {
+		return answer, nil, nil
+	}
+	if ok {
+		return Message{}, nil, fmt.Errorf("the upstream's answer (HTTP %d, content type %q) is no JSON-RPC response: %w",
+			resp.StatusCode, resp.Header.Get("Content-Type"), err)
+	}
+	return Message{}, nil, h.statusError(resp, raw)
+}
+
+func (h *HTTP) statusError(resp *http.Response, body []byte) error {
+	if resp.StatusCode == http.StatusNotFound && h.session.Load() != nil {
+		return ErrSessionExpired
+	}
+	return &HTTPError{Status: resp.StatusCode, Body: string(body[:min(len(body), 512)])}
+}
+
+// body reads a JSON body: the response, or a batch that holds it.
+func (h *HTTP) body(raw []byte, id string) (Message, error) {
+	if IsBatch(raw) {
+		messages, err := Elements(raw)
+		if err != nil {
+			return Message{}, err
+		}
+		var answer Message
+		for _, r := range messages {
+			m, err := ParseLenient(r)
+			switch {
+			case err != nil:
+				return Message{}, err
+			case m.IsResponse() && string(m.ID) == id:
+				answer = m
+			case !m.IsResponse():
+				h.o.Handler(m)
+			}
+		}
+		if answer.Raw == nil {
+			return Message{}, errors.New("the batch holds no response to the request")
+		}
+		return answer, nil
+	}
+	m, err := ParseLenient(raw)
+	if err != nil {
+		return Message{}, err
+	}
+	// An error about a message that the server could not read comes without id.
+	if !m.IsResponse() || (m.ID != nil || m.Error == nil) && string(m.ID) != id {
+		return Message{}, errors.New("it does not answer the request that was sent")
+	}
+	return m, nil
+}
+
+// stream reads events up to the response with the given id.
+func (h *HTTP) stream(r io.Reader, id string) (Message, error) {
+	events := NewEventReader(r, h.o.MaxMessage)
+	for {
+		ev, err := events.Next()
+		if errors.Is(err, io.EOF) {
+			return Message{}, errors.New("the upstream ended the stream before it answered")
+		}
+		if err != nil {
+			return Message{}, fmt.Errorf("read the upstream's stream: %w", err)
+		}
+		if answer, ok := h.event(ev, id); ok {
+			return answer, nil
+		}
+	}
+}
+
+// event handles one event and reports whether it holds the response with id.
+func (h *HTTP) event(ev Event, id string) (Message, bool) {
+	if len(ev.Data) == 0 || ev.Type != "" && ev.Type != "message" {
+		return Message{}, false
+	}
+	m, err := ParseLenient(ev.Data)
+	switch {
+	case err != nil:
+		h.o.Problem(fmt.Errorf("an event that is no JSON-RPC message: %w", err))
+	case !m.IsResponse():
+		h.o.Handler(m)
+	case id != "" && (string(m.ID) == id || m.ID == nil && m.Error != nil):
+		return m, true
+	default:
+		h.o.Problem(fmt.Errorf("a response that nobody waits for on this stream (id %s)", m.ID))
+	}
+	return Message{}, false
+}
+
+// drain reads the rest of a stream for a moment, then closes it: a body closed
+// before its end costs the connection.
+func (h *HTTP) drain(body io.ReadCloser, stop func()) {
+	h.wg.Go(func() {
+		defer stop()
+		t := time.AfterFunc(drainGrace, stop)
+		defer t.Stop()
+		events := NewEventReader(body, h.o.MaxMessage)
+		for {
+			ev, err := events.Next()
+			if err != nil {
+				_ = body.Close()
+				return
+			}
+			h.event(ev, "")
+		}
+	})
+}
+
+// post sends msg. Only a connection that never wrote a header makes the error
+// an ErrNotSent.
+func (h *HTTP) post(ctx context.Context, msg []byte) (*http.Response, error) {
+	var sent atomic.Bool
+	trace := &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }, WroteHeaderField: func(string, []string) { sent.Store(true) }}
+	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), http.MethodPost, h.o.URL, bytes.NewReader(msg))
+	if err != nil {
+		return nil, errors.Join(err, ErrNotSent)
+	}
+	h.head(req)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json, text/event-stream")
+	resp, err := h.o.Client.Do(req)
+	if err != nil && !sent.Load() {
+		return nil, fmt.Errorf("%w: %w", err, ErrNotSent)
+	}
+	return resp, err
+}
+
+func (h *HTTP) head(req *http.Request) {
+	for k, v := range h.o.Header {
+		req.Header[k] = v
+	}
+	if s := h.session.Load(); s != nil {
+		req.Header.Set("Mcp-Session-Id", *s)
+	}
+	if v := h.version.Load(); v != nil {
+		req.Header.Set("Mcp-Protocol-Version", *v)
+	}
+}
+
+// Send implements [Client]: it returns when the upstream has accepted msg.
+func (h *HTTP) Send(ctx context.Context, msg []byte) error {
+	ctx, _, stop := h.exchange(ctx)
+	defer stop()
+	resp, err := h.post(ctx, msg)
+	if err != nil {
+		return err
+	}
+	raw, _ := readAll(resp, 64<<10) // only of interest when the status is bad
+	if resp.StatusCode/100 == 2 {
+		return nil
+	}
+	return h.statusError(resp, raw)
+}
+
+// Listen keeps the GET stream open until the conversation ends: reopened with
+// backoff when it breaks, given up when the server says it has none. Call it
+// once, after the handshake.
+func (h *HTTP) Listen() {
+	h.wg.Go(func() {
+		wait := backoff.NewExponentialBackOff()
+		wait.MaxInterval = 30 * time.Second
+		for h.ctx.Err() == nil {
+			opened := time.Now() //nolint:forbidigo // a duration for the backoff, no decision
+			retry, err := h.listen()
+			switch {
+			case errors.Is(err, errNoStream), h.ctx.Err() != nil:
+				return
+			case errors.Is(err, ErrSessionExpired):
+				h.end(err)
+				return
+			case err != nil && !errors.Is(err, io.EOF):
+				h.o.Problem(fmt.Errorf("the upstream's event stream broke: %w", err))
+			}
+			if time.Since(opened) > wait.MaxInterval {
+				wait.Reset()
+			}
+			if retry == 0 {
+				retry = wait.NextBackOff()
+			}
+			select {
+			case <-time.After(retry):
+			case <-h.ctx.Done():
+			}
+		}
+	})
+}
+
+var errNoStream = errors.New("the server offers no event stream")
+
+func (h *HTTP) listen() (retry time.Duration, err error) {
+	req, err := http.NewRequestWithContext(h.ctx, http.MethodGet, h.o.URL, nil)
+	if err != nil {
+		return 0, err
+	}
+	h.head(req)
+	req.Header.Set("Accept", "text/event-stream")
+	resp, err := h.o.Client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode/100 != 2 || mediaType(resp) != "text/event-stream" {
+		raw, _ := readAll(resp, 64<<10)
+		if err := h.statusError(resp, raw); errors.Is(err, ErrSessionExpired) || resp.StatusCode >= 500 {
+			return 0, err
+		}
+		return 0, errNoStream
+	}
+	events := NewEventReader(resp.Body, h.o.MaxMessage)
+	for {
+		ev, err := events.Next()
+		if err != nil {
+			return retry, err
+		}
+		if ev.Retry > 0 {
+			retry = ev.Retry
+		}
+		h.event(ev, "")
+	}
+}
+
+func (h *HTTP) end(err error) {
+	h.once.Do(func() {
+		h.err = err
+		close(h.done)
+	})
+}
+
+// Done implements [Client].
+func (h *HTTP) Done() <-chan struct{} { return h.done }
+
+// Err implements [Client].
+func (h *HTTP) Err() error {
+	select {
+	case <-h.done:
+		return h.err
+	default:
+		return nil
+	}
+}
+
+// closeGrace bounds the DELETE that ends a session.
+const closeGrace = 100 * time.Millisecond
+
+// Close implements [Client]. It ends the server's session, if there is one.
+func (h *HTTP) Close() {
+	h.end(ErrClosed)
+	if s := h.session.Load(); s != nil && h.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
+		if req, err := http.NewRequestWithContext(ctx, http.MethodDelete, h.o.URL, nil); err == nil {
+			h.head(req)
+			if resp, err := h.o.Client.Do(req); err == nil {
+				_ = resp.Body.Close()
+			}
+		}
+		cancel()
+	}
+	h.cancel(ErrClosed)
+	h.wg.Wait()
+}
+
+func mediaType(resp *http.Response) string {
+	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil {
+		return ""
+	}
+	return t
+}
+
+// readAll reads a body of at most limit bytes to its end and closes it.
+func readAll(resp *http.Response, limit int) ([]byte, error) {
+	defer func() { _ = resp.Body.Close() }()
+	if resp.ContentLength > int64(limit) {
+		return nil, &TooLargeError{Limit: limit}
+	}
+	var buf bytes.Buffer
+	if resp.ContentLength > 0 {
+		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
+	}
+	n, err := buf.ReadFrom(io.LimitReader(resp.Body, int64(limit)+1))
+	if err != nil {
+		return buf.Bytes(), fmt.Errorf("read the upstream's answer: %w", err)
+	}
+	if n > int64(limit) {
+		return nil, &TooLargeError{Limit: limit}
+	}
+	return buf.Bytes(), nil
+}

@@ -1,0 +1,225 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// MaxDepth is the deepest nesting of arrays and objects a host's message may
+// have. RFC 8259 section 9 lets a reader set such a limit; 64 is far above what
+// any MCP message needs and far below what exhausts a naive peer.
+const MaxDepth = 64
+
+// Member is one name and value of a JSON object. Value and the offsets refer
+// to the object that was read: Start and End delimit the value's bytes in it.
+type Member struct {
+	Name       string
+	Value      json.RawMessage
+	Start, End int
+}
+
+// Strict checks one JSON text as haldir accepts it from a host: RFC 8259
+// grammar, valid UTF-8, no name twice in any object (RFC 7493 section 2.3), no
+// nesting deeper than [MaxDepth], nothing after the value. The error says what
+// is wrong and at which byte.
+func Strict(raw []byte) error {
+	if d := depth(raw); d > MaxDepth {
+		return fmt.Errorf("JSON nested %d levels deep; the limit is %d", d, MaxDepth)
+	}
+	return one(raw, jsontext.AllowDuplicateNames(false), jsontext.AllowInvalidUTF8(false))
+}
+
+// Lenient checks that raw is one JSON text by the grammar alone. It is for
+// bytes from an upstream, which are passed on as they came.
+func Lenient(raw []byte) error {
+	return one(raw, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+}
+
+func one(raw []byte, opts ...jsontext.Options) error {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(raw), opts...)
+	if err := dec.SkipValue(); err != nil {
+		return readable(err)
+	}
+	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("more than one JSON value, the second at byte %d", dec.InputOffset())
+	}
+	return nil
+}
+
+func readable(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("unexpected end of JSON")
+	}
+	return errors.New(strings.TrimPrefix(err.Error(), "jsontext: "))
+}
+
+// depth returns the deepest nesting of raw, counting brackets outside strings.
+// It needs no valid JSON.
+func depth(raw []byte) int {
+	deepest, level := 0, 0
+	for i := 0; i < len(raw); i++ {
+		switch raw[i] {
+		case '"':
+			for i++; i < len(raw) && raw[i] != '"'; i++ {
+				if raw[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			level++
+			deepest = max(deepest, level)
+		case '}', ']':
+			level--
+		}
+	}
+	return deepest
+}
+
+// Members reads the members of the JSON object raw in their order. Values are
+// sub-slices of raw, not copies. Nested values are read by the grammar alone;
+// a name that stands twice in the object itself is an error.
+func Members(raw []byte) ([]Member, error) {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	tok, err := dec.ReadToken()
+	if err != nil {
+		return nil, readable(err)
+	}
+	if tok.Kind() != '{' {
+		return nil, fmt.Errorf("a JSON object is needed here, not %s", KindOf(raw))
+	}
+	members := make([]Member, 0, 8)
+	for dec.PeekKind() != '}' {
+		name, err := dec.ReadToken()
+		if err != nil {
+			return nil, readable(err)
+		}
+		m := Member{Name: name.String()}
+		for _, seen := range members {
+			if seen.Name == m.Name {
+				return nil, fmt.Errorf("the name %q stands twice in one object", m.Name)
+			}
+		}
+		value, err := dec.ReadValue()
+		if err != nil {
+			return nil, readable(err)
+		}
+		m.End = int(dec.InputOffset())
+		m.Start = m.End - len(value)
+		m.Value = raw[m.Start:m.End:m.End]
+		members = append(members, m)
+	}
+	if _, err := dec.ReadToken(); err != nil {
+		return nil, readable(err)
+	}
+	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("more than one JSON value")
+	}
+	return members, nil
+}
+
+// Elements reads the elements of the JSON array raw as sub-slices of it.
+func Elements(raw []byte) ([]json.RawMessage, error) {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	tok, err := dec.ReadToken()
+	if err != nil {
+		return nil, readable(err)
+	}
+	if tok.Kind() != '[' {
+		return nil, fmt.Errorf("a JSON array is needed here, not %s", KindOf(raw))
+	}
+	var elements []json.RawMessage
+	for dec.PeekKind() != ']' {
+		value, err := dec.ReadValue()
+		if err != nil {
+			return nil, readable(err)
+		}
+		end := int(dec.InputOffset())
+		elements = append(elements, raw[end-len(value):end:end])
+	}
+	if _, err := dec.ReadToken(); err != nil {
+		return nil, readable(err)
+	}
+	return elements, nil
+}
+
+// Find returns the member called name, matched exactly.
+func Find(members []Member, name string) (Member, bool) {
+	for _, m := range members {
+		if m.Name == name {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// String decodes raw as a JSON string; ok is false when it is none.
+func String(raw []byte) (s string, ok bool) {
+	if KindOf(raw) != "a string" {
+		return "", false
+	}
+	b, err := jsontext.AppendUnquote(nil, bytes.TrimSpace(raw))
+	if err != nil {
+		return "", false
+	}
+	return string(b), true
+}
+
+// Quote encodes s as a JSON string. Bytes that are no UTF-8 become U+FFFD.
+func Quote(s string) []byte {
+	b, _ := jsontext.AppendQuote(nil, s) // its only error is invalid UTF-8, which it replaces
+	return b
+}
+
+// KindOf names the kind of the JSON value raw for an error message.
+func KindOf(raw []byte) string {
+	raw = bytes.TrimLeft(raw, " \t\r\n")
+	if len(raw) == 0 {
+		return "nothing"
+	}
+	switch c := raw[0]; {
+	case c == '{':
+		return "an object"
+	case c == '[':
+		return "an array"
+	case c == '"':
+		return "a string"
+	case c == 't' || c == 'f':
+		return "a boolean"
+	case c == 'n':
+		return "null"
+	case c == '-' || c >= '0' && c <= '9':
+		return "a number"
+	}
+	return "no JSON"
+}
+
+// Splice returns raw with the bytes from start to end replaced. raw stays as
+// it is.
+func Splice(raw []byte, start, end int, with []byte) []byte {
+	out := make([]byte, 0, len(raw)-(end-start)+len(with))
+	out = append(out, raw[:start]...)
+	out = append(out, with...)
+	return append(out, raw[end:]...)
+}
+
+// OneLine returns raw without line breaks, so that it can travel on a line of
+// its own. Inside valid JSON a raw line break is white space between tokens and
+// becomes a space; without one, raw itself is returned.
+func OneLine(raw []byte) []byte {
+	if bytes.IndexByte(raw, '\n') < 0 && bytes.IndexByte(raw, '\r') < 0 {
+		return raw
+	}
+	out := bytes.Clone(raw)
+	for i, c := range out {
+		if c == '\n' || c == '\r' {
+			out[i] = ' '
+		}
+	}
+	return out
+}

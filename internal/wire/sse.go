@@ -1,0 +1,131 @@
+package wire
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"strconv"
+	"time"
+)
+
+// Event is one server-sent event (WHATWG HTML section 9.2).
+type Event struct {
+	ID    string // the last event id in force, "" if none
+	Type  string // "" means "message"
+	Data  []byte // the caller's
+	Retry time.Duration
+}
+
+// EventReader reads server-sent events. It is for one goroutine.
+type EventReader struct {
+	r      *bufio.Reader
+	limit  int
+	id     string
+	first  bool
+	skipLF bool // the last line ended in \r: a \n that follows belongs to it
+}
+
+// NewEventReader reads from r and refuses an event whose data exceeds limit
+// bytes; 0 means [DefaultMaxMessage].
+func NewEventReader(r io.Reader, limit int) *EventReader {
+	if limit <= 0 {
+		limit = DefaultMaxMessage
+	}
+	return &EventReader{r: bufio.NewReaderSize(r, 16<<10), limit: limit, first: true}
+}
+
+// Next returns the next event that has data, an id or a retry time. At the end
+// of the stream it returns io.EOF and drops an event without its closing empty
+// line, as the standard demands. A [*TooLargeError] ends the stream.
+func (e *EventReader) Next() (Event, error) {
+	var ev Event
+	hasData, any := false, false
+	for {
+		line, err := e.line(len(ev.Data))
+		if err != nil {
+			return Event{}, err
+		}
+		if len(line) == 0 {
+			if !any {
+				continue
+			}
+			ev.ID = e.id
+			return ev, nil
+		}
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		value = bytes.TrimPrefix(value, []byte(" "))
+		switch string(name) {
+		case "data":
+			if hasData {
+				ev.Data = append(ev.Data, '\n')
+			}
+			ev.Data = append(ev.Data, value...)
+			hasData, any = true, true
+		case "event":
+			ev.Type = string(value)
+		case "id":
+			if bytes.IndexByte(value, 0) < 0 {
+				e.id, any = string(value), true
+			}
+		case "retry":
+			if ms, err := strconv.ParseUint(string(value), 10, 31); err == nil {
+				ev.Retry, any = time.Duration(ms)*time.Millisecond, true
+			}
+		}
+	}
+}
+
+// line reads up to a line break: \n, \r\n or \r. The slice is good until the
+// next call.
+func (e *EventReader) line(have int) ([]byte, error) {
+	var line []byte
+	for {
+		c, err := e.r.ReadByte()
+		if err != nil {
+			return nil, err
+		}
+		if c == '\n' && e.skipLF {
+			e.skipLF = false
+			continue
+		}
+		e.skipLF = false
+		if c != '\n' && c != '\r' {
+			if err := e.r.UnreadByte(); err != nil {
+				return nil, err
+			}
+			part, err := e.chunk()
+			line = append(line, part...)
+			if have+len(line) > e.limit+len("data: ") {
+				return nil, &TooLargeError{Limit: e.limit}
+			}
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		e.skipLF = c == '\r' // waiting for the \n here could hold an event back
+		if e.first {
+			e.first = false
+			line = bytes.TrimPrefix(line, []byte("\ufeff"))
+		}
+		return line, nil
+	}
+}
+
+// chunk returns what is buffered up to the next line break.
+func (e *EventReader) chunk() ([]byte, error) {
+	if _, err := e.r.Peek(1); err != nil {
+		return nil, err
+	}
+	buf, err := e.r.Peek(e.r.Buffered())
+	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+		return nil, err
+	}
+	if i := bytes.IndexAny(buf, "\r\n"); i >= 0 {
+		buf = buf[:i]
+	}
+	out := bytes.Clone(buf)
+	_, err = e.r.Discard(len(out))
+	return out, err
+}

@@ -1,0 +1,298 @@
+package policy
+
+import (
+	"fmt"
+	"time"
+)
+
+// rank orders findings: the first of the lowest rank is the one reported.
+type rank uint8
+
+const (
+	rankSession rank = iota
+	rankScope
+	rankDeny
+	rankAllow
+	rankCondition
+	rankTime
+	rankRate
+	rankSpend
+)
+
+// Policy names of findings that do not come from a policy rule.
+const (
+	PolicySession   = "session"
+	PolicyScope     = "scope"
+	PolicyCondition = "condition"
+	PolicyCost      = "cost"
+)
+
+// verdicts collects what speaks against a call.
+type verdicts struct {
+	findings []Finding
+	ranks    []rank
+}
+
+func (v *verdicts) add(r rank, f Finding) {
+	v.findings = append(v.findings, f)
+	v.ranks = append(v.ranks, r)
+}
+
+// Decide answers whether c may go ahead in the state s. The same input gives
+// the same decision; more use of a counter never turns a denial into anything
+// else.
+func (e *Engine) Decide(c Call, s State) Decision {
+	var v verdicts
+	d := Decision{}
+	e.session(&v, &c, s)
+
+	args := &arguments{raw: c.Arguments}
+	price := e.costOf(&c)
+	amount, costErr := e.price(price, args)
+	if price != nil {
+		d.Cost, d.CostFrom = amount, price.FromResult
+	}
+	if scope := e.missing(&c, s.Session, price != nil); scope != "" {
+		v.add(rankScope, Finding{
+			Policy: PolicyScope, Rule: scope,
+			Reason: fmt.Sprintf("Tool '%s' requires the scope '%s', which this session does not have", c.Tool, scope),
+		})
+	}
+	if costErr != nil {
+		v.add(rankSpend, Finding{
+			Policy: PolicyCost, Rule: PolicyCost,
+			Reason: fmt.Sprintf("The cost of tool '%s' cannot be determined: %v", c.Tool, costErr),
+		})
+	}
+
+	holds := make([]Hold, 0, 3+e.counters)
+	hold := func(h Hold) {
+		for i := range holds {
+			if holds[i].Key == h.Key {
+				return
+			}
+		}
+		holds = append(holds, h)
+	}
+	hold(Hold{Key: CounterKey{CounterSessionCalls, c.Session}, Amount: 1})
+	if price != nil {
+		hold(Hold{Key: CounterKey{CounterSessionSpend, c.Session}, Amount: int64(amount), Money: true})
+		hold(Hold{Key: CounterKey{CounterToolSpend, ToolSpendOf(c.Session, c.ID())}, Amount: int64(amount), Money: true})
+	}
+
+	act := activation{call: &c, args: args, now: s.Now, cost: amount}
+	for i := range e.rules {
+		r := &e.rules[i]
+		if !r.narrowed(&c) {
+			continue
+		}
+		applies := true
+		if r.when != nil && (r.kind != TypeAllow || r.tools.match(&c)) {
+			ok, err := r.when.eval(&act)
+			if err != nil {
+				v.add(rankCondition, Finding{
+					Policy: PolicyCondition, Rule: r.id, Shadow: r.shadow,
+					Reason: fmt.Sprintf("The condition of rule '%s' cannot be decided for this call of '%s': %v", r.id, c.Tool, err),
+				})
+				continue
+			}
+			applies = ok
+		}
+		switch r.kind {
+		case TypeDeny:
+			if applies {
+				v.add(rankDeny, Finding{
+					Policy: string(r.kind), Rule: r.id, Shadow: r.shadow,
+					Reason: denyReason(r, &c),
+				})
+			}
+		case TypeAllow:
+			if !applies || !r.tools.match(&c) {
+				v.add(rankAllow, Finding{
+					Policy: string(r.kind), Rule: r.id, Shadow: r.shadow,
+					Reason: allowReason(r, &c),
+				})
+			}
+		case TypeTimeWindow:
+			if applies && !r.hours.open(s.Now) {
+				v.add(rankTime, r.shut(&c, s.Now))
+			}
+		case TypeRateLimit:
+			if applies {
+				r.count(&v, &c, s, hold)
+			}
+		case TypeSpendLimit:
+			if applies && price != nil {
+				r.charge(&v, &c, s, amount, hold)
+			}
+		}
+	}
+	e.sessionLimit(&v, &c, s, price != nil, amount)
+	return conclude(d, &v, holds)
+}
+
+func denyReason(r *rule, c *Call) string {
+	if r.when != nil {
+		return fmt.Sprintf("Tool '%s' is on the deny list for these arguments", c.Tool)
+	}
+	return fmt.Sprintf("Tool '%s' is on the deny list", c.Tool)
+}
+
+func allowReason(r *rule, c *Call) string {
+	if r.when != nil && r.tools.match(c) {
+		return fmt.Sprintf("Tool '%s' is not on the allow list for these arguments", c.Tool)
+	}
+	return fmt.Sprintf("Tool '%s' is not on the allow list", c.Tool)
+}
+
+func (e *Engine) session(v *verdicts, c *Call, s State) {
+	switch {
+	case s.Session.Revoked:
+		v.add(rankSession, Finding{
+			Policy: PolicySession, Rule: "revoked",
+			Reason: fmt.Sprintf("Session %s has been revoked", c.Session),
+		})
+	case !s.Session.ExpiresAt.IsZero() && !s.Now.Before(s.Session.ExpiresAt):
+		v.add(rankSession, Finding{
+			Policy: PolicySession, Rule: "expired",
+			Reason: fmt.Sprintf("Session %s expired at %s", c.Session, stamp(s.Session.ExpiresAt)),
+		})
+	}
+}
+
+// price returns what the call costs, 0 without a cost rule.
+func (e *Engine) price(p *cost, args *arguments) (Micros, error) {
+	if p == nil || !p.HasFromArgument {
+		if p == nil {
+			return 0, nil
+		}
+		return p.USD, nil
+	}
+	text, err := args.amount(p.fromArgument)
+	if err != nil {
+		return 0, fmt.Errorf("argument %s: %w", p.FromArgument, err)
+	}
+	m, err := ParseUSD(text)
+	if err != nil {
+		return 0, fmt.Errorf("argument %s: %w", p.FromArgument, err)
+	}
+	return m, nil
+}
+
+func (r *rule) shut(c *Call, now time.Time) Finding {
+	f := Finding{Policy: string(r.kind), Rule: r.id, Shadow: r.shadow}
+	h := r.hours.hours
+	f.Reason = fmt.Sprintf("Tool '%s' may be called from %02d:%02d to %02d:%02d %s only", c.Tool,
+		h.Start/60, h.Start%60, h.End/60, h.End%60, r.location)
+	if f.RetryAt = r.hours.next(now); !f.RetryAt.IsZero() {
+		f.Reason += "; the window opens next at " + stamp(f.RetryAt)
+	}
+	return f
+}
+
+func (r *rule) count(v *verdicts, c *Call, s State, hold func(Hold)) {
+	key := r.key(c)
+	used := s.Used[key]
+	if used.Start.IsZero() || !s.Now.Before(used.Start.Add(r.window)) {
+		used = Counter{Start: s.Now}
+	}
+	if used.Value >= r.max {
+		f := Finding{Policy: string(r.kind), Rule: r.id, Shadow: r.shadow}
+		f.Reason = fmt.Sprintf("Rate limit of %d calls per %s reached", r.max, span(r.window))
+		if r.max > 0 {
+			f.RetryAt = used.Start.Add(r.window)
+			f.Reason += "; the window resets at " + stamp(f.RetryAt)
+		}
+		v.add(rankRate, f)
+	}
+	hold(Hold{Key: key, Start: used.Start, Amount: 1})
+}
+
+func (r *rule) charge(v *verdicts, c *Call, s State, amount Micros, hold func(Hold)) {
+	key := r.key(c)
+	used := s.Used[key]
+	start, end := r.period.bounds(s.Now, r.location)
+	if !used.Start.Equal(start) {
+		used = Counter{Start: start}
+	}
+	if amount > 0 && over(used.Value, amount, r.max) {
+		per := r.per
+		f := Finding{Policy: string(r.kind), Rule: r.id, Shadow: r.shadow}
+		f.Reason = fmt.Sprintf("Spend limit of %s per %s reached: %s used, this call costs %s", Micros(r.max), per, Micros(used.Value), amount)
+		if per == PerTotal {
+			f.Reason = fmt.Sprintf("Spend limit of %s in total reached: %s used, this call costs %s", Micros(r.max), Micros(used.Value), amount)
+		}
+		if r.period != None && int64(amount) <= r.max {
+			f.RetryAt = end
+			f.Reason += "; it resets at " + stamp(end)
+		}
+		v.add(rankSpend, f)
+	}
+	hold(Hold{Key: key, Start: start, Amount: int64(amount), Money: true})
+}
+
+func (e *Engine) sessionLimit(v *verdicts, c *Call, s State, costs bool, amount Micros) {
+	limit := s.Session.SpendLimit
+	if limit == nil || !costs || amount == 0 {
+		return
+	}
+	used := s.Used[CounterKey{CounterSessionSpend, c.Session}].Value
+	if over(used, amount, int64(*limit)) {
+		v.add(rankSpend, Finding{
+			Policy: string(TypeSpendLimit), Rule: PolicySession,
+			Reason: fmt.Sprintf("The session's spend limit of %s is reached: %s used, this call costs %s", *limit, Micros(used), amount),
+		})
+	}
+}
+
+// over reports used+amount > limit without overflow.
+func over(used int64, amount Micros, limit int64) bool {
+	return used > limit || int64(amount) > limit-used
+}
+
+// conclude makes the decision out of what was found.
+func conclude(d Decision, v *verdicts, holds []Hold) Decision {
+	first := -1
+	retryable := true
+	for i, f := range v.findings {
+		if f.Shadow {
+			continue
+		}
+		if first < 0 || v.ranks[i] < v.ranks[first] {
+			first = i
+		}
+		if f.RetryAt.IsZero() {
+			retryable = false
+		} else if f.RetryAt.After(d.RetryAt) {
+			d.RetryAt = f.RetryAt
+		}
+	}
+	for i, f := range v.findings {
+		if i != first {
+			d.Also = append(d.Also, f)
+		}
+	}
+	if first < 0 {
+		d.Verdict, d.Holds = Allow, holds
+		return d
+	}
+	f := v.findings[first]
+	d.Policy, d.Rule, d.Reason = f.Policy, f.Rule, f.Reason
+	if !retryable {
+		d.RetryAt = time.Time{}
+	}
+	return d
+}
+
+func stamp(t time.Time) string { return t.Format(time.RFC3339) }
+
+// span formats a window the way people say it: 1h, 90s.
+func span(d time.Duration) string {
+	switch {
+	case d%time.Hour == 0:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d%time.Minute == 0:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	}
+	return d.String()
+}

@@ -1,0 +1,105 @@
+package policy
+
+import (
+	"path"
+	"strings"
+)
+
+// pattern matches canonical tool ids. Without a slash it matches the tool's own
+// name in every upstream; with one, split at the first, both parts match.
+type pattern struct {
+	upstream, tool glob
+	both           bool
+}
+
+// glob is a shell pattern (*, ?, [a-z], [^a-z], \ quotes) in which * also
+// matches slashes, since a tool's name may contain them: path.Match on texts
+// whose slashes are replaced. The common forms need no matcher.
+type glob struct {
+	text string
+	form form
+}
+
+type form uint8
+
+const (
+	general form = iota
+	literal
+	prefix // text and then anything
+)
+
+const noSlash = "\x00"
+
+func compileGlob(s string) (glob, error) {
+	if strings.Contains(s, noSlash) {
+		return glob{}, path.ErrBadPattern
+	}
+	if !strings.ContainsAny(s, `*?[\`) {
+		return glob{s, literal}, nil
+	}
+	if head, ok := strings.CutSuffix(s, "*"); ok && !strings.ContainsAny(head, `*?[\`) {
+		return glob{head, prefix}, nil
+	}
+	g := glob{text: strings.ReplaceAll(s, "/", noSlash)}
+	_, err := path.Match(g.text, "")
+	return g, err
+}
+
+func (g *glob) match(s string) bool {
+	switch g.form {
+	case literal:
+		return g.text == s
+	case prefix:
+		return strings.HasPrefix(s, g.text)
+	case general:
+	}
+	ok, err := path.Match(g.text, strings.ReplaceAll(s, "/", noSlash))
+	return ok && err == nil
+}
+
+func compilePattern(s string) (p pattern, err error) {
+	upstream, tool, both := strings.Cut(s, "/")
+	if !both {
+		p.tool, err = compileGlob(s)
+		return p, err
+	}
+	p.both = true
+	if p.upstream, err = compileGlob(upstream); err != nil {
+		return p, err
+	}
+	p.tool, err = compileGlob(tool)
+	return p, err
+}
+
+func (p *pattern) match(upstream, tool string) bool {
+	return p.tool.match(tool) && (!p.both || p.upstream.match(upstream))
+}
+
+// MatchTool reports whether a pattern of a policy matches a tool. A malformed
+// pattern matches nothing; [Compile] refuses it.
+func MatchTool(pattern, upstream, tool string) bool {
+	p, err := compilePattern(pattern)
+	return err == nil && p.match(upstream, tool)
+}
+
+type patterns []pattern
+
+func (ps patterns) match(c *Call) bool {
+	for i := range ps {
+		if ps[i].match(c.Upstream, c.Tool) {
+			return true
+		}
+	}
+	return false
+}
+
+type globs []glob
+
+func (gs globs) match(s string) bool {
+	for i := range gs {
+		if gs[i].match(s) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,159 @@
+package policy
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Micros is an amount of money in millionths of a US dollar.
+type Micros int64
+
+// USD is one dollar.
+const USD Micros = 1_000_000
+
+// String formats m with at least two and at most six decimals: $0.004, $25.00.
+func (m Micros) String() string {
+	sign, u := "", uint64(m)
+	if m < 0 {
+		sign, u = "-", -u
+	}
+	frac := strings.TrimRight(fmt.Sprintf("%06d", u%uint64(USD)), "0")
+	for len(frac) < 2 {
+		frac += "0"
+	}
+	return sign + "$" + strconv.FormatUint(u/uint64(USD), 10) + "." + frac
+}
+
+// MarshalJSON writes m as an exact decimal number of dollars.
+func (m Micros) MarshalJSON() ([]byte, error) {
+	s := strings.Replace(m.String(), "$", "", 1)
+	s = strings.TrimRight(s, "0")
+	return []byte(strings.TrimSuffix(s, ".")), nil
+}
+
+// Call is one tools/call as policies see it.
+type Call struct {
+	Session, Agent, Upstream, Tool string
+	// Arguments are the very bytes that go upstream: a JSON object, or nil for
+	// a call without arguments.
+	Arguments json.RawMessage
+	// ReadOnly says that the tool's annotations claim it changes nothing and
+	// that the config trusts this upstream's annotations.
+	ReadOnly bool
+}
+
+// ID returns the canonical id of the called tool, upstream/tool.
+func (c Call) ID() string { return c.Upstream + "/" + c.Tool }
+
+// CounterKey names one counter. Counter is the rule's part, Of the part of the
+// world that it counts: a session, an agent, a tool.
+type CounterKey struct{ Counter, Of string }
+
+// Counters that are kept for every session, whatever the rules are.
+const (
+	CounterSessionSpend = "session-spend" // Of: the session's id; micro-USD
+	CounterSessionCalls = "session-calls" // Of: the session's id; admitted calls
+	CounterToolSpend    = "tool-spend"    // Of: session id, a zero byte, canonical tool id; micro-USD
+)
+
+// ToolSpendOf returns the Of of a [CounterToolSpend] counter.
+func ToolSpendOf(session, canonical string) string { return session + "\x00" + canonical }
+
+// Counter is the value of a counter in the window that began at Start. A
+// counter without windows has the zero Start.
+type Counter struct {
+	Start time.Time
+	Value int64
+}
+
+// SessionState is what a decision needs to know of a session.
+type SessionState struct {
+	ID string
+	// AllScopes grants every scope; else Scopes lists the granted ones.
+	AllScopes  bool
+	Scopes     []string
+	SpendLimit *Micros // nil means no limit; zero means nothing may be spent
+	ExpiresAt  time.Time
+	Revoked    bool
+}
+
+// Has reports whether the session grants scope.
+func (s SessionState) Has(scope string) bool {
+	if s.AllScopes {
+		return true
+	}
+	for _, have := range s.Scopes {
+		if have == scope {
+			return true
+		}
+	}
+	return false
+}
+
+// State is all that a decision may depend on besides the call.
+type State struct {
+	Now     time.Time // never runs backwards
+	Session SessionState
+	Used    map[CounterKey]Counter // a key that is absent counts as zero
+}
+
+// Verdict is the outcome of a decision. Its zero value refuses.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Deny Verdict = iota
+	Ask          // a person must allow the call
+	Allow
+)
+
+// String returns "deny", "ask" or "allow".
+func (v Verdict) String() string {
+	switch v {
+	case Deny:
+		return "deny"
+	case Ask:
+		return "ask"
+	case Allow:
+		return "allow"
+	}
+	return "deny"
+}
+
+// Hold reserves Amount on the counter Key in the window that began at Start.
+// Money is in micro-USD, else the amount counts calls.
+type Hold struct {
+	Key    CounterKey
+	Start  time.Time
+	Amount int64
+	Money  bool
+}
+
+// Finding is what one rule had against a call.
+type Finding struct {
+	Policy  string    `json:"policy"` // the policy's type, or session, scope, condition, cost
+	Rule    string    `json:"rule"`   // the rule's id
+	Reason  string    `json:"reason"` // one plain sentence
+	Shadow  bool      `json:"shadow,omitempty"`
+	RetryAt time.Time `json:"retry_at,omitzero"` // zero: retrying does not help
+}
+
+// Decision is the answer to a call.
+type Decision struct {
+	Verdict Verdict
+	// Policy, Rule and Reason come from the first finding in the order session,
+	// scope, deny, allow, condition, time window, rate, spend.
+	Policy, Rule, Reason string
+	// RetryAt is when every rule that refused could let the call pass; zero
+	// when retrying does not help.
+	RetryAt time.Time
+	Cost    Micros
+	// CostFrom is the JSON pointer into the result that holds the actual cost,
+	// "" when Cost is final.
+	CostFrom string
+	Holds    []Hold    // to be put on the counters if the call is let through
+	Also     []Finding // what the other rules had against it, shadow rules included
+}
