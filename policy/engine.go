@@ -429,3 +429,29 @@ func under(p, dir string) (below, undecided bool) {
 	}
 	return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/"), false
 }
+
+// Budget is what a spend limit means for one session now.
+type Budget struct {
+	Rule     string
+	Per      string
+	Limit    Micros
+	Key      CounterKey
+	Start    time.Time // a counter with another start has run out and counts as zero
+	ResetsAt time.Time // zero when it never does
+	Shadow   bool
+}
+
+// Budgets lists the spend limits that concern calls of a session by an agent.
+func (e *Engine) Budgets(session, agent string, now time.Time) []Budget {
+	var out []Budget
+	for i := range e.rules {
+		r := &e.rules[i]
+		if r.kind != TypeSpendLimit || len(r.agents) > 0 && !r.agents.match(agent) {
+			continue
+		}
+		b := Budget{Rule: r.id, Per: r.per, Limit: Micros(r.max), Key: r.key(&Call{Session: session, Agent: agent}), Shadow: r.shadow}
+		b.Start, b.ResetsAt = r.period.bounds(now, r.location)
+		out = append(out, b)
+	}
+	return out
+}

@@ -1,0 +1,145 @@
+package audit
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Detail is how much of a call's arguments is recorded.
+type Detail string
+
+// The details. The digest and the size are always recorded.
+const (
+	DetailFull     Detail = "full"
+	DetailRedacted Detail = "redacted" // values that look like secrets are replaced
+	DetailDigest   Detail = "digest"   // nothing else
+)
+
+// MaxArguments is the largest arguments body in a record, in bytes.
+const MaxArguments = 8 << 10
+
+// Redacted stands in a record where a secret stood.
+const Redacted = "[redacted]"
+
+// secretKey matches names whose values are not recorded.
+var secretKey = regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|secret|token|api[-_]?key|authorization|(^|[_-])auth([_-]|$)|credential|private[-_]?key|cookie|session[-_]?key|bearer|signature)`)
+
+// secretValue matches texts that are secrets by their looks: keys of well-known
+// services, JSON web tokens, PEM blocks, credentials in URLs.
+var secretValue = regexp.MustCompile(`(sk-[A-Za-z0-9_-]{16,}|sk_(live|test)_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{30,}|hld_[A-Za-z0-9]{16,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^/\s:@]+:[^/\s:@]+@|(?i:bearer)\s+[A-Za-z0-9._~+/-]{16,})`)
+
+// Body is what a record keeps of arguments.
+type Body struct {
+	Text   []byte // JSON, or nil
+	SHA256 Hash
+	Size   uint64
+}
+
+// NewBody makes the recorded form of arguments. known are texts that must not
+// appear in it whatever their looks, such as the config's own secrets.
+func NewBody(arguments json.RawMessage, d Detail, known []string) Body {
+	b := Body{SHA256: sha256.Sum256(arguments), Size: uint64(len(arguments))}
+	if len(arguments) == 0 || d == DetailDigest {
+		return b
+	}
+	text, whole := []byte(arguments), true
+	if d != DetailFull {
+		text, whole = redact(arguments, known)
+	}
+	if !whole || len(text) > MaxArguments {
+		head := strings.ToValidUTF8(string(text[:min(len(text), MaxArguments/2)]), "")
+		cut, err := json.Marshal(map[string]any{"truncated": true, "size": len(arguments), "head": head})
+		if err != nil {
+			return b
+		}
+		text = cut
+	}
+	b.Text = append([]byte(nil), text...)
+	return b
+}
+
+// redact rewrites a JSON text token by token, so that order and numbers stay as
+// they were, and stops once it has more than a record holds. What cannot be
+// read is not recorded.
+func redact(raw json.RawMessage, known []string) (redacted []byte, whole bool) {
+	if len(raw) <= MaxArguments && !suspicious(raw, known) {
+		return raw, true
+	}
+	dec := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	var out bytes.Buffer
+	enc := jsontext.NewEncoder(&out, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	hide := false // the next value belongs to a secret's name
+	for {
+		if enc.OutputOffset() > MaxArguments {
+			return out.Bytes(), false
+		}
+		kind, length := dec.StackIndex(dec.StackDepth())
+		isName := kind == '{' && length%2 == 0
+		if hide && !isName {
+			if err := dec.SkipValue(); err != nil {
+				return unreadable(raw), true
+			}
+			if err := enc.WriteToken(jsontext.String(Redacted)); err != nil {
+				return unreadable(raw), true
+			}
+			hide = false
+			continue
+		}
+		tok, err := dec.ReadToken()
+		if err != nil {
+			break
+		}
+		if tok.Kind() == '"' {
+			s, cut := clip(tok.String())
+			switch {
+			case isName:
+				hide = secretKey.MatchString(s)
+			case secretValue.MatchString(s) || containsAny(s, known):
+				s, cut = Redacted, true
+			}
+			if cut {
+				tok = jsontext.String(s)
+			}
+		}
+		if err := enc.WriteToken(tok); err != nil {
+			return unreadable(raw), true
+		}
+	}
+	if dec.StackDepth() != 0 || out.Len() == 0 {
+		return unreadable(raw), true
+	}
+	return bytes.TrimSpace(out.Bytes()), true
+}
+
+// clip cuts a string that is longer than a record holds.
+func clip(s string) (string, bool) {
+	if len(s) <= MaxArguments {
+		return s, false
+	}
+	return strings.ToValidUTF8(s[:MaxArguments], "") + "…", true
+}
+
+// suspicious reports whether there could be anything to redact: one look over
+// the bytes instead of a rewrite for most calls. Escaped text always counts.
+func suspicious(raw []byte, known []string) bool {
+	return bytes.IndexByte(raw, '\\') >= 0 || secretKey.Match(raw) || secretValue.Match(raw) || containsAny(string(raw), known)
+}
+
+func unreadable(raw []byte) []byte {
+	return fmt.Appendf(nil, `{"unreadable":true,"size":%d}`, len(raw))
+}
+
+func containsAny(s string, known []string) bool {
+	for _, k := range known {
+		if k != "" && strings.Contains(s, k) {
+			return true
+		}
+	}
+	return false
+}

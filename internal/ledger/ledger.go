@@ -1,0 +1,494 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	bolt "go.etcd.io/bbolt"
+)
+
+// Times of the sharing protocol; docs/decisions/0001 says where they come from.
+const (
+	quantum    = 6 * time.Millisecond  // how long a busy process keeps the database while another waits
+	idle       = 20 * time.Millisecond // how long an idle process keeps it for its own next operation
+	look       = time.Millisecond      // how often an idle holder looks whether another waits
+	patience   = 2 * time.Second       // how long an operation waits for another process
+	settleWait = 50 * time.Millisecond // how long a settlement waits for company
+	retryWait  = time.Second           // pause before an owed settlement is tried again after a failure
+)
+
+// Options configure [Open].
+type Options struct {
+	Dir    string // the state directory; made with mode 0700 if absent
+	Clock  func() time.Time
+	Logger zerolog.Logger
+	// NoSync leaves out syncing to disk: for tests and benchmarks only, a power
+	// cut would damage the file.
+	NoSync bool
+}
+
+// Ledger is one process's access to the database in a state directory.
+type Ledger struct {
+	o    Options
+	id   string
+	turn *turn
+
+	ops    chan *op
+	mu     sync.Mutex
+	owed   []*op         // settlements to commit, in order
+	owing  chan struct{} // there is something in owed
+	closed chan struct{}
+	once   sync.Once
+	done   chan struct{} // the writer has ended
+
+	// The rest belongs to the writer goroutine.
+	db       *bolt.DB
+	headFile headFile
+	looked   time.Time  // when it was last checked whether another process waits
+	since    time.Time  // when the database was opened
+	used     time.Time  // when it was last used
+	taken    chan error // receives when an acquisition ends; nil when there is none
+	presence *presence
+	owedAt   time.Time // when owed settlements are due; zero when none
+}
+
+// op is one operation inside a transaction. run may be called several times, in
+// a new transaction each: the transaction of a failed attempt left nothing.
+type op struct {
+	run   func(*tx) error
+	write bool
+	owed  bool
+	since time.Time
+	done  chan error // receives the outcome once; buffered
+	// unsure is called when the commit failed and may have happened all the same.
+	unsure func()
+}
+
+// Open prepares the state directory and starts the ledger. The database itself
+// is opened by the first operation. Close it.
+func Open(o Options) (*Ledger, error) {
+	if err := stateDir(o.Dir); err != nil {
+		return nil, err
+	}
+	l := &Ledger{
+		o: o, id: newID(""), turn: newTurn(o.Dir), ops: make(chan *op), owing: make(chan struct{}, 1),
+		closed: make(chan struct{}), done: make(chan struct{}),
+	}
+	go l.work()
+	return l, nil
+}
+
+func stateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	info, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return fmt.Errorf("state directory: %w", err)
+	case !info.IsDir():
+		return fmt.Errorf("state directory %s is no directory", dir)
+	case runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0:
+		abs, _ := filepath.Abs(dir)
+		return fmt.Errorf("state directory %s is open to others (mode %04o): chmod 700 %s", abs, info.Mode().Perm(), abs)
+	}
+	return nil
+}
+
+// Dir returns the state directory.
+func (l *Ledger) Dir() string { return l.o.Dir }
+
+// Close commits what is owed, frees the database and ends. Operations that
+// still wait fail with [ErrClosed]. An error means that settlements were lost;
+// another process will record their calls as abandoned.
+func (l *Ledger) Close(ctx context.Context) error {
+	err := l.Flush(ctx)
+	l.once.Do(func() { close(l.closed) })
+	select {
+	case <-l.done:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, context.Cause(ctx))
+	}
+}
+
+// Flush returns when everything settled before it is on disk.
+func (l *Ledger) Flush(ctx context.Context) error {
+	l.mu.Lock()
+	var last *op
+	if n := len(l.owed); n > 0 {
+		last = l.owed[n-1]
+	}
+	l.mu.Unlock()
+	if last == nil {
+		return nil
+	}
+	return l.do(ctx, true, func(*tx) error { return nil }) // what is owed goes with it
+}
+
+// do runs f in a transaction and waits for the commit. When ctx ends, f may
+// still be committed.
+func (l *Ledger) do(ctx context.Context, write bool, f func(*tx) error) error {
+	return l.wait(ctx, &op{run: f, write: write, done: make(chan error, 1)})
+}
+
+func (l *Ledger) wait(ctx context.Context, o *op) error {
+	o.since = time.Now()
+	select {
+	case l.ops <- o:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-l.closed:
+		return ErrClosed
+	}
+	select {
+	case err := <-o.done:
+		return err
+	case <-l.done:
+		select {
+		case err := <-o.done:
+			return err
+		default:
+			return ErrClosed
+		}
+	}
+}
+
+// owe queues an operation that must be committed some time; it never blocks.
+func (l *Ledger) owe(f func(*tx) error) {
+	l.mu.Lock()
+	l.owed = append(l.owed, &op{run: f, write: true, owed: true, done: make(chan error, 1)})
+	l.mu.Unlock()
+	select {
+	case l.owing <- struct{}{}:
+	default:
+	}
+}
+
+func (l *Ledger) debts() []*op {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]*op(nil), l.owed...)
+}
+
+func (l *Ledger) paid(ops []*op) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.owed = l.owed[len(ops):]
+	if len(l.owed) == 0 {
+		l.owed = nil
+	}
+}
+
+// work is the writer: it owns the database and runs everything.
+func (l *Ledger) work() {
+	defer close(l.done)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		timer.Reset(l.nap())
+		select {
+		case o := <-l.ops:
+			l.serve(l.gather(o))
+		case <-l.owing:
+			if l.owedAt.IsZero() {
+				l.owedAt = time.Now().Add(settleWait)
+			}
+		case err := <-l.taken: // for operations that have given up waiting
+			l.taken = nil
+			if err == nil {
+				l.opened(nil)
+			}
+		case <-timer.C:
+			if !l.owedAt.IsZero() && !time.Now().Before(l.owedAt) {
+				l.serve(nil)
+			}
+			if l.db != nil && (time.Since(l.used) > idle || l.wanted()) {
+				l.release()
+			}
+		case <-l.closed:
+			l.serve(nil)
+			l.depart()
+			return
+		}
+	}
+}
+
+// nap is how long the writer may sleep: an idle process sets no timer.
+func (l *Ledger) nap() time.Duration {
+	d := time.Hour
+	if !l.owedAt.IsZero() {
+		d = max(0, time.Until(l.owedAt))
+	}
+	if l.db != nil {
+		d = min(d, look)
+	}
+	return d
+}
+
+// gather takes all that waits, and waits for no more.
+func (l *Ledger) gather(first *op) []*op {
+	ops := []*op{first}
+	for {
+		select {
+		case o := <-l.ops:
+			ops = append(ops, o)
+		default:
+			return ops
+		}
+	}
+}
+
+// serve runs ops and what is owed, and answers them.
+func (l *Ledger) serve(ops []*op) {
+	debts := l.debts()
+	if len(ops)+len(debts) == 0 {
+		l.owedAt = time.Time{}
+		return
+	}
+	since := time.Now()
+	if len(ops) > 0 {
+		since = ops[0].since
+	}
+	if err := l.ensure(since); err != nil {
+		l.fail(ops, err)
+		return
+	}
+	l.run(ops, debts)
+	l.used = time.Now()
+	if l.db != nil && l.used.Sub(l.since) > quantum && l.wanted() {
+		l.release()
+	}
+}
+
+// wanted reports whether another process waits; it looks at most once a [look].
+func (l *Ledger) wanted() bool {
+	if time.Since(l.looked) < look {
+		return false
+	}
+	l.looked = time.Now()
+	return l.turn.wanted()
+}
+
+func (l *Ledger) fail(ops []*op, err error) {
+	for _, o := range ops {
+		o.done <- err
+	}
+	l.owedAt = time.Time{}
+	if len(l.debts()) > 0 {
+		l.owedAt = time.Now().Add(retryWait)
+	}
+}
+
+// ensure has the database open, waiting for other processes until patience has
+// passed since the given time.
+func (l *Ledger) ensure(since time.Time) error {
+	if l.db != nil {
+		return nil
+	}
+	if l.taken == nil {
+		l.taken = make(chan error, 1)
+		go func(taken chan<- error) { taken <- l.turn.take() }(l.taken)
+	}
+	timer := time.NewTimer(max(patience-time.Since(since), look))
+	defer timer.Stop()
+	select {
+	case err := <-l.taken:
+		l.taken = nil
+		return l.opened(err)
+	case <-timer.C:
+		return fmt.Errorf("%w: %s has kept it for more than %v; if it is suspended, resume or end it", ErrBusy, l.turn.holder(), patience)
+	}
+}
+
+// opened opens the database once the turn is taken; it gives the turn back if
+// that fails.
+func (l *Ledger) opened(err error) error {
+	if err != nil {
+		return err
+	}
+	db, err := openDB(l.o.Dir, l.o.NoSync)
+	if err == nil {
+		l.db, l.since, l.used = db, time.Now(), time.Now()
+		err = l.recover()
+	}
+	if err != nil {
+		l.release()
+	}
+	return err
+}
+
+// recover registers this process and settles for the dead.
+func (l *Ledger) recover() error {
+	if l.presence == nil {
+		p, err := arrive(l.o.Dir, l.id)
+		if err != nil {
+			return err
+		}
+		l.presence = p
+	}
+	ids, clear, err := dead(l.o.Dir, l.id)
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	err = l.commit([]*op{{run: func(t *tx) error {
+		for _, id := range ids {
+			if err := t.abandon(id); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, write: true}})
+	if err != nil {
+		return fmt.Errorf("settle for a process that died: %w", err)
+	}
+	for _, id := range ids {
+		if err := clear(id); err != nil {
+			l.o.Logger.Warn().Err(err).Msg("could not remove the file of a process that died")
+		}
+	}
+	return nil
+}
+
+// run commits ops and debts together. An operation that fails takes itself out;
+// the others are run again without it.
+func (l *Ledger) run(ops, debts []*op) {
+	write := len(debts) > 0
+	for _, o := range ops {
+		write = write || o.write
+	}
+	all := append(append(make([]*op, 0, len(ops)+len(debts)), debts...), ops...)
+	for len(all) > 0 {
+		err := l.commit(all)
+		var bad *opError
+		if errors.As(err, &bad) {
+			if bad.op.owed {
+				// A debt that cannot be run would block all that follow: no cause
+				// is known, so it is said aloud and left to be found as abandoned.
+				l.o.Logger.Error().Err(bad.err).Msg("a settlement failed")
+			}
+			bad.op.done <- bad.err
+			all = without(all, bad.op)
+			continue
+		}
+		if err != nil {
+			if l.db != nil {
+				l.release()
+			}
+			for _, o := range ops {
+				if slices.Contains(all, o) {
+					if o.unsure != nil && write {
+						o.unsure()
+					}
+					o.done <- err
+				}
+			}
+			l.fail(nil, err)
+			return
+		}
+		for _, o := range all {
+			o.done <- nil
+		}
+		break
+	}
+	l.paid(debts)
+	l.owedAt = time.Time{}
+	if len(l.debts()) > 0 {
+		l.owedAt = time.Now().Add(settleWait)
+	}
+}
+
+// opError is the failure of one operation, as against that of the transaction.
+type opError struct {
+	op  *op
+	err error
+}
+
+func (e *opError) Error() string { return e.err.Error() }
+
+// commit runs ops in one transaction and syncs it.
+func (l *Ledger) commit(ops []*op) error {
+	write := false
+	for _, o := range ops {
+		write = write || o.write
+	}
+	var newHead head
+	body := func(btx *bolt.Tx) error {
+		t := &tx{Tx: btx}
+		if err := t.tick(l.o.Clock()); err != nil {
+			return err
+		}
+		for _, o := range ops {
+			if err := o.run(t); err != nil {
+				return &opError{o, err}
+			}
+		}
+		newHead.seq, newHead.hash = t.head()
+		return nil
+	}
+	err := guard(func() error {
+		if write {
+			return l.db.Update(body)
+		}
+		return l.db.View(body)
+	})
+	if err == nil && write {
+		if err := l.headFile.write(l.o.Dir, newHead); err != nil {
+			l.o.Logger.Warn().Err(err).Msg("could not write the ledger's head file")
+		}
+	}
+	if errors.Is(err, ErrDamaged) {
+		l.db = nil // after a fault its Close may hang; the file is not touched again
+		return errors.Join(err, l.turn.give())
+	}
+	return err
+}
+
+// release closes the database and lets other processes in.
+func (l *Ledger) release() {
+	if l.db != nil {
+		if err := l.db.Close(); err != nil {
+			l.o.Logger.Error().Err(err).Msg("close the ledger")
+		}
+		l.db = nil
+	}
+	if err := l.headFile.close(); err != nil {
+		l.o.Logger.Warn().Err(err).Msg("close the ledger's head file")
+	}
+	if err := l.turn.give(); err != nil {
+		l.o.Logger.Error().Err(err).Msg("free the ledger's lock")
+	}
+}
+
+// depart ends this process's registration, unless it leaves debts: then the
+// file stays and shows others that somebody died.
+func (l *Ledger) depart() {
+	if l.presence != nil && len(l.debts()) == 0 && l.ensure(time.Now()) == nil {
+		open := false
+		err := l.commit([]*op{{run: func(t *tx) error { open = t.holds(l.id); return nil }}})
+		if err == nil && !open {
+			if err := l.presence.leave(); err != nil {
+				l.o.Logger.Warn().Err(err).Msg("remove this process's registration")
+			}
+			l.presence = nil
+		}
+	}
+	if l.db != nil {
+		l.release()
+	}
+	if l.presence != nil {
+		_ = l.presence.lock.Unlock() // the process ends: the kernel would do it
+	}
+}
+
+func without(ops []*op, o *op) []*op {
+	return slices.DeleteFunc(slices.Clone(ops), func(x *op) bool { return x == o })
+}

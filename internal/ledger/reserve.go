@@ -1,0 +1,369 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// Decider is the policy engine as Reserve uses it.
+type Decider interface {
+	Reads(policy.Call) []policy.CounterKey
+	Decide(policy.Call, policy.State) policy.Decision
+}
+
+// Attempt is a call that asks to be let through.
+type Attempt struct {
+	Use    Use
+	Call   policy.Call // Session and Agent are filled in from the session
+	Body   audit.Body
+	Client string // what the client says it is
+	Config audit.Hash
+	// Refused, if set, is why the call cannot be let through whatever the
+	// policies say, such as an unknown tool. It is recorded as a denial.
+	Refused *policy.Finding
+}
+
+// Ticket stands for one reservation.
+type Ticket struct {
+	CallID  string
+	Seq     uint64 // the audit sequence of the attempt
+	Session string
+}
+
+// AuditID names the attempt's record for people.
+func (t Ticket) AuditID() string { return fmt.Sprintf("aud_%d", t.Seq) }
+
+// Reserve decides about an attempt and records it, in one transaction, with the
+// counters as they are in that transaction. When it returns without an error the
+// record is on disk; if the verdict is Allow, so are the holds, and the call may
+// be forwarded and must be settled. After an error the call must not be
+// forwarded; it needs no settling.
+//
+// ctx bounds the wait for a turn; once the transaction runs, its outcome is
+// awaited.
+func (l *Ledger) Reserve(ctx context.Context, a Attempt, d Decider) (Ticket, policy.Decision, error) {
+	ticket := Ticket{CallID: l.id + "-" + newID("")}
+	var decision policy.Decision
+	o := &op{write: true, done: make(chan error, 1)}
+	o.run = func(t *tx) (err error) {
+		ticket.Seq, ticket.Session, decision, err = t.reserve(ticket.CallID, a, d)
+		return err
+	}
+	o.unsure = func() {
+		// The reservation may be on disk although the commit failed.
+		l.Settle(ticket, Outcome{Result: NotSent, Reason: "the reservation could not be confirmed on disk"})
+	}
+	err := l.wait(ctx, o)
+	return ticket, decision, err
+}
+
+func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, policy.Decision, error) {
+	s, err := t.use(a.Use)
+	if errors.Is(err, ErrNoSession) {
+		s = &Session{ID: a.Use.ID}
+		a.Refused = &policy.Finding{
+			Policy: policy.PolicySession, Rule: "unknown", Reason: fmt.Sprintf("There is no session %s; create one with: haldir session create", a.Use.ID),
+		}
+	} else if err != nil {
+		return 0, "", policy.Decision{}, err
+	}
+	call := a.Call
+	call.Session, call.Agent = s.ID, s.Agent
+
+	var decision policy.Decision
+	if a.Refused != nil {
+		decision = policy.Decision{Policy: a.Refused.Policy, Rule: a.Refused.Rule, Reason: a.Refused.Reason, RetryAt: a.Refused.RetryAt}
+	} else {
+		decision = d.Decide(call, t.state(call, s, d))
+	}
+	if err := t.firstUse(a.Config); err != nil {
+		return 0, "", decision, err
+	}
+	rec := &audit.Record{
+		Kind: audit.KindAttempt, Status: audit.StatusDenied, CallID: callID, Session: s.ID, Agent: s.Agent, Client: a.Client,
+		Upstream: call.Upstream, Tool: call.Tool, Policy: decision.Policy, Rule: decision.Rule, Arguments: a.Body.Text,
+		ArgumentsSHA256: a.Body.SHA256, ArgumentsSize: a.Body.Size, ConfigSHA256: a.Config,
+	}
+	if len(decision.Also) > 0 {
+		if rec.Also, err = json.Marshal(decision.Also); err != nil {
+			return 0, "", decision, err
+		}
+	}
+	if decision.Verdict == policy.Allow {
+		rec.Status, rec.Cost = audit.StatusRunning, int64(decision.Cost)
+	} else {
+		rec.Flagged, rec.FlagReason = true, decision.Reason
+	}
+	if err := t.append(rec); err != nil {
+		return 0, "", decision, err
+	}
+	if decision.Verdict != policy.Allow {
+		return rec.Seq, s.ID, decision, nil
+	}
+	h := held{Seq: rec.Seq, Cost: decision.Cost, Session: s.ID, Start: t.now}
+	for _, x := range decision.Holds {
+		c := t.counter(x.Key)
+		if !c.Start.Equal(x.Start) {
+			c = policy.Counter{Start: x.Start}
+		}
+		c.Value += x.Amount
+		if err := t.setCounter(x.Key, c); err != nil {
+			return 0, "", decision, err
+		}
+		h.Holds = append(h.Holds, hold{x.Key.Counter, x.Key.Of, x.Start, x.Amount, x.Money})
+	}
+	return rec.Seq, s.ID, decision, putJSON(t.Bucket(bucketHolds), []byte(callID), h)
+}
+
+func (t *tx) state(call policy.Call, s *Session, d Decider) policy.State {
+	keys := d.Reads(call)
+	state := policy.State{Now: t.now, Session: s.State(), Used: make(map[policy.CounterKey]policy.Counter, len(keys))}
+	for _, k := range keys {
+		if c := t.counter(k); c != (policy.Counter{}) {
+			state.Used[k] = c
+		}
+	}
+	return state
+}
+
+// firstUse records a config that was not used before.
+func (t *tx) firstUse(config audit.Hash) error {
+	b := t.Bucket(bucketConfigs)
+	if config.IsZero() || b.Get(config[:]) != nil {
+		return nil
+	}
+	rec := &audit.Record{Kind: audit.KindConfig, Status: "used", ConfigSHA256: config}
+	if err := t.append(rec); err != nil {
+		return err
+	}
+	return b.Put(config[:], be64(rec.Seq))
+}
+
+// Check decides about a call without reserving or recording anything.
+func (l *Ledger) Check(ctx context.Context, u Use, call policy.Call, d Decider) (s Session, decision policy.Decision, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		found, err := t.peek(u)
+		if err != nil {
+			return err
+		}
+		s = *found
+		call.Session, call.Agent = s.ID, s.Agent
+		decision = d.Decide(call, t.state(call, found, d))
+		return nil
+	})
+	return s, decision, err
+}
+
+// Result is how far an admitted call got.
+type Result uint8
+
+// The results.
+const (
+	Unknown   Result = iota // it was sent, or may have been; what came of it is not known
+	Done                    // the upstream answered
+	Failed                  // the upstream answered with an error
+	NotSent                 // it certainly never left haldir: everything held is returned
+	Cancelled               // the client cancelled it after it was, or may have been, sent
+)
+
+// Outcome is how an admitted call ended.
+type Outcome struct {
+	Result Result
+	// Actual is what the call cost, when that was to be learnt from its result;
+	// nil keeps what was reserved.
+	Actual       *policy.Micros
+	Reason       string // why it is flagged, "" if it is not
+	ResultSHA256 audit.Hash
+}
+
+// Settle ends a reservation: holds become spend, or are returned if the call
+// was never sent. It does not block and cannot fail: the outcome is committed
+// with the next transaction, or retried until it is. A ticket is settled once;
+// settling it again changes nothing.
+func (l *Ledger) Settle(ticket Ticket, out Outcome) {
+	l.owe(func(t *tx) error { return t.settle(ticket.CallID, out) })
+}
+
+func (t *tx) settle(callID string, out Outcome) error {
+	b := t.Bucket(bucketHolds)
+	raw := b.Get([]byte(callID))
+	if raw == nil {
+		return nil // settled before, or the reservation was never committed
+	}
+	var h held
+	if err := json.Unmarshal(raw, &h); err != nil {
+		return fmt.Errorf("%w: hold %s: %w", ErrDamaged, callID, err)
+	}
+	cost := h.Cost
+	status := audit.StatusAllowed
+	flag := out.Reason
+	switch out.Result {
+	case Done:
+	case Failed, NotSent:
+		status = audit.StatusError
+	case Unknown:
+		status = audit.StatusError
+	case Cancelled:
+		status = audit.StatusCancelled
+	}
+	if out.Result == NotSent {
+		cost = 0
+	} else if out.Actual != nil {
+		cost = *out.Actual
+		if cost > h.Cost {
+			flag = join(flag, fmt.Sprintf("overrun: %s reserved, %s actual", h.Cost, cost))
+		}
+	}
+	for _, x := range h.Holds {
+		delta := int64(0)
+		switch {
+		case out.Result == NotSent:
+			delta = -x.Amount
+		case x.Money:
+			delta = int64(cost) - x.Amount
+		}
+		if delta == 0 {
+			continue
+		}
+		k := policy.CounterKey{Counter: x.Counter, Of: x.Of}
+		c := t.counter(k)
+		if !c.Start.Equal(x.Start) {
+			continue // its window has passed, and with it what the call used
+		}
+		c.Value += delta
+		if err := t.setCounter(k, c); err != nil {
+			return err
+		}
+	}
+	return t.outcome(callID, &h, &audit.Record{
+		Status: status, Flagged: flag != "", FlagReason: flag, Cost: int64(cost), ResultSHA256: out.ResultSHA256,
+	})
+}
+
+func join(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
+// outcome appends the outcome record of a call and drops its hold.
+func (t *tx) outcome(callID string, h *held, rec *audit.Record) error {
+	rec.Kind, rec.Ref, rec.CallID = audit.KindOutcome, h.Seq, callID
+	rec.DurationMS = uint64(max(0, t.now.Sub(h.Start).Milliseconds()))
+	if err := t.append(rec); err != nil {
+		return err
+	}
+	b := t.Bucket(bucketOutcomes)
+	b.FillPercent = 0.95
+	if err := b.Put(be64(h.Seq), be64(rec.Seq)); err != nil {
+		return err
+	}
+	return t.Bucket(bucketHolds).Delete([]byte(callID))
+}
+
+// abandon settles the open calls of a process that died: nobody knows whether
+// they were sent, so what they hold stays spent.
+func (t *tx) abandon(process string) error {
+	prefix := []byte(process + "-")
+	type open struct {
+		id string
+		h  held
+	}
+	var left []open
+	c := t.Bucket(bucketHolds).Cursor()
+	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		o := open{id: string(k)}
+		if err := json.Unmarshal(v, &o.h); err != nil {
+			return fmt.Errorf("%w: hold %s: %w", ErrDamaged, k, err)
+		}
+		left = append(left, o)
+	}
+	for _, o := range left {
+		err := t.outcome(o.id, &o.h, &audit.Record{
+			Status: audit.StatusAbandoned, Flagged: true, Cost: int64(o.h.Cost),
+			FlagReason: "haldir ended before the outcome of the call was known",
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// holds reports whether a process has open reservations.
+func (t *tx) holds(process string) bool {
+	prefix := []byte(process + "-")
+	k, _ := t.Bucket(bucketHolds).Cursor().Seek(prefix)
+	return k != nil && bytes.HasPrefix(k, prefix)
+}
+
+// Record appends the record of a call of one of haldir's own tools.
+func (l *Ledger) Record(ctx context.Context, a Attempt, failed string) error {
+	return l.do(ctx, true, func(t *tx) error {
+		s, err := t.use(a.Use)
+		if errors.Is(err, ErrNoSession) {
+			s = &Session{ID: a.Use.ID}
+		} else if err != nil {
+			return err
+		}
+		return t.append(&audit.Record{
+			Kind: audit.KindGovernance, Status: audit.StatusGovernance, Session: s.ID, Agent: s.Agent, Client: a.Client,
+			Upstream: a.Call.Upstream, Tool: a.Call.Tool, Arguments: a.Body.Text, ArgumentsSHA256: a.Body.SHA256,
+			ArgumentsSize: a.Body.Size, ConfigSHA256: a.Config, FlagReason: failed, Flagged: failed != "",
+		})
+	})
+}
+
+// Spend is what a session, or everything, has used.
+type Spend struct {
+	Session Session
+	Total   policy.Micros
+	Calls   int64
+	ByTool  map[string]policy.Micros // canonical id → spend
+	Used    []policy.Micros          // of the budgets asked for, in their order
+	Now     time.Time
+}
+
+// Budgeter lists the spend limits of a session.
+type Budgeter interface {
+	Budgets(session, agent string, now time.Time) []policy.Budget
+}
+
+// Spent returns what a session has used, with every settlement made before it.
+func (l *Ledger) Spent(ctx context.Context, u Use, b Budgeter) (sp Spend, budgets []policy.Budget, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		s, err := t.peek(u)
+		if err != nil {
+			return err
+		}
+		sp = Spend{
+			Session: *s, Now: t.now, ByTool: map[string]policy.Micros{},
+			Total: policy.Micros(t.counter(policy.CounterKey{Counter: policy.CounterSessionSpend, Of: s.ID}).Value),
+			Calls: t.counter(policy.CounterKey{Counter: policy.CounterSessionCalls, Of: s.ID}).Value,
+		}
+		prefix := append([]byte(policy.CounterToolSpend), 0)
+		prefix = append(prefix, policy.ToolSpendOf(s.ID, "")...)
+		c := t.Bucket(bucketCounters).Cursor()
+		for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			sp.ByTool[string(k[len(prefix):])] = policy.Micros(decodeCounter(v).Value)
+		}
+		budgets = b.Budgets(s.ID, s.Agent, t.now)
+		for _, x := range budgets {
+			used := t.counter(x.Key)
+			if !used.Start.Equal(x.Start) {
+				used.Value = 0
+			}
+			sp.Used = append(sp.Used, policy.Micros(used.Value))
+		}
+		return nil
+	})
+	return sp, budgets, err
+}

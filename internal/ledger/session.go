@@ -1,0 +1,203 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// Terms are what a session grants.
+type Terms struct {
+	Agent      string         `json:"agent_id"`
+	AllScopes  bool           `json:"all_scopes,omitempty"`
+	Scopes     []string       `json:"scopes,omitempty"`
+	SpendLimit *policy.Micros `json:"-"`
+	TTL        time.Duration  `json:"-"` // 0 means it does not expire
+}
+
+// Origin tells where a session's terms come from.
+type Origin string
+
+// The origins.
+const (
+	// OriginConfig: the session block of the config of whoever uses the session;
+	// a changed block changes the session.
+	OriginConfig Origin = "config"
+	// OriginCommand: haldir session create; the terms are fixed.
+	OriginCommand Origin = "command"
+)
+
+// Session is one agent's stretch of work.
+type Session struct {
+	ID        string         `json:"session_id"`
+	Agent     string         `json:"agent_id"`
+	AllScopes bool           `json:"all_scopes,omitempty"`
+	Scopes    []string       `json:"scopes"`
+	Limit     *policy.Micros `json:"spend_limit_micros,omitempty"`
+	Created   time.Time      `json:"created"`
+	ExpiresAt time.Time      `json:"expires_at,omitzero"`
+	RevokedAt time.Time      `json:"revoked_at,omitzero"`
+	Origin    Origin         `json:"origin"`
+}
+
+// Use says which session a call belongs to.
+type Use struct {
+	ID string
+	// Terms make the session if it does not exist yet, and govern it while its
+	// origin is the config. Without them the session must exist.
+	Terms *Terms
+}
+
+func (s *Session) apply(t *Terms) {
+	s.Agent, s.AllScopes, s.Scopes, s.Limit = t.Agent, t.AllScopes, t.Scopes, t.SpendLimit
+	s.ExpiresAt = time.Time{}
+	if t.TTL > 0 {
+		s.ExpiresAt = s.Created.Add(t.TTL)
+	}
+}
+
+// State returns what a decision needs to know of s.
+func (s *Session) State() policy.SessionState {
+	return policy.SessionState{
+		ID: s.ID, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.Limit, ExpiresAt: s.ExpiresAt, Revoked: !s.RevokedAt.IsZero(),
+	}
+}
+
+func (t *tx) session(id string) (*Session, error) {
+	raw := t.Bucket(bucketSessions).Get([]byte(id))
+	if raw == nil {
+		return nil, fmt.Errorf("%w: %s", ErrNoSession, id)
+	}
+	var s Session
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return nil, fmt.Errorf("%w: session %s: %w", ErrDamaged, id, err)
+	}
+	return &s, nil
+}
+
+// use returns the session of a call, made or brought up to date if need be.
+func (t *tx) use(u Use) (*Session, error) {
+	s, err := t.session(u.ID)
+	switch {
+	case errors.Is(err, ErrNoSession) && u.Terms != nil:
+		return t.create(u.ID, u.Terms, OriginConfig)
+	case err != nil:
+		return nil, err
+	case u.Terms == nil || s.Origin != OriginConfig:
+		return s, nil
+	}
+	before := *s
+	s.apply(u.Terms)
+	if same(&before, s) || !t.Writable() {
+		return s, nil
+	}
+	return s, putJSON(t.Bucket(bucketSessions), []byte(s.ID), s)
+}
+
+func same(a, b *Session) bool {
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
+func (t *tx) create(id string, terms *Terms, origin Origin) (*Session, error) {
+	s := &Session{ID: id, Created: t.now, Origin: origin}
+	s.apply(terms)
+	if !t.Writable() {
+		return s, nil
+	}
+	if err := putJSON(t.Bucket(bucketSessions), []byte(id), s); err != nil {
+		return nil, err
+	}
+	return s, t.append(&audit.Record{Kind: audit.KindSession, Status: audit.StatusCreated, Session: id, Agent: s.Agent})
+}
+
+// NewSessionID returns an unguessable session id.
+func NewSessionID() string { return newID("ses_") }
+
+// CreateSession makes a session with fixed terms.
+func (l *Ledger) CreateSession(ctx context.Context, terms Terms) (s Session, err error) {
+	id := NewSessionID()
+	err = l.do(ctx, true, func(t *tx) error {
+		made, err := t.create(id, &terms, OriginCommand)
+		if err == nil {
+			s = *made
+		}
+		return err
+	})
+	return s, err
+}
+
+// Session returns a session as u would use it, without making it.
+func (l *Ledger) Session(ctx context.Context, u Use) (s Session, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		found, err := t.peek(u)
+		if err == nil {
+			s = *found
+		}
+		return err
+	})
+	return s, err
+}
+
+// peek is use without a write, whatever the transaction is.
+func (t *tx) peek(u Use) (*Session, error) {
+	s, err := t.session(u.ID)
+	if errors.Is(err, ErrNoSession) && u.Terms != nil {
+		s, err = &Session{ID: u.ID, Created: t.now, Origin: OriginConfig}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if u.Terms != nil && s.Origin == OriginConfig {
+		s.apply(u.Terms)
+	}
+	return s, nil
+}
+
+// Sessions lists all sessions, the newest first.
+func (l *Ledger) Sessions(ctx context.Context) (list []Session, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		list = nil
+		return t.Bucket(bucketSessions).ForEach(func(_, raw []byte) error {
+			var s Session
+			if err := json.Unmarshal(raw, &s); err != nil {
+				return fmt.Errorf("%w: a session: %w", ErrDamaged, err)
+			}
+			list = append(list, s)
+			return nil
+		})
+	})
+	slices.SortFunc(list, func(a, b Session) int { return b.Created.Compare(a.Created) })
+	return list, err
+}
+
+// Revoke ends a session: its running calls finish, new ones are refused by
+// every process. Revoking twice is no error and changes nothing.
+func (l *Ledger) Revoke(ctx context.Context, id string) (s Session, err error) {
+	err = l.do(ctx, true, func(t *tx) error {
+		found, err := t.session(id)
+		if err != nil {
+			return err
+		}
+		if found.RevokedAt.IsZero() {
+			found.RevokedAt = t.now
+			if err := putJSON(t.Bucket(bucketSessions), []byte(id), found); err != nil {
+				return err
+			}
+			if err := t.append(&audit.Record{Kind: audit.KindSession, Status: audit.StatusRevoked, Session: id, Agent: found.Agent}); err != nil {
+				return err
+			}
+		}
+		s = *found
+		return nil
+	})
+	return s, err
+}
