@@ -181,7 +181,11 @@ func (c *compiler) rule(r Rule) rule {
 		out.when = c.condition(r.When)
 	}
 	switch r.Type {
-	case TypeDeny, TypeAllow:
+	case TypeDeny:
+		if len(r.Tools)+len(r.Upstreams)+len(r.Agents) == 0 && r.When == "" {
+			c.fail("tools", -1, errors.New(`a deny rule must say what it denies (tools: ["*"] denies everything)`))
+		}
+	case TypeAllow:
 	case TypeSpendLimit:
 		c.spend(r, &out)
 	case TypeRateLimit:
@@ -286,7 +290,7 @@ func (r *rule) narrowed(c *Call) bool {
 	if len(r.agents) > 0 && !r.agents.match(c.Agent) {
 		return false
 	}
-	return r.kind == TypeAllow || r.all && r.kind != TypeDeny || r.tools.match(c)
+	return r.kind == TypeAllow || r.all || r.tools.match(c)
 }
 
 func (r *rule) key(c *Call) CounterKey {

@@ -1,0 +1,432 @@
+package config
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml/token"
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// Config is a validated haldir.yaml.
+type Config struct {
+	Path      string
+	SHA256    [sha256.Size]byte // of the file's bytes
+	Session   Session
+	Upstreams []Upstream
+	Engine    *policy.Engine
+	Ruleset   policy.Ruleset
+	Warnings  Problems
+
+	file map[string]any // scalar settings that the file sets, for [Layer]
+}
+
+// Session is what a session made under this config grants.
+type Session struct {
+	Agent      string
+	AllScopes  bool
+	Scopes     []string
+	SpendLimit *policy.Micros
+	TTL        time.Duration
+}
+
+// Upstream is one MCP server. Exactly one of URL and Command is set. Texts may
+// hold references, which [Resolver] replaces at use.
+type Upstream struct {
+	Name             string
+	URL              string
+	Headers          []Header
+	Bearer           string
+	Command          string
+	Args             []string
+	Env              []string
+	EnvPass          []string
+	Cwd              string
+	Bare             bool
+	TrustAnnotations bool
+	Connect          time.Duration // for connecting and the handshake
+	Call             time.Duration // for one call; 0 means no limit
+}
+
+// Header is one HTTP header.
+type Header struct{ Name, Value string }
+
+// DefaultConnect is how long connecting to an upstream may take.
+const DefaultConnect = 30 * time.Second
+
+// Load reads and validates the file at path. The error is of type [Problems]
+// unless the file cannot be read.
+func Load(path string) (*Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the config: %w", err)
+	}
+	return Parse(data, path)
+}
+
+// Empty is the config of someone who has none: no upstreams, no policies.
+func Empty() *Config {
+	engine, err := policy.Compile(policy.Ruleset{})
+	if err != nil {
+		panic(err) // nothing in it can be wrong
+	}
+	return &Config{Session: Session{Agent: "default", AllScopes: true}, Engine: engine}
+}
+
+// Parse validates the text of a config; path names it in messages.
+func Parse(data []byte, path string) (*Config, error) {
+	c := &checker{decoder: newDecoder(path)}
+	out := &Config{Path: path, SHA256: sha256.Sum256(data)}
+	if c.parse(data, &c.doc) {
+		// What could be read is checked all the same, so that one run shows
+		// every mistake; an entry that could not is not blamed twice.
+		c.broken = map[string]bool{}
+		for _, p := range c.problems {
+			c.broken[entry(p.Where)] = true
+		}
+		c.version()
+		out.Session = c.session()
+		out.Upstreams = c.upstreams()
+		out.Ruleset = c.ruleset()
+		out.file = c.settings()
+		out.Engine = c.compile(out.Ruleset)
+	}
+	c.problems.sort()
+	c.warnings.sort()
+	if len(c.problems) > 0 {
+		return nil, c.problems
+	}
+	out.Warnings = c.warnings
+	return out, nil
+}
+
+// checker turns a document into a Config.
+type checker struct {
+	*decoder
+	doc      document
+	warnings Problems
+	rules    []int           // policies that could be translated: index in the file
+	broken   map[string]bool // entries with mistakes that reading them has found
+}
+
+// entry returns the part of a path that names a list's entry or a top-level
+// key: policies[2] of policies[2].max_usd.
+func entry(path string) string {
+	if i := strings.IndexAny(path, "].") + 1; i > 0 && path[i-1] == ']' {
+		return path[:i]
+	}
+	top, _, _ := strings.Cut(path, ".")
+	return top
+}
+
+func (c *checker) fail(path, format string, args ...any) {
+	c.failAt(c.at(path), path, format, args...)
+}
+
+func (c *checker) failAt(pos *token.Position, path, format string, args ...any) {
+	if e := entry(path); e == "" || !c.broken[e] {
+		c.problem(pos, path, format, args...)
+	}
+}
+
+func (c *checker) warn(path, format string, args ...any) {
+	p := Problem{File: c.file, Where: path, Message: fmt.Sprintf(format, args...), Warning: true}
+	if pos := c.at(path); pos != nil {
+		p.Line, p.Column = pos.Line, pos.Column
+	}
+	c.warnings = append(c.warnings, p)
+}
+
+func (c *checker) version() {
+	switch {
+	case !c.has("version"):
+		c.failAt(nil, "version", "is missing; the file needs: version: 1")
+	case c.doc.Version != 1:
+		c.fail("version", "is %d; this haldir knows version 1", c.doc.Version)
+	}
+}
+
+// scopeName is what a scope may be called.
+var scopeName = regexp.MustCompile(`^[a-z][a-z0-9:_.-]{0,63}$`)
+
+func (c *checker) scopeNames(path string, names []string) {
+	for i, n := range names {
+		if !scopeName.MatchString(n) {
+			c.fail(fmt.Sprintf("%s[%d]", path, i), "%q is no scope; use lower-case names such as read, execute, spend", n)
+		}
+	}
+}
+
+func (c *checker) session() Session {
+	s := Session{Agent: "default", AllScopes: true}
+	d := c.doc.Session
+	if d == nil {
+		return s
+	}
+	if c.has("session.agent_id") {
+		s.Agent = d.AgentID
+		if s.Agent == "" || len(s.Agent) > 128 || strings.ContainsFunc(s.Agent, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			c.fail("session.agent_id", "must have 1 to 128 printable characters")
+		}
+	}
+	if c.has("session.scopes") {
+		s.AllScopes, s.Scopes = false, d.Scopes
+		c.scopeNames("session.scopes", d.Scopes)
+	}
+	if d.SpendLimit != nil {
+		limit := policy.Micros(*d.SpendLimit)
+		s.SpendLimit = &limit
+	}
+	if s.TTL = time.Duration(d.TTL); c.has("session.ttl") && s.TTL == 0 {
+		c.fail("session.ttl", "must be longer than 0; leave it out for a session that does not expire")
+	}
+	return s
+}
+
+// upstreamName is what an upstream may be called.
+var upstreamName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+
+func (c *checker) upstreams() []Upstream {
+	var out []Upstream
+	names := map[string]int{}
+	bare := -1
+	for i := range c.doc.Upstreams {
+		d := &c.doc.Upstreams[i]
+		path := fmt.Sprintf("upstreams[%d]", i)
+		switch {
+		case d.Name == "":
+			c.fail(path, "has no name")
+		case !upstreamName.MatchString(d.Name):
+			c.fail(path+".name", "%q is no upstream name: use up to 32 of a-z, 0-9 and -, not beginning with -", d.Name)
+		case d.Name == "haldir":
+			c.fail(path+".name", "the name haldir is reserved for haldir's own tools")
+		}
+		if first, taken := names[d.Name]; taken {
+			c.fail(path+".name", "%q is already the name of upstreams[%d]", d.Name, first)
+		}
+		names[d.Name] = i
+		u := Upstream{
+			Name: d.Name, URL: d.URL, Command: d.Command, Args: d.Args, Env: d.Env, EnvPass: d.EnvPass, Cwd: d.Cwd,
+			TrustAnnotations: d.TrustAnnotations, Connect: DefaultConnect,
+		}
+		switch d.Expose {
+		case "", "prefixed":
+		case "bare":
+			if u.Bare = true; bare >= 0 {
+				c.fail(path+".expose", "only one upstream may be bare, and upstreams[%d] is", bare)
+			}
+			bare = i
+		default:
+			c.fail(path+".expose", "%q is neither prefixed nor bare", d.Expose)
+		}
+		if t := d.Timeouts; t != nil {
+			u.Call = time.Duration(t.Call)
+			if t.Connect > 0 {
+				u.Connect = time.Duration(t.Connect)
+			}
+		}
+		switch {
+		case d.URL != "" && d.Command != "":
+			c.fail(path, "has both url and command; it can be only one of them")
+		case d.URL == "" && d.Command == "":
+			c.fail(path, "has neither url nor command; it needs one of them")
+		case d.URL != "":
+			c.remote(path, d, &u)
+		default:
+			c.local(path, d)
+		}
+		c.references(path, d)
+		out = append(out, u)
+	}
+	return out
+}
+
+func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
+	for _, key := range []string{"args", "env", "env_pass", "cwd"} {
+		if c.has(path + "." + key) {
+			c.fail(path+"."+key, "belongs to a command, but this upstream has a url")
+		}
+	}
+	if parsed, err := url.Parse(d.URL); err != nil || parsed.Host == "" {
+		c.fail(path+".url", "%q is no URL such as https://example.com/mcp", d.URL)
+	} else if parsed.Scheme != "https" && !(parsed.Scheme == "http" && loopback(parsed.Hostname())) {
+		c.fail(path+".url", "must be an https URL; http is for this machine (localhost) only")
+	} else if parsed.User != nil {
+		c.fail(path+".url", "must not hold credentials; use auth or headers with a reference such as ${env:TOKEN}")
+	}
+	for i, h := range d.Headers {
+		at := fmt.Sprintf("%s.headers[%d]", path, i)
+		name, value, ok := strings.Cut(h, ":")
+		value = strings.TrimSpace(value)
+		switch {
+		case !ok || !httpguts.ValidHeaderFieldName(name):
+			c.fail(at, `must be written as "Name: value"`)
+		case !httpguts.ValidHeaderFieldValue(value):
+			c.fail(at, "has a value that HTTP does not allow")
+		case slices.Contains(ownHeaders, http.CanonicalHeaderKey(name)):
+			c.fail(at, "%s is set by haldir itself", name)
+		}
+		u.Headers = append(u.Headers, Header{name, value})
+	}
+	if a := d.Auth; a != nil {
+		switch {
+		case a.Type == "bearer" && a.Token == "":
+			c.fail(path+".auth", "needs a token, best as a reference such as ${env:TOKEN}")
+		case a.Type == "bearer":
+			u.Bearer = a.Token
+		case a.Type == "":
+			c.fail(path+".auth", "has no type")
+		default:
+			c.fail(path+".auth.type", "%q is no way to sign in that this haldir knows%s", a.Type, suggest(a.Type, []string{"bearer"}))
+		}
+	}
+}
+
+// ownHeaders are those of the transport itself.
+var ownHeaders = []string{"Accept", "Content-Type", "Content-Length", "Host", "Mcp-Session-Id", "Mcp-Protocol-Version", "Connection", "Transfer-Encoding"}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
+}
+
+var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+func (c *checker) local(path string, d *upstreamDoc) {
+	for _, key := range []string{"headers", "auth"} {
+		if c.has(path + "." + key) {
+			c.fail(path+"."+key, "belongs to a url, but this upstream has a command")
+		}
+	}
+	for i, e := range d.Env {
+		if name, _, ok := strings.Cut(e, "="); !ok || !variableName.MatchString(name) {
+			c.fail(fmt.Sprintf("%s.env[%d]", path, i), `must be written as "NAME=value"`)
+		}
+	}
+	for i, e := range d.EnvPass {
+		if !variableName.MatchString(e) {
+			c.fail(fmt.Sprintf("%s.env_pass[%d]", path, i), "%q is no variable name", e)
+		}
+	}
+}
+
+// references checks the syntax of every ${…} that is resolved at use.
+func (c *checker) references(path string, d *upstreamDoc) {
+	check := func(at, text string) {
+		if err := CheckReferences(text); err != nil {
+			c.fail(at, "%v", err)
+		}
+	}
+	list := func(name string, texts []string) {
+		for i, t := range texts {
+			check(fmt.Sprintf("%s.%s[%d]", path, name, i), t)
+		}
+	}
+	check(path+".command", d.Command)
+	check(path+".cwd", d.Cwd)
+	list("args", d.Args)
+	list("env", d.Env)
+	list("headers", d.Headers)
+	if d.Auth != nil {
+		check(path+".auth.token", d.Auth.Token)
+	}
+}
+
+func (c *checker) ruleset() policy.Ruleset {
+	var rs policy.Ruleset
+	for i := range c.doc.Costs {
+		rs.Costs = append(rs.Costs, c.cost(i))
+	}
+	for i, d := range c.doc.Scopes {
+		path := fmt.Sprintf("scopes[%d]", i)
+		if len(d.Tools) == 0 {
+			c.fail(path, "has no tools")
+		}
+		c.scopeNames(path+".require", d.Require)
+		rs.Scopes = append(rs.Scopes, policy.Scope{Tools: d.Tools, Require: d.Require})
+	}
+	for i := range c.doc.Policies {
+		if r, ok := c.policy(i); ok {
+			rs.Policies = append(rs.Policies, r)
+			c.rules = append(c.rules, i)
+		}
+	}
+	return rs
+}
+
+func (c *checker) cost(i int) policy.Cost {
+	d := c.doc.Costs[i]
+	path := fmt.Sprintf("costs[%d]", i)
+	out := policy.Cost{Tools: d.Tools, FromResult: d.FromResult}
+	if len(d.Tools) == 0 {
+		c.fail(path, "has no tools")
+	}
+	if d.USD != nil {
+		out.USD = policy.Micros(*d.USD)
+	}
+	if d.FromArgument != nil {
+		out.FromArgument, out.HasFromArgument = *d.FromArgument, true
+	}
+	switch {
+	case d.USD == nil && d.FromArgument == nil:
+		c.fail(path, "needs usd or from_argument")
+	case d.USD != nil && d.FromArgument != nil:
+		c.fail(path, "has both usd and from_argument; it can be only one of them")
+	}
+	return out
+}
+
+// compile compiles the ruleset and translates the places of its mistakes.
+func (c *checker) compile(rs policy.Ruleset) *policy.Engine {
+	engine, err := policy.Compile(rs)
+	if err == nil {
+		return engine
+	}
+	for _, e := range unjoin(err) {
+		var re *policy.RuleError
+		if !errors.As(e, &re) {
+			c.problem(nil, "", "%v", e)
+			continue
+		}
+		index := re.Index
+		if re.List == "policies" {
+			index = c.rules[index]
+		}
+		path := fmt.Sprintf("%s[%d].%s", re.List, index, re.Field)
+		if re.Item >= 0 {
+			path += fmt.Sprintf("[%d]", re.Item)
+		}
+		pos := c.at(path)
+		if re.Line > 0 && pos != nil {
+			// The place inside the text: exact on its first line.
+			p := *pos
+			p.Line += re.Line - 1
+			if re.Line == 1 {
+				p.Column += re.Column - 1
+			} else {
+				p.Column = re.Column
+			}
+			pos = &p
+		}
+		c.failAt(pos, path, "%v", re.Err)
+	}
+	return nil
+}
+
+func unjoin(err error) []error {
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		return j.Unwrap()
+	}
+	return []error{err}
+}

@@ -1,0 +1,211 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/invopop/jsonschema"
+
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// document is haldir.yaml as it is written. The yaml tags are its keys, alias
+// marks an old spelling, doc is the text of the reference and of the schema.
+type document struct {
+	Version       int           `yaml:"version" jsonschema:"required,enum=1" doc:"The version of this format: 1."`
+	Session       *sessionDoc   `yaml:"session" doc:"What a session of this config grants. Without it a session has all scopes, no limit and no end."`
+	Upstreams     []upstreamDoc `yaml:"upstreams" doc:"The MCP servers behind haldir, in the order their tools are listed."`
+	Costs         []costDoc     `yaml:"costs" doc:"What calls cost; the first entry that matches a tool counts."`
+	Scopes        []scopeDoc    `yaml:"scopes" doc:"Which scopes calls require; the first entry that matches a tool counts. Default: execute, and spend where a cost applies."`
+	Policies      []policyDoc   `yaml:"policies" doc:"The policies. A call must pass every one that applies."`
+	DeniedTools   string        `yaml:"denied_tools" jsonschema:"enum=hide,enum=show" doc:"Whether tools that policy could never allow are listed: hide (default) or show."`
+	ToolNameLimit int           `yaml:"tool_name_limit" doc:"The longest tool name that the host takes, in characters, 16 to 128; longer ones are shortened. Default 89."`
+	ListWait      duration      `yaml:"list_wait" doc:"How long tools/list waits for upstreams whose tools are not known yet. Default 5s."`
+	MaxMessage    int           `yaml:"max_message_bytes" doc:"The largest message taken from the host or an upstream, in bytes. Default 33554432 (32 MiB)."`
+	Audit         *auditDoc     `yaml:"audit" doc:"What the audit keeps."`
+	Log           *logDoc       `yaml:"log" doc:"Where haldir's own log goes."`
+}
+
+type sessionDoc struct {
+	AgentID    string   `yaml:"agent_id" doc:"The agent that sessions belong to. Default: default."`
+	Scopes     []string `yaml:"scopes" doc:"The scopes that a session grants. Default: all."`
+	SpendLimit *usd     `yaml:"spend_limit" doc:"What a session may spend, in dollars; 0 means nothing. Default: no limit."`
+	TTL        duration `yaml:"ttl" doc:"How long a session lasts: 8h, or a number of seconds. Default: it does not expire."`
+}
+
+type upstreamDoc struct {
+	Name             string       `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9-]{0\\,31}$" doc:"The upstream's name, the first part of its tools' canonical ids."`
+	URL              string       `yaml:"url" doc:"The address of a streamable HTTP server."`
+	Command          string       `yaml:"command" doc:"The program of a stdio server."`
+	Args             []string     `yaml:"args" doc:"The arguments of command."`
+	Env              []string     `yaml:"env" doc:"Variables for command as NAME=value, beside a base environment."`
+	EnvPass          []string     `yaml:"env_pass" doc:"Names of haldir's own variables to pass to command."`
+	Cwd              string       `yaml:"cwd" doc:"The directory command runs in. Default: the one haldir was started in."`
+	Headers          []string     `yaml:"headers" doc:"HTTP headers for url as Name: value."`
+	Auth             *authDoc     `yaml:"auth" doc:"How haldir signs in to url."`
+	Expose           string       `yaml:"expose" jsonschema:"enum=prefixed,enum=bare" doc:"prefixed (default) lists the tools as name__tool, bare as tool; at most one upstream may be bare."`
+	TrustAnnotations bool         `yaml:"trust_annotations" doc:"Whether a readOnlyHint of this upstream makes the scope read enough for a call. Default false."`
+	Timeouts         *timeoutsDoc `yaml:"timeouts" doc:"Limits in time."`
+}
+
+type authDoc struct {
+	Type  string `yaml:"type" jsonschema:"required,enum=bearer" doc:"bearer."`
+	Token string `yaml:"token" doc:"The token, best as a reference such as ${env:TOKEN}."`
+}
+
+type timeoutsDoc struct {
+	Connect duration `yaml:"connect" doc:"For connecting and the handshake. Default 30s."`
+	Call    duration `yaml:"call" doc:"For one call. Default: none."`
+}
+
+type costDoc struct {
+	Tools        []string `yaml:"tools" jsonschema:"required" doc:"Patterns of the tools that cost this."`
+	USD          *usd     `yaml:"usd" doc:"Dollars a call; with from_result the ceiling that is reserved."`
+	FromArgument *string  `yaml:"from_argument" doc:"JSON pointer (RFC 6901) to the amount in the arguments."`
+	FromResult   string   `yaml:"from_result" doc:"JSON pointer (RFC 6901) to the actual amount in the result."`
+}
+
+type scopeDoc struct {
+	Tools   []string `yaml:"tools" jsonschema:"required" doc:"Patterns of the tools that require these scopes."`
+	Require []string `yaml:"require" jsonschema:"required" doc:"The scopes."`
+}
+
+type policyDoc struct {
+	Type      string   `yaml:"type" jsonschema:"required,enum=deny,enum=allow,enum=spend_limit,enum=rate_limit,enum=time_window" doc:"The type of the policy."`
+	ID        string   `yaml:"id" doc:"A name for the rule in refusals and the audit. Default: its type and number."`
+	Mode      string   `yaml:"mode" jsonschema:"enum=enforce,enum=shadow" doc:"shadow records what the rule would have done and lets the call pass. Default enforce."`
+	Tools     []string `yaml:"tools" doc:"Patterns of tools: name, or upstream/name, with *, ? and [a-z]."`
+	Upstreams []string `yaml:"upstreams" doc:"Globs of upstream names; the rule concerns their tools only."`
+	Agents    []string `yaml:"agents" doc:"Globs of agent ids; the rule concerns them only."`
+	When      string   `yaml:"when" doc:"A CEL condition over args, tool, upstream, agent, session, cost_usd and now."`
+
+	MaxUSD        *usd      `yaml:"max_usd" for:"spend_limit" doc:"spend_limit: the most that may be spent, in dollars."`
+	Per           string    `yaml:"per" for:"spend_limit,rate_limit" doc:"spend_limit: session (default), agent, total, hour, day, week, month. rate_limit: total (default), session, agent, tool, upstream."`
+	MaxCalls      *int      `yaml:"max_calls" for:"rate_limit" doc:"rate_limit: the most calls in a window."`
+	WindowSeconds *duration `yaml:"window_seconds" for:"rate_limit" doc:"rate_limit: the window in seconds."`
+	Window        *duration `yaml:"window" for:"rate_limit" doc:"rate_limit: the window as a duration such as 1h."`
+	AllowedHours  *hoursDoc `yaml:"allowed_hours" for:"time_window" doc:"time_window: the hours of the day; start after end wraps midnight."`
+	Days          []day     `yaml:"days" for:"time_window" doc:"time_window: mon, tue, wed, thu, fri, sat, sun. Default: every day."`
+	Timezone      string    `yaml:"timezone" for:"time_window,spend_limit" doc:"An IANA zone such as America/New_York. Default UTC."`
+
+	// Old spellings.
+	Tool         *string `yaml:"tool" alias:"tools"`
+	Max          *usd    `yaml:"max" alias:"max_usd or max_calls" for:"spend_limit,rate_limit"`
+	MaxPerMinute *int    `yaml:"max_per_minute" alias:"max_calls and window" for:"rate_limit"`
+	StartHour    *clock  `yaml:"start_hour" alias:"allowed_hours" for:"time_window"`
+	EndHour      *clock  `yaml:"end_hour" alias:"allowed_hours" for:"time_window"`
+}
+
+type hoursDoc struct {
+	Start clock `yaml:"start" jsonschema:"required" doc:"When the window opens, HH:MM."`
+	End   clock `yaml:"end" jsonschema:"required" doc:"When it closes, HH:MM, up to 24:00."`
+}
+
+type auditDoc struct {
+	Arguments string `yaml:"arguments" jsonschema:"enum=full,enum=redacted,enum=digest" doc:"What is kept of a call's arguments: full, redacted (default) or digest."`
+}
+
+type logDoc struct {
+	Level  string `yaml:"level" jsonschema:"enum=debug,enum=info,enum=warn,enum=error" doc:"The least level that is logged. Default info."`
+	Format string `yaml:"format" jsonschema:"enum=auto,enum=console,enum=json" doc:"auto (default) is console on a terminal, else json."`
+	File   string `yaml:"file" doc:"A file to append to. Default: standard error."`
+}
+
+// usd is an amount of dollars.
+type usd policy.Micros
+
+func (u *usd) setText(text string) error {
+	m, err := policy.ParseUSD(text)
+	*u = usd(m)
+	return err
+}
+
+// JSONSchema implements the schema of an amount.
+func (usd) JSONSchema() *jsonschema.Schema {
+	return &jsonschema.Schema{OneOf: []*jsonschema.Schema{{Type: "number", Minimum: "0"}, {Type: "string", Pattern: `^[0-9]+(\.[0-9]+)?$`}}}
+}
+
+// duration is a time such as 90s or 8h, or a number of seconds.
+type duration time.Duration
+
+func (d *duration) setText(text string) error {
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		if n < 0 || n > int64(time.Duration(1<<62)/time.Second) {
+			return fmt.Errorf("%s seconds are out of range", text)
+		}
+		*d = duration(time.Duration(n) * time.Second)
+		return nil
+	}
+	n, err := time.ParseDuration(text)
+	if days, ok := strings.CutSuffix(text, "d"); ok && err != nil {
+		if k, e := strconv.Atoi(days); e == nil && k >= 0 && k < 36500 {
+			n, err = time.Duration(k)*24*time.Hour, nil
+		}
+	}
+	if err != nil || n < 0 {
+		return fmt.Errorf("%q is no duration; write it like 90s, 15m, 8h or 7d, or as a number of seconds", text)
+	}
+	*d = duration(n)
+	return nil
+}
+
+// JSONSchema implements the schema of a duration.
+func (duration) JSONSchema() *jsonschema.Schema {
+	return &jsonschema.Schema{OneOf: []*jsonschema.Schema{
+		{Type: "integer", Minimum: "0"},
+		{Type: "string", Pattern: `^([0-9]+d|([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+|[0-9]+)$`},
+	}}
+}
+
+// clock is a time of day in minutes after midnight.
+type clock int
+
+func (c *clock) setText(text string) error {
+	h, m, colon := strings.Cut(text, ":")
+	if !colon {
+		m = "0"
+	}
+	hours, err1 := strconv.Atoi(h)
+	minutes, err2 := strconv.Atoi(m)
+	if err1 != nil || err2 != nil || hours < 0 || hours > 24 || minutes < 0 || minutes > 59 || hours == 24 && minutes > 0 ||
+		colon && (len(m) != 2 || len(h) > 2) {
+		return fmt.Errorf("%q is no time of day; write it like 09:00", text)
+	}
+	*c = clock(hours*60 + minutes)
+	return nil
+}
+
+// JSONSchema implements the schema of a time of day.
+func (clock) JSONSchema() *jsonschema.Schema {
+	return &jsonschema.Schema{OneOf: []*jsonschema.Schema{
+		{Type: "string", Pattern: `^([01]?[0-9]|2[0-4]):[0-5][0-9]$`}, {Type: "integer", Minimum: "0", Maximum: "24"},
+	}}
+}
+
+// day is a day of the week.
+type day time.Weekday
+
+var dayNames = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
+
+func (d *day) setText(text string) error {
+	for i, name := range dayNames {
+		full := strings.ToLower(time.Weekday(i).String())
+		if t := strings.ToLower(text); t == name || t == full {
+			*d = day(i)
+			return nil
+		}
+	}
+	return errors.New(strconv.Quote(text) + " is no day" + suggest(text, dayNames))
+}
+
+// JSONSchema implements the schema of a day.
+func (day) JSONSchema() *jsonschema.Schema {
+	s := &jsonschema.Schema{Type: "string"}
+	for _, n := range dayNames {
+		s.Enum = append(s.Enum, n)
+	}
+	return s
+}

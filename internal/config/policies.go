@@ -1,0 +1,201 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+var policyTypes = []string{"deny", "allow", "spend_limit", "rate_limit", "time_window"}
+
+// typeAliases are old names of policy types.
+var typeAliases = map[string]string{"deny_list": "deny", "allow_list": "allow", "block_tool": "deny"}
+
+// policy translates one policy; ok is false after a mistake that makes the rest
+// of it meaningless.
+func (c *checker) policy(i int) (policy.Rule, bool) {
+	d := &c.doc.Policies[i]
+	path := fmt.Sprintf("policies[%d]", i)
+	if d.Type == "" {
+		c.fail(path, "has no type; known: %s", strings.Join(policyTypes, ", "))
+		return policy.Rule{}, false
+	}
+	if now, old := typeAliases[d.Type]; old {
+		c.warn(path+".type", "%q is the old name of %q", d.Type, now)
+		d.Type = now
+	}
+	if !slices.Contains(policyTypes, d.Type) {
+		c.fail(path+".type", "unknown policy type %q%s", d.Type, suggest(d.Type, policyTypes))
+		return policy.Rule{}, false
+	}
+	if !c.belong(path, d) {
+		return policy.Rule{}, false
+	}
+	r := policy.Rule{
+		ID: d.ID, Type: policy.Type(d.Type), Tools: d.Tools, Upstreams: d.Upstreams, Agents: d.Agents, When: d.When, Per: d.Per,
+		Location: time.UTC,
+	}
+	if c.has(path+".id") && !scopeName.MatchString(d.ID) {
+		c.fail(path+".id", "%q is no rule id: use up to 64 of a-z, 0-9, :, _, . and -, beginning with a letter", d.ID)
+	}
+	if c.has(path+".when") && strings.TrimSpace(d.When) == "" {
+		c.fail(path+".when", "is empty")
+	}
+	switch d.Mode {
+	case "", "enforce":
+	case "shadow":
+		r.Shadow = true
+	default:
+		c.fail(path+".mode", "%q is neither enforce nor shadow", d.Mode)
+	}
+	if d.Tool != nil {
+		c.warn(path+".tool", "is the old form of tools: [%s]", *d.Tool)
+		r.Tools = append(slices.Clone(r.Tools), *d.Tool)
+	}
+	if d.Timezone != "" {
+		loc, err := time.LoadLocation(d.Timezone)
+		if err != nil || d.Timezone == "Local" {
+			c.fail(path+".timezone", "%q is no IANA time zone such as America/New_York", d.Timezone)
+			loc = time.UTC
+		}
+		r.Location = loc
+	}
+	switch r.Type {
+	case policy.TypeDeny:
+	case policy.TypeAllow:
+		if !c.has(path+".tools") && d.Tool == nil {
+			c.fail(path, "needs tools (an empty list allows nothing)")
+		}
+	case policy.TypeSpendLimit:
+		c.spendLimit(path, d, &r)
+	case policy.TypeRateLimit:
+		c.rateLimit(path, d, &r)
+	case policy.TypeTimeWindow:
+		c.timeWindow(path, d, &r)
+	}
+	if c.has(path+".tools") && len(d.Tools) == 0 && r.Type != policy.TypeAllow {
+		c.fail(path+".tools", "is empty: the rule would concern no tool; leave tools out to concern all")
+	}
+	return r, true
+}
+
+// belong reports keys that are known, but not for this type of policy.
+func (c *checker) belong(path string, d *policyDoc) bool {
+	ok := true
+	t := reflect.TypeFor[policyDoc]()
+	for i := range t.NumField() {
+		f := t.Field(i)
+		key := f.Tag.Get("yaml")
+		types := f.Tag.Get("for")
+		if types == "" || slices.Contains(strings.Split(types, ","), d.Type) || !c.has(path+"."+key) {
+			continue
+		}
+		var own []string
+		for j := range t.NumField() {
+			g := t.Field(j)
+			if slices.Contains(strings.Split(g.Tag.Get("for"), ","), d.Type) && g.Tag.Get("alias") == "" {
+				own = append(own, g.Tag.Get("yaml"))
+			}
+		}
+		hint := "it has none of its own"
+		if len(own) > 0 {
+			hint = "it has " + strings.Join(own, ", ")
+		}
+		c.fail(path+"."+key, "is no key of %s, but of %s; %s", d.Type, strings.ReplaceAll(types, ",", " and "), hint)
+		ok = false
+	}
+	return ok
+}
+
+// once reports a value that is given in two ways, or not at all.
+func (c *checker) once(path, what string, keys ...string) bool {
+	var given []string
+	for _, k := range keys {
+		if c.has(path + "." + k) {
+			given = append(given, k)
+		}
+	}
+	switch len(given) {
+	case 1:
+		return true
+	case 0:
+		c.fail(path, "needs %s", what)
+	default:
+		c.fail(path+"."+given[1], "says the same as %s; keep one of them", given[0])
+	}
+	return false
+}
+
+func (c *checker) spendLimit(path string, d *policyDoc, r *policy.Rule) {
+	if !c.once(path, "max_usd", "max_usd", "max") {
+		return
+	}
+	if d.Max != nil {
+		c.warn(path+".max", "is the old form of max_usd: %s", strings.TrimPrefix(policy.Micros(*d.Max).String(), "$"))
+		d.MaxUSD = d.Max
+	}
+	r.MaxUSD = policy.Micros(*d.MaxUSD)
+}
+
+func (c *checker) rateLimit(path string, d *policyDoc, r *policy.Rule) {
+	if d.MaxPerMinute != nil {
+		if c.once(path, "max_calls", "max_calls", "max", "max_per_minute") && c.once(path, "a window", "window_seconds", "window", "max_per_minute") {
+			c.warn(path+".max_per_minute", "is the old form of max_calls: %d, window: 1m", *d.MaxPerMinute)
+			r.MaxCalls, r.Window = int64(*d.MaxPerMinute), time.Minute
+		}
+		return
+	}
+	if !c.once(path, "max_calls", "max_calls", "max") || !c.once(path, "window_seconds or window", "window_seconds", "window") {
+		return
+	}
+	if d.Max != nil {
+		calls := int64(*d.Max) / int64(policy.USD)
+		if int64(*d.Max)%int64(policy.USD) != 0 {
+			c.fail(path+".max", "must be a whole number of calls")
+		}
+		c.warn(path+".max", "is the old form of max_calls: %d", calls)
+		r.MaxCalls = calls
+	} else {
+		r.MaxCalls = int64(*d.MaxCalls)
+	}
+	if d.Window != nil {
+		r.Window = time.Duration(*d.Window)
+	} else {
+		r.Window = time.Duration(*d.WindowSeconds)
+	}
+}
+
+func (c *checker) timeWindow(path string, d *policyDoc, r *policy.Rule) {
+	for _, x := range d.Days {
+		r.Days = append(r.Days, time.Weekday(x))
+	}
+	if c.has(path+".days") && len(d.Days) == 0 {
+		c.fail(path+".days", "is empty: the window would never open")
+	}
+	switch {
+	case d.StartHour != nil || d.EndHour != nil:
+		if d.AllowedHours != nil {
+			c.fail(path+".allowed_hours", "says the same as start_hour and end_hour; keep allowed_hours")
+			return
+		}
+		if d.StartHour == nil || d.EndHour == nil {
+			c.fail(path, "has only one of start_hour and end_hour")
+			return
+		}
+		c.warn(path+".start_hour", `start_hour and end_hour are the old form of allowed_hours: {start: "%02d:%02d", end: "%02d:%02d"}`,
+			*d.StartHour/60, *d.StartHour%60, *d.EndHour/60, *d.EndHour%60)
+		r.Hours = &policy.Hours{Start: int(*d.StartHour), End: int(*d.EndHour)}
+	case d.AllowedHours != nil:
+		if !c.has(path+".allowed_hours.start") || !c.has(path+".allowed_hours.end") {
+			c.fail(path+".allowed_hours", "needs start and end")
+			return
+		}
+		r.Hours = &policy.Hours{Start: int(d.AllowedHours.Start), End: int(d.AllowedHours.End)}
+	case len(d.Days) == 0:
+		c.fail(path, "needs allowed_hours or days")
+	}
+}
