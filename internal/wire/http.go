@@ -37,8 +37,8 @@ type HTTP struct {
 // HTTPOptions configure [NewHTTP].
 type HTTPOptions struct {
 	URL     string
-	Client  *http.Client
-	Header  http.Header // sent with every request
+	Client  *http.Client // the conversation's own: its idle connections are closed at the end
+	Header  http.Header  // sent with every request
 	Handler Handler
 	// Problem takes what goes wrong outside a call, for the log.
 	Problem    func(error)
@@ -411,6 +411,7 @@ func (h *HTTP) Close() {
 	}
 	h.cancel(ErrClosed)
 	h.wg.Wait()
+	h.o.Client.CloseIdleConnections()
 }
 
 func mediaType(resp *http.Response) string {

@@ -1,0 +1,213 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
+)
+
+// Bounds on what one server may list.
+const (
+	maxPages = 1000
+	maxTools = 10000
+)
+
+// Catalogue is what a server offers.
+type Catalogue struct {
+	Known    bool // false until the server was seen once, now or in an earlier run
+	Tools    []Tool
+	Withheld []Withheld
+}
+
+// Tool is one tool as its server defines it.
+type Tool struct {
+	Name     string
+	Raw      json.RawMessage // the definition, byte for byte
+	ReadOnly bool            // annotations.readOnlyHint; a claim, not a fact
+
+	nameStart, nameEnd int
+}
+
+// As returns the definition under another name; nothing else changes.
+func (t Tool) As(name string) []byte {
+	return wire.Splice(t.Raw, t.nameStart, t.nameEnd, wire.Quote(name))
+}
+
+// Withheld is a tool that is not passed on, because hosts would drop the whole
+// list for its sake.
+type Withheld struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
+}
+
+// ReadCatalogue vets a list of tool definitions.
+func ReadCatalogue(raw []json.RawMessage) Catalogue {
+	c := Catalogue{Known: true}
+	seen := map[string]bool{}
+	for _, def := range raw {
+		t, err := readTool(def)
+		if err == nil && seen[t.Name] {
+			err = errors.New("the server lists another tool of this name before it")
+		}
+		if err != nil {
+			c.Withheld = append(c.Withheld, Withheld{t.Name, err.Error()})
+			continue
+		}
+		seen[t.Name] = true
+		c.Tools = append(c.Tools, t)
+	}
+	return c
+}
+
+func readTool(def json.RawMessage) (Tool, error) {
+	t := Tool{Raw: def}
+	members, err := wire.Members(def)
+	if err != nil {
+		return t, err
+	}
+	name, ok := wire.Find(members, "name")
+	if !ok {
+		return t, errors.New("it has no name")
+	}
+	if t.Name, ok = wire.String(name.Value); !ok || t.Name == "" {
+		return t, errors.New("its name is no text")
+	}
+	t.nameStart, t.nameEnd = name.Start, name.End
+	for _, key := range []string{"description", "title"} {
+		if m, ok := wire.Find(members, key); ok {
+			if _, isText := wire.String(m.Value); !isText {
+				return t, fmt.Errorf("its %s is %s, not a text", key, wire.KindOf(m.Value))
+			}
+		}
+	}
+	in, ok := wire.Find(members, "inputSchema")
+	if !ok {
+		return t, errors.New("it has no inputSchema")
+	}
+	if err := objectSchema(in.Value); err != nil {
+		return t, fmt.Errorf("its inputSchema %w", err)
+	}
+	if out, ok := wire.Find(members, "outputSchema"); ok {
+		if err := objectSchema(out.Value); err != nil {
+			return t, fmt.Errorf("its outputSchema %w", err)
+		}
+	}
+	if a, ok := wire.Find(members, "annotations"); ok {
+		hints, err := wire.Members(a.Value)
+		if err != nil {
+			return t, fmt.Errorf("its annotations are %s, not an object", wire.KindOf(a.Value))
+		}
+		for _, key := range []string{"readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"} {
+			if h, ok := wire.Find(hints, key); ok && wire.KindOf(h.Value) != "a boolean" {
+				return t, fmt.Errorf("its annotation %s is %s, not a boolean", key, wire.KindOf(h.Value))
+			}
+		}
+		h, ok := wire.Find(hints, "readOnlyHint")
+		t.ReadOnly = ok && string(h.Value) == "true"
+	}
+	return t, nil
+}
+
+// objectSchema checks the parts of a tool's schema without which hosts refuse
+// the list it is in.
+func objectSchema(raw json.RawMessage) error {
+	members, err := wire.Members(raw)
+	if err != nil {
+		return fmt.Errorf("is %s, not an object", wire.KindOf(raw))
+	}
+	if typ, ok := wire.Find(members, "type"); !ok || string(typ.Value) != `"object"` {
+		return errors.New(`is not of type "object"`)
+	}
+	if p, ok := wire.Find(members, "properties"); ok && wire.KindOf(p.Value) != "an object" {
+		return fmt.Errorf("has properties that are %s, not an object", wire.KindOf(p.Value))
+	}
+	if r, ok := wire.Find(members, "required"); ok {
+		names, err := wire.Elements(r.Value)
+		if err != nil {
+			return fmt.Errorf("has a list of required properties that is %s", wire.KindOf(r.Value))
+		}
+		for _, n := range names {
+			if _, ok := wire.String(n); !ok {
+				return errors.New("has a required property whose name is no text")
+			}
+		}
+	}
+	return nil
+}
+
+// encode makes the cached form of a list.
+func encode(raw []json.RawMessage) []byte {
+	b := []byte(`{"tools":[`)
+	for i, r := range raw {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, r...)
+	}
+	return append(b, "]}"...)
+}
+
+func decode(cached []byte) ([]json.RawMessage, error) {
+	members, err := wire.Members(cached)
+	if err != nil {
+		return nil, err
+	}
+	tools, ok := wire.Find(members, "tools")
+	if !ok {
+		return nil, errors.New("no tools")
+	}
+	return wire.Elements(tools.Value)
+}
+
+// list asks for all pages of tools/list. A problem that did not keep it from
+// getting tools is told to report.
+func list(ctx context.Context, c wire.Client, report func(error)) ([]json.RawMessage, error) {
+	var all []json.RawMessage
+	var params json.RawMessage
+	cursors := map[string]bool{}
+	for range maxPages {
+		m, err := c.Call(ctx, "tools/list", params)
+		if err != nil {
+			return nil, fmt.Errorf("tools/list: %w", err)
+		}
+		if m.Error != nil {
+			return nil, fmt.Errorf("tools/list: %w", wire.ErrorOf(m))
+		}
+		members, err := wire.Members(m.Result)
+		if err != nil {
+			return nil, fmt.Errorf("tools/list: %w", err)
+		}
+		tools, ok := wire.Find(members, "tools")
+		if !ok {
+			return nil, errors.New("tools/list: the result has no tools")
+		}
+		elements, err := wire.Elements(tools.Value)
+		if err != nil {
+			return nil, fmt.Errorf("tools/list: tools: %w", err)
+		}
+		all = append(all, elements...)
+		next, ok := wire.Find(members, "nextCursor")
+		if !ok || string(next.Value) == "null" {
+			return all, nil
+		}
+		switch cursor, isText := wire.String(next.Value); {
+		case !isText:
+			report(fmt.Errorf("tools/list: nextCursor is %s; what follows it is left out", wire.KindOf(next.Value)))
+			return all, nil
+		case cursors[cursor]:
+			report(errors.New("tools/list: the server repeats a cursor; the list is taken to end there"))
+			return all, nil
+		case len(all) > maxTools:
+			report(fmt.Errorf("tools/list: more than %d tools; the rest is left out", maxTools))
+			return all, nil
+		default:
+			cursors[cursor] = true
+		}
+		params = append(append(json.RawMessage(`{"cursor":`), next.Value...), '}')
+	}
+	report(fmt.Errorf("tools/list: more than %d pages; the rest is left out", maxPages))
+	return all, nil
+}

@@ -1,0 +1,241 @@
+package upstream
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+)
+
+// The closing ladder, counted from the moment the child's stdin is closed. The
+// host gives haldir half a second in all.
+const (
+	termAfter = 150 * time.Millisecond
+	killAfter = 300 * time.Millisecond
+	// lastWords is how long output is read after the process is gone.
+	lastWords = 50 * time.Millisecond
+)
+
+// child is a stdio server: a process in a group of its own, so that what it
+// starts in turn ends with it.
+type child struct {
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	stdout io.ReadCloser
+	stderr *os.File
+	exited chan struct{} // closed when the process is gone and reaped
+	err    error         // its exit, valid after exited
+	wg     sync.WaitGroup
+
+	mu   sync.Mutex
+	last string // the last line it wrote to stderr
+}
+
+func startChild(cfg config.Upstream, r *config.Resolver, log zerolog.Logger) (*child, error) {
+	texts := append([]string{cfg.Command, cfg.Cwd}, cfg.Args...)
+	for i, t := range texts {
+		v, err := r.Resolve(t)
+		if err != nil {
+			return nil, fmt.Errorf("start %s: %w", cfg.Command, err)
+		}
+		texts[i] = v
+	}
+	env, err := environment(cfg, r)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", cfg.Command, err)
+	}
+	cmd := exec.Command(texts[0], texts[2:]...) //nolint:noctx // its life is the connection's, ended by the ladder
+	cmd.Dir, cmd.Env = texts[1], env
+	ownGroup(cmd)
+	c := &child{cmd: cmd, exited: make(chan struct{})}
+	// Pipes of our own: those of exec.Cmd close under a reader when the child
+	// exits, and the last words would be lost.
+	stdinR, stdinW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	stdoutR, stdoutW, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(err, stdinR.Close(), stdinW.Close())
+	}
+	stderrR, stderrW, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(err, stdinR.Close(), stdinW.Close(), stdoutR.Close(), stdoutW.Close())
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdinR, stdoutW, stderrW
+	c.stdin, c.stdout, c.stderr = stdinW, stdoutR, stderrR
+
+	started := make(chan error)
+	c.wg.Go(func() { c.run(started) })
+	err = <-started
+	err2 := errors.Join(stdinR.Close(), stdoutW.Close(), stderrW.Close())
+	if err != nil {
+		c.wg.Wait()
+		_ = errors.Join(stdinW.Close(), stdoutR.Close(), stderrR.Close(), err2) // nothing was started
+		return nil, startError(cfg, err)
+	}
+	c.wg.Go(func() { c.logStderr(log) })
+	return c, nil
+}
+
+func startError(cfg config.Upstream, err error) error {
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("start %s: there is no such program on PATH (%s)", cfg.Command, os.Getenv("PATH"))
+	}
+	return fmt.Errorf("start %s: %w", cfg.Command, err)
+}
+
+// run starts the process and waits for it, on one thread: Linux kills a child
+// when the thread that made it ends (PR_SET_PDEATHSIG).
+func (c *child) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := c.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	c.err = c.cmd.Wait()
+	close(c.exited)
+}
+
+// stderrLine bounds a logged line.
+const stderrLine = 8 << 10
+
+func (c *child) logStderr(log zerolog.Logger) {
+	defer func() { _ = c.stderr.Close() }() // only read from
+	lines := bufio.NewReaderSize(c.stderr, stderrLine)
+	for {
+		line, err := lines.ReadSlice('\n')
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = lines.ReadSlice('\n') // the rest of a longer line is not kept
+		}
+		if text := string(printable(trimBreak(line))); text != "" {
+			c.mu.Lock()
+			c.last = text
+			c.mu.Unlock()
+			log.Info().Str("stderr", text).Msg("upstream says")
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func trimBreak(b []byte) []byte { return []byte(strings.TrimRight(string(b), "\r\n")) }
+
+// explain adds to the error of a broken pipe what the child died of.
+func (c *child) explain(err error) error {
+	select {
+	case <-c.exited:
+	case <-time.After(lastWords): // the pipe may break just before the exit
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	why := "exited"
+	if c.err != nil {
+		why = "ended: " + c.err.Error()
+	}
+	if c.last != "" {
+		why += fmt.Sprintf(" (its last words: %s)", c.last)
+	}
+	return fmt.Errorf("the process %s: %w", why, err)
+}
+
+// end takes the ladder: stdin is closed already; TERM, then KILL, to the whole
+// group. It returns when the process is reaped and its stderr read.
+func (c *child) end() {
+	timer := time.NewTimer(termAfter)
+	defer timer.Stop()
+	select {
+	case <-c.exited:
+	case <-timer.C:
+		terminate(c.cmd)
+		timer.Reset(killAfter - termAfter)
+		select {
+		case <-c.exited:
+		case <-timer.C:
+		}
+	}
+	kill(c.cmd) // always: the leader may have left others of its group behind
+	<-c.exited
+	// A process that left the group may hold stderr open for ever.
+	_ = c.stderr.SetReadDeadline(time.Now().Add(lastWords))
+	c.wg.Wait()
+}
+
+// base are the variables that every child gets.
+var base = []string{
+	"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "TMPDIR", "TZ",
+	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
+	"SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO",
+	"XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR",
+}
+
+var baseWindows = []string{
+	"SystemRoot", "SystemDrive", "windir", "ComSpec", "PATHEXT", "TEMP", "TMP", "USERPROFILE", "USERNAME", "USERDOMAIN", "HOMEDRIVE",
+	"HOMEPATH", "APPDATA", "LOCALAPPDATA", "ProgramData", "ProgramFiles", "ProgramFiles(x86)", "PROCESSOR_ARCHITECTURE", "NUMBER_OF_PROCESSORS", "OS",
+}
+
+// environment is exactly what a child gets: the base, what env_pass names, and
+// env, which wins.
+func environment(cfg config.Upstream, r *config.Resolver) ([]string, error) {
+	names := slices.Concat(base, cfg.EnvPass)
+	if runtime.GOOS == "windows" {
+		names = slices.Concat(names, baseWindows)
+	}
+	var env []string
+	for _, e := range os.Environ() {
+		name, _, _ := strings.Cut(e, "=")
+		if slices.ContainsFunc(names, func(n string) bool { return sameVariable(n, name) }) || strings.HasPrefix(name, "LC_") {
+			env = append(env, e)
+		}
+	}
+	for _, e := range cfg.Env {
+		name, value, _ := strings.Cut(e, "=")
+		v, err := r.Resolve(value)
+		if err != nil {
+			return nil, fmt.Errorf("env %s: %w", name, err)
+		}
+		env = slices.DeleteFunc(env, func(have string) bool {
+			n, _, _ := strings.Cut(have, "=")
+			return sameVariable(n, name)
+		})
+		env = append(env, name+"="+v)
+	}
+	return env, nil
+}
+
+func sameVariable(a, b string) bool {
+	if runtime.GOOS == "windows" {
+		return strings.EqualFold(a, b)
+	}
+	return a == b
+}
+
+// Program returns the path of the program that an upstream's command starts, or
+// why there is none.
+func Program(cfg config.Upstream, r *config.Resolver) (string, error) {
+	name, err := r.Resolve(cfg.Command)
+	if err != nil {
+		return "", err
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", startError(cfg, err)
+	}
+	return filepath.Abs(path)
+}

@@ -1,0 +1,267 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
+)
+
+// conn is one connection to the server, from handshake to end.
+type conn struct {
+	client  wire.Client
+	child   *child // nil for a remote server
+	server  string // what it says it is
+	version string
+	relist  chan struct{}
+	dead    chan struct{} // closed when the server has forgotten the session
+	once    sync.Once
+
+	mu     sync.Mutex
+	tokens map[string]func(wire.Message) // progress of calls in flight, by wire.IDKey of the token
+	wg     sync.WaitGroup
+}
+
+// connect makes a connection, shakes hands and learns the tools.
+func (u *Upstream) connect(ctx context.Context) (*conn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, u.o.Config.Connect, fmt.Errorf("no answer within %v (timeouts.connect)", u.o.Config.Connect))
+	defer cancel()
+	c := &conn{relist: make(chan struct{}, 1), dead: make(chan struct{}), tokens: map[string]func(wire.Message){}}
+	if err := u.dial(c); err != nil {
+		return nil, err
+	}
+	tools, err := u.greet(ctx, c)
+	if err != nil {
+		err = c.explain(err)
+		c.close()
+		return nil, err
+	}
+	u.learn(ctx, tools)
+	return c, nil
+}
+
+func (u *Upstream) dial(c *conn) error {
+	cfg := u.o.Config
+	if cfg.Command != "" {
+		ch, err := startChild(cfg, u.o.Resolver, u.o.Log)
+		if err != nil {
+			return err
+		}
+		c.child = ch
+		c.client = wire.NewPipe(ch.stdin, ch.stdout, wire.PipeOptions{
+			Handler: c.handle, MaxMessage: u.o.MaxMessage,
+			Noise: func(line []byte, why error) {
+				u.o.Log.Warn().Err(why).Bytes("line", printable(line)).Msg("the upstream wrote something that is no message; skipped")
+			},
+		})
+		return nil
+	}
+	header, err := u.header()
+	if err != nil {
+		return err
+	}
+	c.client = wire.NewHTTP(wire.HTTPOptions{
+		URL: cfg.URL, Client: httpClient(cfg.Connect), Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem,
+	})
+	return nil
+}
+
+// header resolves the configured headers.
+func (u *Upstream) header() (http.Header, error) {
+	h := http.Header{}
+	for _, x := range u.o.Config.Headers {
+		v, err := u.o.Resolver.Resolve(x.Value)
+		if err != nil {
+			return nil, fmt.Errorf("header %s: %w", x.Name, err)
+		}
+		h.Add(x.Name, v)
+	}
+	if u.o.Config.Bearer != "" {
+		v, err := u.o.Resolver.Resolve(u.o.Config.Bearer)
+		if err != nil {
+			return nil, fmt.Errorf("auth.token: %w", err)
+		}
+		h.Set("Authorization", "Bearer "+v)
+	}
+	return h, nil
+}
+
+// httpClient has no overall timeout, which would cut streams; dialling and TLS
+// have their own. Redirects stay on their host: headers carry credentials.
+func httpClient(connect time.Duration) *http.Client {
+	t := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck,forcetypeassert // net/http documents it
+	t.MaxIdleConnsPerHost = 64
+	t.TLSHandshakeTimeout = connect
+	return &http.Client{Transport: t, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		if !sameOrigin(req.URL, via[0].URL) || len(via) > 5 {
+			return http.ErrUseLastResponse
+		}
+		return nil
+	}}
+}
+
+func sameOrigin(a, b *url.URL) bool { return a.Scheme == b.Scheme && a.Host == b.Host }
+
+// greet shakes hands (MCP lifecycle, initialization) and lists the tools.
+func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error) {
+	params := fmt.Appendf(nil, `{"protocolVersion":%s,"capabilities":{},"clientInfo":{"name":"haldir","version":%s}}`,
+		wire.Quote(wire.LatestLegacy), wire.Quote(u.o.Version))
+	m, err := c.client.Call(ctx, "initialize", params)
+	if err != nil {
+		return nil, fmt.Errorf("initialize: %w", err)
+	}
+	if m.Error != nil {
+		return nil, fmt.Errorf("initialize: %w", wire.ErrorOf(m))
+	}
+	var result struct {
+		ProtocolVersion string `json:"protocolVersion"`
+		Capabilities    struct {
+			Tools json.RawMessage `json:"tools"`
+		} `json:"capabilities"`
+		ServerInfo struct {
+			Name    string `json:"name"`
+			Version string `json:"version"`
+		} `json:"serverInfo"`
+	}
+	if err := json.Unmarshal(m.Result, &result); err != nil {
+		return nil, fmt.Errorf("initialize: the result cannot be read: %w", err)
+	}
+	if !wire.KnownLegacy(result.ProtocolVersion) {
+		return nil, fmt.Errorf("initialize: the server speaks protocol %q, which haldir does not", printable([]byte(result.ProtocolVersion)))
+	}
+	c.version = result.ProtocolVersion
+	c.server = string(printable([]byte(result.ServerInfo.Name + " " + result.ServerInfo.Version)))
+	h, remote := c.client.(*wire.HTTP)
+	if remote {
+		h.SetVersion(c.version)
+	}
+	if err := c.client.Send(ctx, wire.Notification("notifications/initialized", nil)); err != nil {
+		return nil, fmt.Errorf("notifications/initialized: %w", err)
+	}
+	if remote {
+		h.Listen()
+	}
+	if len(result.Capabilities.Tools) == 0 || string(result.Capabilities.Tools) == "null" {
+		return nil, nil
+	}
+	return list(ctx, c.client, u.problem)
+}
+
+// handle takes what the server sends of its own accord.
+func (c *conn) handle(m wire.Message) {
+	if m.IsRequest() {
+		c.answer(m)
+		return
+	}
+	switch m.Method {
+	case "notifications/progress":
+		if f := c.progress(m); f != nil {
+			f(m)
+		}
+	case "notifications/tools/list_changed":
+		select {
+		case c.relist <- struct{}{}:
+		default: // one is due already
+		}
+	}
+}
+
+// progress finds the call that a progress notification is about. A token that
+// no call of this server has is nobody's: a server cannot speak for another.
+func (c *conn) progress(m wire.Message) func(wire.Message) {
+	members, err := wire.Members(m.Params)
+	if err != nil {
+		return nil
+	}
+	token, ok := wire.Find(members, "progressToken")
+	if !ok {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tokens[wire.IDKey(token.Value)]
+}
+
+// answer replies to a request of the server. haldir declares no capabilities,
+// so only a ping has an answer.
+func (c *conn) answer(m wire.Message) {
+	reply := wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID})
+	if m.Method == "ping" {
+		reply = wire.Result(m.ID, json.RawMessage("{}"))
+	}
+	c.wg.Go(func() { // sending may wait; the stream that brought m must not
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = c.client.Send(ctx, reply) // the connection's end shows elsewhere
+	})
+}
+
+func (c *conn) call(ctx context.Context, call Call) (wire.Message, error) {
+	if call.Token != nil && call.Progress != nil {
+		key := wire.IDKey(call.Token)
+		c.mu.Lock()
+		c.tokens[key] = call.Progress
+		c.mu.Unlock()
+		defer func() {
+			c.mu.Lock()
+			delete(c.tokens, key)
+			c.mu.Unlock()
+		}()
+	}
+	m, err := c.client.Call(ctx, call.Method, call.Params)
+	if err != nil && ctx.Err() == nil {
+		err = c.explain(err)
+	}
+	return m, err
+}
+
+// exited is closed when the child is gone; never for a remote server.
+func (c *conn) exited() <-chan struct{} {
+	if c.child == nil {
+		return nil
+	}
+	return c.child.exited
+}
+
+// explain adds to an error what the child died of, if it did.
+func (c *conn) explain(err error) error {
+	if c.child == nil {
+		return err
+	}
+	return c.child.explain(err)
+}
+
+func (c *conn) expire() { c.once.Do(func() { close(c.dead) }) }
+
+// close ends the connection, and the child, and returns when all is gone.
+func (c *conn) close() {
+	if c.child != nil {
+		if p, ok := c.client.(*wire.Pipe); ok {
+			_ = p.CloseInput() // it asks the child to end; the ladder follows
+		}
+		c.child.end()
+	}
+	c.client.Close()
+	c.wg.Wait()
+}
+
+// printable cuts text from a server to what may be shown: no control
+// characters, no escape sequences, at most 200 bytes.
+func printable(b []byte) []byte {
+	out := make([]byte, 0, min(len(b), 200))
+	for _, r := range string(b) {
+		if len(out) >= 200 {
+			return append(out, "…"...)
+		}
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+			r = '\ufffd'
+		}
+		out = append(out, string(r)...)
+	}
+	return out
+}

@@ -1,0 +1,393 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/rs/zerolog"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/wire"
+)
+
+// Cache keeps catalogues between runs.
+type Cache interface {
+	LoadCatalogue(ctx context.Context, key string) ([]byte, error)
+	SaveCatalogue(ctx context.Context, key string, raw []byte) error
+}
+
+// Options configure [New].
+type Options struct {
+	Config     config.Upstream
+	Resolver   *config.Resolver
+	Cache      Cache
+	Log        zerolog.Logger
+	Version    string // of haldir, for the handshake
+	MaxMessage int    // bytes
+	// Changed is called after the catalogue has changed, from a goroutine of the
+	// upstream; it must not block for long.
+	Changed func()
+}
+
+// State is how an upstream is doing.
+type State string
+
+// The states.
+const (
+	StateIdle       State = "idle" // not started
+	StateConnecting State = "connecting"
+	StateReady      State = "ready"
+	StateDown       State = "down" // the last attempt failed; another one is due
+)
+
+// Status describes an upstream for people.
+type Status struct {
+	State   State
+	Err     error // why it is down
+	Server  string
+	Version string // the protocol revision agreed on
+}
+
+// Upstream is one server.
+type Upstream struct {
+	o    Options
+	key  string
+	wake chan struct{} // a call cannot wait for the backoff
+
+	mu        sync.Mutex
+	catalogue Catalogue
+	listed    []byte // what catalogue was read from
+	conn      *conn
+	trying    bool
+	tried     bool // one attempt has ended, well or not
+	err       error
+	failedAt  time.Time
+	news      chan struct{} // closed and replaced when any of the above changes
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// New makes an upstream; nothing happens before Start.
+func New(o Options) *Upstream {
+	block, err := json.Marshal(o.Config)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	sum := sha256.Sum256(block)
+	return &Upstream{
+		o: o, key: o.Config.Name + ":" + hex.EncodeToString(sum[:12]), wake: make(chan struct{}, 1), news: make(chan struct{}), cancel: func() {},
+	}
+}
+
+// Name returns the upstream's name.
+func (u *Upstream) Name() string { return u.o.Config.Name }
+
+// Config returns the block it was made from.
+func (u *Upstream) Config() config.Upstream { return u.o.Config }
+
+// Restore takes the catalogue of an earlier run from the cache.
+func (u *Upstream) Restore(ctx context.Context) error {
+	cached, err := u.o.Cache.LoadCatalogue(ctx, u.key)
+	if err != nil || cached == nil {
+		return err
+	}
+	raw, err := decode(cached)
+	if err != nil {
+		return fmt.Errorf("the cached catalogue of upstream %q: %w", u.Name(), err)
+	}
+	u.set(func() { u.catalogue, u.listed = ReadCatalogue(raw), cached })
+	return nil
+}
+
+// Start begins to connect. It does not wait. Close ends what it began.
+func (u *Upstream) Start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	u.cancel = cancel
+	u.set(func() { u.trying = true })
+	u.wg.Go(func() { u.run(ctx) })
+}
+
+// Close ends the connection, and the server if it is a child, and returns when
+// nothing runs on.
+func (u *Upstream) Close() {
+	u.cancel()
+	u.wg.Wait()
+}
+
+// set changes the state under the lock and tells those who wait.
+func (u *Upstream) set(change func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	change()
+	close(u.news)
+	u.news = make(chan struct{})
+}
+
+// Catalogue returns what is known of the server's tools.
+func (u *Upstream) Catalogue() Catalogue {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.catalogue
+}
+
+// Status returns how the upstream is doing.
+func (u *Upstream) Status() Status {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.conn != nil:
+		return Status{State: StateReady, Server: u.conn.server, Version: u.conn.version}
+	case u.trying:
+		return Status{State: StateConnecting, Err: u.err}
+	case u.tried:
+		return Status{State: StateDown, Err: u.err}
+	}
+	return Status{State: StateIdle}
+}
+
+// Settled returns when the catalogue is known, the first attempt to learn it
+// has failed, or ctx ends.
+func (u *Upstream) Settled(ctx context.Context) {
+	for {
+		u.mu.Lock()
+		done, news := u.catalogue.Known || u.tried, u.news
+		u.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Connected returns when the first attempt to connect has ended, or ctx has.
+func (u *Upstream) Connected(ctx context.Context) {
+	for {
+		u.mu.Lock()
+		done, news := u.tried, u.news
+		u.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// maxBackoff bounds the pause between attempts.
+const maxBackoff = 30 * time.Second
+
+func (u *Upstream) run(ctx context.Context) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 250*time.Millisecond, maxBackoff
+	for ctx.Err() == nil {
+		u.set(func() { u.trying = true })
+		began := time.Now()
+		c, err := u.connect(ctx)
+		if err == nil {
+			u.o.Log.Info().Str("server", c.server).Str("protocol", c.version).Dur("took", time.Since(began)).Msg("upstream connected")
+			u.set(func() { u.conn, u.trying, u.tried, u.err = c, false, true, nil })
+			since := time.Now()
+			err = u.attend(ctx, c)
+			u.set(func() { u.conn, u.err, u.failedAt = nil, err, time.Now() })
+			c.close()
+			if time.Since(since) > maxBackoff {
+				pause.Reset()
+			}
+		} else {
+			u.set(func() { u.trying, u.tried, u.err, u.failedAt = false, true, err, time.Now() })
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		wait := pause.NextBackOff()
+		u.o.Log.Warn().Err(err).Dur("retry_in", wait).Msg("upstream is not connected")
+		select {
+		case <-time.After(wait):
+		case <-u.wake:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// attend keeps a connection's catalogue up to date until it ends.
+func (u *Upstream) attend(ctx context.Context, c *conn) error {
+	for {
+		select {
+		case <-c.client.Done():
+			return c.explain(c.client.Err())
+		case <-c.exited():
+			// What the process left behind may keep its output open; whoever
+			// waits for an answer waits no longer.
+			select {
+			case <-c.client.Done():
+			case <-time.After(lastWords):
+			}
+			return c.explain(errors.New("it is gone"))
+		case <-c.dead:
+			return wire.ErrSessionExpired
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.relist:
+			if raw, err := list(ctx, c.client, u.problem); err == nil {
+				u.learn(ctx, raw)
+			} else if ctx.Err() == nil {
+				u.problem(err)
+			}
+		}
+	}
+}
+
+func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(err).Msg("upstream") }
+
+// learn takes a fresh list of tools.
+func (u *Upstream) learn(ctx context.Context, raw []json.RawMessage) {
+	fresh := encode(raw)
+	u.mu.Lock()
+	same := bytes.Equal(fresh, u.listed)
+	u.mu.Unlock()
+	if same {
+		return
+	}
+	c := ReadCatalogue(raw)
+	for _, w := range c.Withheld {
+		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld: a host would drop the whole list for it")
+	}
+	u.set(func() { u.catalogue, u.listed = c, fresh })
+	if err := u.o.Cache.SaveCatalogue(ctx, u.key, fresh); err != nil && ctx.Err() == nil {
+		u.o.Log.Warn().Err(err).Msg("the upstream's catalogue could not be kept for the next start")
+	}
+	u.o.Changed()
+}
+
+// UnavailableError says that a call could not be passed on because its upstream
+// is not connected. It wraps [wire.ErrNotSent].
+type UnavailableError struct {
+	Upstream string
+	Cause    error
+}
+
+func (e *UnavailableError) Error() string {
+	return fmt.Sprintf("upstream %q is not available: %v; haldir keeps trying to connect", e.Upstream, e.Cause)
+}
+
+// Unwrap returns [wire.ErrNotSent] and the cause.
+func (e *UnavailableError) Unwrap() []error { return []error{wire.ErrNotSent, e.Cause} }
+
+// justFailed is how recent a failed attempt must be for a call not to wait for
+// another one.
+const justFailed = time.Second
+
+// connection returns the current connection, waiting for an attempt under way.
+// When none is, it asks for one.
+func (u *Upstream) connection(ctx context.Context) (*conn, error) {
+	asked := false
+	for {
+		u.mu.Lock()
+		c, trying, err, failedAt, news := u.conn, u.trying, u.err, u.failedAt, u.news
+		u.mu.Unlock()
+		switch {
+		case c != nil:
+			return c, nil
+		case trying:
+		case asked || time.Since(failedAt) < justFailed:
+			if err == nil {
+				err = errors.New("it has not been started")
+			}
+			return nil, &UnavailableError{u.Name(), err}
+		default:
+			asked = true
+			select {
+			case u.wake <- struct{}{}:
+			default:
+			}
+			select { // trying becomes true, or the attempt has come and gone
+			case <-news:
+				asked = false
+				continue
+			case <-time.After(justFailed):
+				continue
+			case <-ctx.Done():
+			}
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), wire.ErrNotSent)
+		}
+	}
+}
+
+// Call is one request for the upstream.
+type Call struct {
+	Method string
+	Params json.RawMessage // as they go out
+	// Token is the progress token in Params, nil if there is none, and Progress
+	// takes each progress notification with it, before the response.
+	Token    json.RawMessage
+	Progress func(wire.Message)
+}
+
+// Call passes a request on and returns the response as it came. When ctx ends,
+// the server is told and the cause is returned. An error that wraps
+// [wire.ErrNotSent] means that the request certainly did not leave haldir.
+func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
+	if d := u.o.Config.Call; d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, d, fmt.Errorf("upstream %q did not answer within %v (timeouts.call)", u.Name(), d))
+		defer cancel()
+	}
+	for again := true; ; again = false {
+		c, err := u.connection(ctx)
+		if err != nil {
+			return wire.Message{}, err
+		}
+		m, err := c.call(ctx, call)
+		if errors.Is(err, wire.ErrSessionExpired) {
+			c.expire()
+			if again { // the server did not handle it: it does not know the session
+				u.gone(ctx, c)
+				continue
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			err = fmt.Errorf("upstream %q: %w", u.Name(), err)
+		}
+		return m, err
+	}
+}
+
+// gone waits until c is no longer the connection.
+func (u *Upstream) gone(ctx context.Context, c *conn) {
+	for {
+		u.mu.Lock()
+		same, news := u.conn == c, u.news
+		if !same {
+			u.failedAt = time.Time{} // its end was no failed attempt
+		}
+		u.mu.Unlock()
+		if !same {
+			return
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
