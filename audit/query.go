@@ -40,6 +40,7 @@ type Filter struct {
 	Flagged                  bool
 	Since, Until             time.Time // Until is exclusive
 	Governance               bool      // with calls of haldir's own tools
+	Calls                    bool      // nothing but calls
 	Before                   uint64    // only entries with a smaller number; 0 means from the newest
 	Limit                    int       // at most so many; 0 means 50
 }
@@ -229,7 +230,7 @@ func (f Filter) selects(e *Entry) bool {
 	switch {
 	case e.Kind == KindGovernance.String() && !f.Governance && f.Status != StatusGovernance:
 		return false
-	case !isCall && (f.Tool != "" || f.Upstream != "" || f.Status != "" && f.Status != e.Status):
+	case !isCall && (f.Calls || f.Tool != "" || f.Upstream != "" || f.Status != "" && f.Status != e.Status):
 		return false
 	case f.Session != "" && e.SessionID != f.Session,
 		f.Agent != "" && e.AgentID != f.Agent,

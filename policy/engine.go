@@ -443,6 +443,7 @@ type Budget struct {
 	Start    time.Time // a counter with another start has run out and counts as zero
 	ResetsAt time.Time // zero when it never does
 	Shadow   bool
+	All      bool // it concerns every call, unconditionally
 }
 
 // Budgets lists the spend limits that concern calls of a session by an agent.
@@ -453,7 +454,10 @@ func (e *Engine) Budgets(session, agent string, now time.Time) []Budget {
 		if r.kind != TypeSpendLimit || len(r.agents) > 0 && !r.agents.match(agent) {
 			continue
 		}
-		b := Budget{Rule: r.id, Per: r.per, Limit: Micros(r.max), Key: r.key(&Call{Session: session, Agent: agent}), Shadow: r.shadow}
+		b := Budget{
+			Rule: r.id, Per: r.per, Limit: Micros(r.max), Key: r.key(&Call{Session: session, Agent: agent}), Shadow: r.shadow,
+			All: r.all && len(r.upstreams) == 0 && r.when == nil,
+		}
 		b.Start, b.ResetsAt = r.period.bounds(now, r.location)
 		out = append(out, b)
 	}

@@ -34,6 +34,12 @@ func (m Micros) MarshalJSON() ([]byte, error) {
 	return []byte(strings.TrimSuffix(s, ".")), nil
 }
 
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (m *Micros) UnmarshalJSON(b []byte) (err error) {
+	*m, err = ParseUSD(string(b))
+	return err
+}
+
 // Call is one tools/call as policies see it.
 type Call struct {
 	Session, Agent, Upstream, Tool string

@@ -17,7 +17,8 @@ const (
 
 // Catalogue is what a server offers.
 type Catalogue struct {
-	Known    bool // false until the server was seen once, now or in an earlier run
+	Known    bool   // false until the server was seen once, now or in an earlier run
+	Revision uint64 // grows with every change
 	Tools    []Tool
 	Withheld []Withheld
 }

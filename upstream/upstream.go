@@ -91,8 +91,11 @@ func New(o Options) *Upstream {
 // Name returns the upstream's name.
 func (u *Upstream) Name() string { return u.o.Config.Name }
 
-// Config returns the block it was made from.
-func (u *Upstream) Config() config.Upstream { return u.o.Config }
+// Bare reports whether the tools are listed under their own names.
+func (u *Upstream) Bare() bool { return u.o.Config.Bare }
+
+// Trusted reports whether the annotations of the tools count.
+func (u *Upstream) Trusted() bool { return u.o.Config.TrustAnnotations }
 
 // Restore takes the catalogue of an earlier run from the cache.
 func (u *Upstream) Restore(ctx context.Context) error {
@@ -104,7 +107,7 @@ func (u *Upstream) Restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the cached catalogue of upstream %q: %w", u.Name(), err)
 	}
-	u.set(func() { u.catalogue, u.listed = ReadCatalogue(raw), cached })
+	u.take(ReadCatalogue(raw), cached)
 	return nil
 }
 
@@ -130,6 +133,13 @@ func (u *Upstream) set(change func()) {
 	change()
 	close(u.news)
 	u.news = make(chan struct{})
+}
+
+func (u *Upstream) take(c Catalogue, from []byte) {
+	u.set(func() {
+		c.Revision = u.catalogue.Revision + 1
+		u.catalogue, u.listed = c, from
+	})
 }
 
 // Catalogue returns what is known of the server's tools.
@@ -268,7 +278,7 @@ func (u *Upstream) learn(ctx context.Context, raw []json.RawMessage) {
 	for _, w := range c.Withheld {
 		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld: a host would drop the whole list for it")
 	}
-	u.set(func() { u.catalogue, u.listed = c, fresh })
+	u.take(c, fresh)
 	if err := u.o.Cache.SaveCatalogue(ctx, u.key, fresh); err != nil && ctx.Err() == nil {
 		u.o.Log.Warn().Err(err).Msg("the upstream's catalogue could not be kept for the next start")
 	}

@@ -40,7 +40,7 @@ type Session struct {
 	Agent     string         `json:"agent_id"`
 	AllScopes bool           `json:"all_scopes,omitempty"`
 	Scopes    []string       `json:"scopes"`
-	Limit     *policy.Micros `json:"spend_limit_micros,omitempty"`
+	Limit     *policy.Micros `json:"spend_limit_usd,omitempty"`
 	Created   time.Time      `json:"created"`
 	ExpiresAt time.Time      `json:"expires_at,omitzero"`
 	RevokedAt time.Time      `json:"revoked_at,omitzero"`

@@ -284,7 +284,7 @@ func (t *tx) setCounter(k policy.CounterKey, c policy.Counter) error {
 // held is what a call has reserved until it is settled.
 type held struct {
 	Seq     uint64        `json:"seq"` // of the attempt
-	Cost    policy.Micros `json:"cost_micros"`
+	Cost    policy.Micros `json:"cost_usd"`
 	Session string        `json:"session"`
 	Holds   []hold        `json:"holds"`
 	Start   time.Time     `json:"start"`

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/mattn/go-isatty"
+	"github.com/rs/zerolog"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/proxy"
+	"github.com/haldir-mcp/haldir/upstream"
+)
+
+// app is one run of the program: what the verbs share, made when first needed.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+	layers   *config.Layered
+
+	cfg      *config.Config
+	settings config.Settings
+	log      zerolog.Logger
+	logFile  *os.File
+	ledger   *ledger.Ledger
+
+	ups     []*upstream.Upstream
+	secrets secrets
+}
+
+// load reads the config and the settings.
+func (a *app) load() error {
+	cfg, err := a.layers.Find()
+	if err != nil {
+		return &exit{code: exitUsage, err: err}
+	}
+	a.cfg = cfg
+	return a.set()
+}
+
+// set layers the settings over the config, if there is one, and opens the log.
+func (a *app) set() (err error) {
+	if a.settings, err = a.layers.Settings(a.cfg); err != nil {
+		return &exit{code: exitUsage, err: err}
+	}
+	return a.openLog()
+}
+
+func (a *app) openLog() error {
+	w := a.err
+	tty := false
+	if path := a.settings.LogFile; path != "" {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return &exit{code: exitUsage, err: fmt.Errorf("log.file: %w", err)}
+		}
+		a.logFile, w = f, f
+	} else if f, ok := a.err.(*os.File); ok {
+		tty = isatty.IsTerminal(f.Fd())
+	}
+	if a.settings.LogFormat == "console" || a.settings.LogFormat == "auto" && tty {
+		_, plain := os.LookupEnv("NO_COLOR")
+		w = zerolog.ConsoleWriter{Out: w, NoColor: plain || !tty, TimeFormat: time.TimeOnly}
+	}
+	level, err := zerolog.ParseLevel(a.settings.LogLevel)
+	if err != nil {
+		return &exit{code: exitUsage, err: err}
+	}
+	a.log = zerolog.New(w).Level(level).With().Timestamp().Logger()
+	return nil
+}
+
+// open opens the ledger.
+func (a *app) open() (err error) {
+	if a.ledger != nil {
+		return nil
+	}
+	a.ledger, err = ledger.Open(ledger.Options{Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log})
+	return err
+}
+
+// openState opens the ledger for verbs that need no config.
+func (a *app) openState() error {
+	if err := a.set(); err != nil {
+		return err
+	}
+	return a.open()
+}
+
+// use says which session the calls of this process belong to: the one named;
+// else the host's own, so that a haldir that is started anew goes on with the
+// same budget; else a new one.
+func (a *app) use(ctx context.Context) (ledger.Use, policy.SessionState, string, error) {
+	s := a.cfg.Session
+	terms := &ledger.Terms{Agent: s.Agent, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit, TTL: s.TTL}
+	if id := a.settings.SessionID; id != "" {
+		use := ledger.Use{ID: id}
+		found, err := a.ledger.Session(ctx, use)
+		if err != nil {
+			return use, policy.SessionState{}, "", fmt.Errorf("join session %s: %w", id, err)
+		}
+		if found.Origin == ledger.OriginConfig {
+			use.Terms = terms
+		}
+		return use, found.State(), found.Agent, nil
+	}
+	id := ledger.NewSessionID()
+	if host := os.Getenv("CLAUDE_CODE_SESSION_ID"); host != "" {
+		sum := sha256.Sum256([]byte("claude-code\x00" + host))
+		id = "ses_" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
+	}
+	return ledger.Use{ID: id, Terms: terms}, policy.SessionState{ID: id, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit}, s.Agent, nil
+}
+
+// server makes the upstreams and the proxy before them. Nothing is started.
+func (a *app) server(ctx context.Context) (*proxy.Server, ledger.Use, error) {
+	use, state, agent, err := a.use(ctx)
+	if err != nil {
+		return nil, use, err
+	}
+	var srv *proxy.Server
+	resolver := config.NewResolver(workingDir(), a.secrets.add)
+	var ups []proxy.Upstream
+	for _, c := range a.cfg.Upstreams {
+		u := upstream.New(upstream.Options{
+			Config: c, Resolver: resolver, Cache: a.ledger, Log: a.log.With().Str("upstream", c.Name).Logger(), Version: version(),
+			MaxMessage: a.settings.MaxMessage, Changed: func() { srv.Changed() },
+		})
+		a.ups = append(a.ups, u)
+		ups = append(ups, u)
+	}
+	srv = proxy.New(proxy.Options{
+		Upstreams: ups, Engine: a.cfg.Engine, Ledger: a.ledger, Use: use, Session: state, Agent: agent, Config: audit.Hash(a.cfg.SHA256),
+		Detail: a.settings.Arguments, Secrets: a.secrets.list, HideNever: a.settings.DeniedTools == "hide", NameLimit: a.settings.ToolNameLimit,
+		ListWait: a.settings.ListWait, Message: a.settings.MaxMessage, Version: version(), Log: a.log, Initialize: a.start,
+	})
+	return srv, use, nil
+}
+
+// start restores what is known of the upstreams and begins to connect to them.
+func (a *app) start() {
+	for _, u := range a.ups {
+		if err := u.Restore(context.Background()); err != nil {
+			a.log.Warn().Err(err).Str("upstream", u.Name()).Msg("the tools of the last run are not at hand")
+		}
+		u.Start()
+	}
+}
+
+// stop ends the upstreams, all at once.
+func (a *app) stop() {
+	var wg sync.WaitGroup
+	for _, u := range a.ups {
+		wg.Go(u.Close)
+	}
+	wg.Wait()
+	a.ups = nil
+}
+
+// closeGrace bounds how long the ledger may take at the end.
+const closeGrace = 2 * time.Second
+
+func (a *app) close() error {
+	a.stop()
+	var err error
+	if a.ledger != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
+		defer cancel()
+		err = a.ledger.Close(ctx)
+		a.ledger = nil
+	}
+	if a.logFile != nil {
+		err = errors.Join(err, a.logFile.Close())
+		a.logFile = nil
+	}
+	return err
+}
+
+// secrets are the texts that came from outside the config.
+type secrets struct {
+	mu   sync.Mutex
+	seen []string
+}
+
+func (s *secrets) add(v string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = append(s.seen, v)
+}
+
+func (s *secrets) list() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen[:len(s.seen):len(s.seen)]
+}
+
+// printJSON writes one object, indented.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// printTable writes rows in columns.
+func (a *app) printTable(head []string, rows [][]string) error {
+	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
+	for _, r := range append([][]string{head}, rows...) {
+		if _, err := fmt.Fprintln(w, strings.Join(r, "\t")); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+func (a *app) printf(format string, args ...any) error {
+	_, err := fmt.Fprintf(a.out, format, args...)
+	return err
+}
+
+// plain makes text from outside safe and short enough for a terminal.
+func plain(s string, limit int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+			return '\ufffd'
+		}
+		return r
+	}, s)
+	if r := []rune(s); limit > 0 && len(r) > limit {
+		return string(r[:limit-1]) + "…"
+	}
+	return s
+}
+
+func when(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mattn/go-isatty"
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/audit"
+)
+
+func auditCommand(a *app) *cobra.Command {
+	return group("audit", "List, show and verify the record of every attempt", auditList(a), auditShow(a), auditVerify(a))
+}
+
+func auditList(a *app) *cobra.Command {
+	var f audit.Filter
+	var status, since, until string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List entries, the newest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			f.Status = audit.Status(status)
+			if f.Since, err = moment(since); err != nil {
+				return usage("--since: %w", err)
+			}
+			if f.Until, err = moment(until); err != nil {
+				return usage("--until: %w", err)
+			}
+			if f.Limit < 1 {
+				return usage("--limit must be at least 1")
+			}
+			if err := a.openState(); err != nil {
+				return err
+			}
+			f.Session = a.settings.SessionID
+			entries, next, err := a.ledger.Find(cmd.Context(), f)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				if entries == nil {
+					entries = []audit.Entry{}
+				}
+				return a.printJSON(map[string]any{"count": len(entries), "entries": entries, "next": next})
+			}
+			var rows [][]string
+			for _, e := range entries {
+				what := e.Upstream + "/" + e.Tool
+				if e.Tool == "" {
+					what = e.Kind
+				}
+				note := e.FlagReason
+				rows = append(rows, []string{strconv.FormatUint(e.Seq, 10), when(e.Timestamp), string(e.Status), plain(what, 40), plain(note, 60)})
+			}
+			if err := a.printTable([]string{"SEQ", "TIME", "STATUS", "TOOL", "REASON"}, rows); err != nil {
+				return err
+			}
+			if next > 0 {
+				a.say("there is more: --before %d", next)
+			}
+			return nil
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.Agent, "agent", "", "only this agent")
+	fl.StringVar(&f.Upstream, "upstream", "", "only this upstream")
+	fl.StringVar(&f.Tool, "tool", "", "only this tool (upstream/tool or its own name)")
+	fl.StringVar(&status, "status", "", "only running, allowed, error, denied, cancelled or abandoned")
+	fl.BoolVar(&f.Flagged, "flagged", false, "only denials and anomalies")
+	fl.BoolVar(&f.Governance, "governance", false, "with calls of haldir's own tools")
+	fl.StringVar(&since, "since", "", "from this time on: RFC 3339, or an age such as 7d or 2h")
+	fl.StringVar(&until, "until", "", "before this time: RFC 3339, or an age")
+	fl.Uint64Var(&f.Before, "before", 0, "only entries with a smaller number, to go on with a list")
+	fl.IntVar(&f.Limit, "limit", 50, "at most so many")
+	fl.BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+// moment reads a time, or an age.
+func moment(text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	if t, err := time.ParseInLocation(time.DateOnly, text, time.Local); err == nil {
+		return t, nil
+	}
+	age := text
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.Atoi(days); err == nil {
+			age = fmt.Sprintf("%dh", n*24)
+		}
+	}
+	d, err := time.ParseDuration(age)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is neither a time such as 2006-01-02T15:04:05Z nor an age such as 7d or 2h", text)
+	}
+	return time.Now().Add(-d), nil
+}
+
+func auditShow(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show SEQ",
+		Short: "Show one entry with everything that is recorded of it",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			seq, err := strconv.ParseUint(strings.TrimPrefix(args[0], "aud_"), 10, 64)
+			if err != nil {
+				return usage("%q is no number of an entry", args[0])
+			}
+			if err := a.openState(); err != nil {
+				return err
+			}
+			e, ok, err := a.ledger.Entry(cmd.Context(), seq)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				return fmt.Errorf("there is no entry %d", seq)
+			}
+			if asJSON {
+				return a.printJSON(e)
+			}
+			return a.printEntry(e)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+// printEntry writes the fields that are set, one a line.
+func (a *app) printEntry(e audit.Entry) error {
+	raw, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	dec := json.NewDecoder(strings.NewReader(string(raw)))
+	if _, err := dec.Token(); err != nil {
+		return err
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return err
+		}
+		text := string(value)
+		var s string
+		if json.Unmarshal(value, &s) == nil {
+			text = s
+		}
+		if err := a.printf("%-18v %s\n", key, plain(text, 0)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func auditVerify(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Check that no record was changed, removed, added or moved",
+		Long: "verify reads the whole chain. It exits with status 4 and names the first bad\n" +
+			"record when the chain is not intact.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.openState(); err != nil {
+				return err
+			}
+			v, err := a.ledger.Verify(cmd.Context(), a.progress())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(map[string]any{"ok": true, "records": v.Count(), "head": v.Head().String()})
+			}
+			return a.printf("verify: ok (%d records, head %s)\n", v.Count(), v.Head())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+// progress shows how far long work has come, on a terminal only.
+func (a *app) progress() func(done, total uint64) {
+	f, ok := a.err.(*os.File)
+	if !ok || !isatty.IsTerminal(f.Fd()) {
+		return nil
+	}
+	return func(done, total uint64) {
+		_, _ = fmt.Fprintf(a.err, "\r%d of %d records", done, total) // only for the eye
+		if done >= total {
+			_, _ = fmt.Fprint(a.err, "\r\033[K")
+		}
+	}
+}

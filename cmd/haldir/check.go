@@ -1,0 +1,71 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+)
+
+func checkCommand(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Check a config file and say what is wrong with it, and where",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			path := ""
+			if len(args) > 0 {
+				path = args[0]
+			} else {
+				var err error
+				if path, _, err = a.layers.ConfigPath(); err != nil {
+					return usage("%w", err)
+				}
+			}
+			cfg, err := config.Load(path)
+			problems, broken := err.(config.Problems) //nolint:errorlint // Load says so
+			if err != nil && !broken {
+				return &exit{code: exitUsage, err: err}
+			}
+			if !broken {
+				problems = cfg.Warnings
+			}
+			if asJSON {
+				if problems == nil {
+					problems = config.Problems{}
+				}
+				if err := a.printJSON(map[string]any{"file": path, "ok": !broken, "problems": problems}); err != nil {
+					return err
+				}
+				if broken {
+					return &exit{code: exitUsage, err: err, silent: true}
+				}
+				return nil
+			}
+			if broken {
+				return problems
+			}
+			for _, p := range problems {
+				a.say("%s", p)
+			}
+			return a.printf("%s: ok: %d upstream(s), %d polic(ies)\n", path, len(cfg.Upstreams), len(cfg.Ruleset.Policies))
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func schemaCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON Schema of haldir.yaml, for editors",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			s, err := config.Schema()
+			if err != nil {
+				return err
+			}
+			return a.printf("%s\n", s)
+		},
+	}
+}

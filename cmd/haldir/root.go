@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	_ "time/tzdata" // time windows must work where the system has no zones
+
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/ledger"
+)
+
+// Words to people go to err, in lower case and without a full stop; results go
+// to out. In serve, out belongs to the protocol.
+
+// Exit codes.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2 // the command line or the config
+	exitRefused = 3 // by policy
+	exitDamaged = 4 // verification failed
+)
+
+// exit is an error with its exit code. A silent one has been told already.
+type exit struct {
+	code   int
+	err    error
+	silent bool
+}
+
+func (e *exit) Error() string { return e.err.Error() }
+func (e *exit) Unwrap() error { return e.err }
+
+func usage(format string, args ...any) error {
+	return &exit{code: exitUsage, err: fmt.Errorf(format, args...)}
+}
+
+// run is the whole program.
+func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	a := &app{in: in, out: out, err: errOut}
+	cmd := root(a)
+	cmd.SetArgs(args)
+	cmd.SetIn(in)
+	cmd.SetOut(out)
+	cmd.SetErr(errOut)
+	err := errors.Join(cmd.ExecuteContext(ctx), a.close())
+	if err == nil {
+		return exitDone
+	}
+	return a.explain(err)
+}
+
+// explain tells a person what went wrong and what to do, and returns the code.
+func (a *app) explain(err error) int {
+	var e *exit
+	code := exitFailed
+	if errors.As(err, &e) {
+		code = e.code
+		if e.silent {
+			return code
+		}
+	}
+	var problems config.Problems
+	var damage *audit.Damage
+	hint := ""
+	switch {
+	case errors.As(err, &problems):
+		code = exitUsage
+		for _, p := range problems {
+			a.say("%s", p)
+		}
+		a.say("haldir: %d problem(s) in the config; docs/policies.md and `haldir schema` describe it", len(problems))
+		return code
+	case errors.As(err, &damage):
+		code = exitDamaged
+		hint = "the audit was changed outside haldir; keep the file as it is and compare it with a backup"
+	case errors.Is(err, ledger.ErrDamaged):
+		code = exitDamaged
+		hint = "haldir has not touched the file; make a copy of the state directory before anything else"
+	case errors.Is(err, ledger.ErrBusy):
+		hint = "`ps` shows the process; a suspended one (Ctrl-Z) is continued with `fg`"
+	case errors.Is(err, ledger.ErrNoSession):
+		code = exitUsage
+		hint = "`haldir session list` shows the sessions there are"
+	}
+	a.say("haldir: %s", strings.ReplaceAll(err.Error(), "\n", "\nhaldir: "))
+	if hint != "" {
+		a.say("haldir: hint: %s", hint)
+	}
+	return code
+}
+
+func (a *app) say(format string, args ...any) {
+	_, _ = fmt.Fprintf(a.err, format+"\n", args...) // nobody is left to tell
+}
+
+func root(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "haldir",
+		Short: "A guard between an AI agent and its MCP servers",
+		Long: "haldir merges the tools of the MCP servers in haldir.yaml, lets through the calls\n" +
+			"that policy allows, and records every attempt, allowed or not.\n\n" +
+			"exit status: 0 done, 1 failed, 2 usage or config, 3 refused by policy,\n" +
+			"4 verification failed",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	f := cmd.PersistentFlags()
+	f.String("config", "", "the config file (HALDIR_CONFIG)")
+	f.String("state-dir", "", "the directory of the ledger (HALDIR_STATE_DIR)")
+	f.String("session", "", "join this session (HALDIR_SESSION_ID)")
+	f.String("log-level", "", "debug, info, warn or error (HALDIR_LOG_LEVEL)")
+	f.String("log-format", "", "auto, console or json (HALDIR_LOG_FORMAT)")
+	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) (err error) {
+		a.layers, err = config.Layer(cmd.Flags())
+		return err
+	}
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage("%w; see: %s --help", err, cmd.CommandPath())
+	})
+	cmd.AddCommand(
+		serveCommand(a), demoCommand(a), checkCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
+		sessionCommand(a), auditCommand(a), spendCommand(a), policyCommand(a), upstreamCommand(a), versionCommand(a),
+	)
+	for _, c := range cmd.Commands() {
+		wrapArgs(c)
+	}
+	return cmd
+}
+
+// wrapArgs makes a wrong number of arguments a usage error with its exit code.
+func wrapArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usage("%w; see: %s --help", err, cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, c := range cmd.Commands() {
+		wrapArgs(c)
+	}
+}
+
+// group is a verb that only has verbs below it.
+func group(use, short string, verbs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return usage("%s needs a verb; see: %s --help", cmd.CommandPath(), cmd.CommandPath())
+	}}
+	cmd.AddCommand(verbs...)
+	return cmd
+}
+
+// workingDir is where haldir was started, which ${root} stands for.
+func workingDir() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "."
+	}
+	return dir
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/proxy"
+)
+
+// stopGrace is how long the calls may take to end after a signal. The host
+// kills haldir half a second after its first one.
+const stopGrace = 50 * time.Millisecond
+
+func serveCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve",
+		Short: "Serve MCP on stdin and stdout, for a client to launch",
+		Long: "serve is what an MCP client launches. It reads haldir.yaml, connects to the\n" +
+			"upstreams in the background and speaks MCP on stdin and stdout until its input\n" +
+			"ends or it is interrupted. Its log goes to stderr.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context()) },
+	}
+}
+
+func (a *app) serve(ctx context.Context) error {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	srv, err := a.prepare(ctx)
+	if err != nil {
+		// Hosts show what initialize answers and hide stderr and exit codes.
+		a.explain(err)
+		return a.interruptible(ctx, func() error { return proxy.Refuse(a.in, a.out, whole(err)) })
+	}
+	for _, w := range a.cfg.Warnings {
+		a.log.Warn().Msg(w.String())
+	}
+	for _, name := range config.UnknownVariables(os.Environ()) {
+		a.log.Warn().Msg("unknown variable " + name)
+	}
+	if a.cfg.Path == "" {
+		a.log.Warn().Msg("there is no config: only haldir's own tools are served; see docs/getting-started.md")
+	}
+	return a.interruptible(ctx, func() error { return srv.Serve(ctx, a.in, a.out) })
+}
+
+func (a *app) prepare(ctx context.Context) (*proxy.Server, error) {
+	if err := a.load(); err != nil {
+		return nil, err
+	}
+	if err := a.open(); err != nil {
+		return nil, err
+	}
+	srv, _, err := a.server(ctx)
+	return srv, err
+}
+
+// whole is the message for the host: every problem of a config, not the first.
+func whole(err error) error {
+	var problems config.Problems
+	if errors.As(err, &problems) {
+		return problems
+	}
+	return err
+}
+
+// interruptible runs f until it returns, or until shortly after ctx has ended:
+// f may be stuck in a read or in a write to a host that does not read.
+func (a *app) interruptible(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(stopGrace):
+		return nil
+	}
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"encoding/json"
+
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/proxy"
+)
+
+func toolsCommand(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "tools",
+		Short: "List the tools an agent sees, and what was hidden, renamed or withheld",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			srv, err := a.prepare(cmd.Context())
+			if err != nil {
+				return err
+			}
+			entries, notes := srv.Tools(cmd.Context())
+			if asJSON {
+				return a.toolsJSON(entries, notes)
+			}
+			var rows [][]string
+			for _, e := range entries {
+				seen := "yes"
+				if e.Hidden && a.settings.DeniedTools == "hide" {
+					seen = "denied"
+				}
+				rows = append(rows, []string{plain(e.Exposed, 48), plain(e.ID(), 48), seen})
+			}
+			if err := a.printTable([]string{"NAME", "CANONICAL ID", "LISTED"}, rows); err != nil {
+				return err
+			}
+			for _, n := range notes {
+				a.say("haldir: %s/%s: %s", n.Upstream, plain(n.Tool, 64), plain(n.Text, 200))
+			}
+			for _, u := range a.ups {
+				if st := u.Status(); st.Err != nil {
+					a.say("haldir: upstream %s: %s", u.Name(), plain(st.Err.Error(), 300))
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func (a *app) toolsJSON(entries []proxy.Entry, notes []proxy.Note) error {
+	type tool struct {
+		proxy.Entry
+		ID         string          `json:"id"`
+		Definition json.RawMessage `json:"definition"`
+	}
+	tools := []tool{}
+	for _, e := range entries {
+		tools = append(tools, tool{e, e.ID(), e.Definition()})
+	}
+	if notes == nil {
+		notes = []proxy.Note{}
+	}
+	return a.printJSON(map[string]any{"tools": tools, "notes": notes})
+}

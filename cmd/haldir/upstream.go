@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func upstreamCommand(a *app) *cobra.Command {
+	return group("upstream", "List the upstreams", upstreamList(a))
+}
+
+func upstreamList(a *app) *cobra.Command {
+	var asJSON bool
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "Connect to every upstream and say how it is doing",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := a.prepare(cmd.Context()); err != nil {
+				return err
+			}
+			a.start()
+			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
+			defer cancel()
+			var wg sync.WaitGroup
+			for _, u := range a.ups {
+				wg.Go(func() { u.Connected(ctx) })
+			}
+			wg.Wait()
+			type entry struct {
+				Name     string `json:"name"`
+				State    string `json:"state"`
+				Server   string `json:"server,omitempty"`
+				Protocol string `json:"protocol,omitempty"`
+				Tools    int    `json:"tools"`
+				Error    string `json:"error,omitempty"`
+			}
+			list := []entry{}
+			var rows [][]string
+			for _, u := range a.ups {
+				st := u.Status()
+				e := entry{Name: u.Name(), State: string(st.State), Server: st.Server, Protocol: st.Version, Tools: len(u.Catalogue().Tools)}
+				note := st.Server
+				if st.Err != nil {
+					e.Error = st.Err.Error()
+					note = e.Error
+				}
+				list = append(list, e)
+				rows = append(rows, []string{e.Name, e.State, strconv.Itoa(e.Tools), e.Protocol, plain(note, 120)})
+			}
+			if asJSON {
+				return a.printJSON(map[string]any{"upstreams": list})
+			}
+			return a.printTable([]string{"NAME", "STATE", "TOOLS", "PROTOCOL", "SERVER"}, rows)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	cmd.Flags().DurationVar(&wait, "wait", 10*time.Second, "how long to wait for them")
+	return cmd
+}

@@ -1,0 +1,271 @@
+package proxy
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/upstream"
+)
+
+// toolCall is a tools/call request taken apart.
+type toolCall struct {
+	raw       json.RawMessage // params
+	name      wire.Member     // in raw
+	tool      string
+	arguments json.RawMessage // nil if absent or null
+	token     json.RawMessage // the progress token, nil if absent
+}
+
+func readToolCall(params json.RawMessage) (toolCall, error) {
+	c := toolCall{raw: params}
+	members, err := wire.Members(params)
+	if err != nil {
+		return c, errors.New("tools/call needs params with a name")
+	}
+	var ok bool
+	if c.name, ok = wire.Find(members, "name"); !ok {
+		return c, errors.New("tools/call needs a name")
+	}
+	if c.tool, ok = wire.String(c.name.Value); !ok {
+		return c, fmt.Errorf("the name must be a text, not %s", wire.KindOf(c.name.Value))
+	}
+	if a, ok := wire.Find(members, "arguments"); ok && string(a.Value) != "null" {
+		if wire.KindOf(a.Value) != "an object" {
+			return c, fmt.Errorf("arguments must be an object, not %s", wire.KindOf(a.Value))
+		}
+		c.arguments = a.Value
+	}
+	if meta, ok := wire.Find(members, "_meta"); ok {
+		fields, err := wire.Members(meta.Value)
+		if err != nil {
+			return c, fmt.Errorf("_meta must be an object, not %s", wire.KindOf(meta.Value))
+		}
+		if t, ok := wire.Find(fields, "progressToken"); ok {
+			c.token = t.Value
+		}
+	}
+	return c, nil
+}
+
+// callTool is the one path of a call: route, reserve, forward, settle.
+func (s *Server) callTool(r *request) []byte {
+	id := r.msg.ID
+	call, err := readToolCall(r.msg.Params)
+	if err != nil {
+		return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: err.Error(), ID: id})
+	}
+	entry, missing := s.route(r.ctx, call.tool)
+	if r.ctx.Err() != nil && missing != nil {
+		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: id})
+	}
+	attempt := s.attempt(entry, call, missing)
+	if entry.Upstream == ownName {
+		return s.govern(r, entry, call, attempt)
+	}
+
+	ticket, decision, err := s.o.Ledger.Reserve(r.ctx, attempt, s.o.Engine)
+	if err != nil {
+		r.refused = true
+		s.o.Log.Error().Err(err).Str("tool", call.tool).Msg("a call was refused because it could not be recorded")
+		return wire.Result(id, Refusal{
+			Error:     fmt.Sprintf("Tool '%s' was not called, since the call could not be recorded: %v", call.tool, err),
+			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: true,
+		}.result())
+	}
+	if decision.Verdict != policy.Allow {
+		r.refused = true
+		s.o.Log.Info().Str("tool", call.tool).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
+		return wire.Result(id, refusal(decision, ticket).result())
+	}
+	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
+	defer func() { s.o.Ledger.Settle(ticket, outcome) }() // also after a panic: what began must end
+
+	if r.ctx.Err() != nil {
+		outcome = ledger.Outcome{Result: ledger.NotSent, Reason: context.Cause(r.ctx).Error()}
+		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: id})
+	}
+	m, err := entry.up.Call(r.ctx, upstream.Call{
+		Method: "tools/call", Params: wire.Splice(call.raw, call.name.Start, call.name.End, wire.Quote(entry.Tool)), Token: call.token,
+		Progress: func(m wire.Message) {
+			if !r.silent.Load() {
+				s.write(m.Raw)
+			}
+		},
+	})
+	if err != nil {
+		outcome = failed(r.ctx, err)
+		return wire.Failure(&wire.Error{
+			Code: wire.CodeInternal, Message: err.Error(), ID: id,
+			Data: fmt.Appendf(nil, `{"source":"haldir","upstream":%s}`, wire.Quote(entry.Upstream)),
+		})
+	}
+	outcome = answered(m, decision)
+	return m.WithID(id)
+}
+
+// route finds the tool of a call. A name that is not known yet may belong to an
+// upstream that has never been seen: its first attempt to connect is awaited.
+func (s *Server) route(ctx context.Context, name string) (Entry, error) {
+	e, err := s.current().find(name)
+	if !errors.Is(err, errUnknownTool) {
+		return e, err
+	}
+	up := s.namesake(name)
+	if up == nil {
+		s.settle(ctx)
+	} else if !up.Catalogue().Known {
+		up.Connected(ctx)
+	}
+	if e, err = s.current().find(name); !errors.Is(err, errUnknownTool) {
+		return e, err
+	}
+	if up == nil {
+		return Entry{Tool: name}, err
+	}
+	_, tool, _ := strings.Cut(name, "/")
+	if t, ok := strings.CutPrefix(name, up.Name()+separator); ok {
+		tool = t
+	}
+	e = Entry{Upstream: up.Name(), Tool: tool}
+	if !up.Catalogue().Known {
+		return e, errUnavailable
+	}
+	return e, err
+}
+
+var errUnavailable = errors.New("its upstream has not been reached yet")
+
+// namesake returns the upstream that a tool's name begins with.
+func (s *Server) namesake(name string) Upstream {
+	for _, up := range s.o.Upstreams {
+		if strings.HasPrefix(name, up.Name()+separator) || strings.HasPrefix(name, up.Name()+"/") {
+			return up
+		}
+	}
+	return nil
+}
+
+// attempt describes a call to the ledger. missing is why it has no tool.
+func (s *Server) attempt(e Entry, call toolCall, missing error) ledger.Attempt {
+	s.mu.Lock()
+	client := s.client
+	s.mu.Unlock()
+	a := ledger.Attempt{
+		Use: s.o.Use, Client: client, Config: s.o.Config, Body: audit.NewBody(call.arguments, s.o.Detail, s.o.Secrets()),
+	}
+	switch {
+	case missing == nil:
+		a.Call = s.call(e, call.arguments)
+	case errors.Is(missing, errUnavailable):
+		a.Call = policy.Call{Upstream: e.Upstream, Tool: e.Tool}
+		a.Refused = &policy.Finding{
+			Policy: policyUnavailable, Rule: policyUnavailable,
+			Reason: fmt.Sprintf("Tool '%s' cannot be called: upstream '%s' has not been reached yet; haldir keeps trying", call.tool, e.Upstream),
+		}
+	case errors.Is(missing, errUnknownTool):
+		a.Call = policy.Call{Upstream: e.Upstream, Tool: e.Tool}
+		a.Refused = &policy.Finding{
+			Policy: policyUnknownTool, Rule: policyUnknownTool, Reason: fmt.Sprintf("There is no tool '%s'", call.tool),
+		}
+	default:
+		a.Call = policy.Call{Tool: call.tool}
+		a.Refused = &policy.Finding{Policy: policyUnknownTool, Rule: policyUnknownTool, Reason: upperFirst(missing.Error())}
+	}
+	return a
+}
+
+func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+// failed is the outcome of a call that brought no response. Only a request that
+// certainly never left haldir costs nothing.
+func failed(ctx context.Context, err error) ledger.Outcome {
+	out := ledger.Outcome{Result: ledger.Unknown, Reason: err.Error()}
+	switch {
+	case errors.Is(err, wire.ErrNotSent):
+		out.Result = ledger.NotSent
+	case errors.Is(context.Cause(ctx), errCancelled):
+		out.Result = ledger.Cancelled
+	}
+	return out
+}
+
+// answered is the outcome of a call that the upstream answered.
+func answered(m wire.Message, d policy.Decision) ledger.Outcome {
+	out := ledger.Outcome{Result: ledger.Done}
+	if m.Error != nil {
+		out.Result = ledger.Failed
+		out.ResultSHA256 = sha256.Sum256(m.Error)
+		return out
+	}
+	out.ResultSHA256 = sha256.Sum256(m.Result)
+	members, err := wire.Members(m.Result)
+	if err == nil {
+		if e, ok := wire.Find(members, "isError"); ok && string(e.Value) == "true" {
+			out.Result = ledger.Failed
+		}
+	}
+	if d.CostFrom != "" {
+		actual, err := policy.Amount(m.Result, d.CostFrom)
+		if err != nil {
+			out.Reason = fmt.Sprintf("the actual cost at %s in the result: %v; the reserved %s counts", d.CostFrom, err, d.Cost)
+		} else {
+			out.Actual = &actual
+		}
+	}
+	return out
+}
+
+// govern calls one of haldir's own tools: never judged, always recorded.
+func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attempt) []byte {
+	m, err := e.up.Call(r.ctx, upstream.Call{Method: "tools/call", Params: call.raw})
+	failure := ""
+	if err != nil {
+		failure = err.Error()
+	}
+	if err := s.o.Ledger.Record(r.ctx, attempt, failure); err != nil {
+		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: fmt.Sprintf("the call could not be recorded: %v", err), ID: r.msg.ID})
+	}
+	if err != nil {
+		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: err.Error(), ID: r.msg.ID})
+	}
+	return m.WithID(r.msg.ID)
+}
+
+// Call makes a tools/call as the host would, for the command line, and returns
+// the response. refused tells that it is haldir's own and nothing was called.
+func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessage) (m wire.Message, refused bool, err error) {
+	s.start()
+	params := append([]byte(`{"name":`), wire.Quote(tool)...)
+	if arguments != nil {
+		params = append(append(params, `,"arguments":`...), arguments...)
+	}
+	msg, err := wire.ParseStrict(wire.Request(json.RawMessage("1"), "tools/call", append(params, '}')))
+	if err != nil {
+		return wire.Message{}, false, err
+	}
+	r := &request{msg: msg, ctx: ctx}
+	m, err = wire.ParseLenient(s.callTool(r))
+	return m, r.refused, err
+}
+
+// Explain decides about a call without making or recording it.
+func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMessage) (Entry, ledger.Session, policy.Decision, error) {
+	s.start()
+	e, err := s.route(ctx, tool)
+	if err != nil {
+		return e, ledger.Session{}, policy.Decision{}, fmt.Errorf("%s: %w", tool, err)
+	}
+	if e.Upstream == ownName {
+		return e, ledger.Session{}, policy.Decision{Verdict: policy.Allow}, nil
+	}
+	session, d, err := s.o.Ledger.Check(ctx, s.o.Use, s.call(e, arguments), s.o.Engine)
+	return e, session, d, err
+}

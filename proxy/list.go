@@ -1,0 +1,126 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"sync"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// current returns the merged catalogue.
+func (s *Server) current() *table {
+	var revision uint64
+	for _, up := range s.ups {
+		revision += up.Catalogue().Revision
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.table == nil || s.table.revision < revision {
+		s.table = build(s.ups, s.o.NameLimit, s.never)
+	}
+	return s.table
+}
+
+// never reports whether policy could never allow a tool in this session.
+func (s *Server) never(e Entry) bool {
+	return e.Upstream != ownName && s.o.Engine.Never(s.call(e, nil), s.o.Session)
+}
+
+// call makes the policy's view of a call.
+func (s *Server) call(e Entry, arguments []byte) policy.Call {
+	return policy.Call{
+		Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: e.Upstream, Tool: e.Tool, Arguments: arguments,
+		ReadOnly: e.def.ReadOnly && e.up.Trusted(),
+	}
+}
+
+// settle waits until every upstream's tools are known or its first attempt has
+// failed, at most list_wait.
+func (s *Server) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, s.o.ListWait)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, up := range s.ups {
+		wg.Go(func() { up.Settled(ctx) })
+	}
+	wg.Wait()
+}
+
+// Tools returns the merged list and what was changed or withheld, waiting for
+// upstreams that were never seen as tools/list does.
+func (s *Server) Tools(ctx context.Context) ([]Entry, []Note) {
+	s.start()
+	s.settle(ctx)
+	t := s.current()
+	return t.entries, t.notes
+}
+
+// Definition returns the tool's definition as its upstream gives it.
+func (e Entry) Definition() []byte { return e.def.Raw }
+
+// list encodes the tools that the host sees.
+func (s *Server) list() []byte {
+	b := []byte(`{"tools":[`)
+	first := true
+	for _, e := range s.current().entries {
+		if e.Hidden && s.o.HideNever {
+			continue
+		}
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		if e.Exposed == e.Tool {
+			b = append(b, e.def.Raw...)
+		} else {
+			b = append(b, e.def.As(e.Exposed)...)
+		}
+	}
+	return append(b, "]}"...)
+}
+
+func (s *Server) listTools(r *request) []byte {
+	if members, err := wire.Members(r.msg.Params); err == nil {
+		if _, ok := wire.Find(members, "cursor"); ok {
+			return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: "haldir lists all tools on one page; it has given out no cursor", ID: r.msg.ID})
+		}
+	}
+	s.settle(r.ctx)
+	list := s.list()
+	s.mu.Lock()
+	s.listed = list
+	s.mu.Unlock()
+	return wire.Result(r.msg.ID, list)
+}
+
+// debounce is how long a change of the tools waits for more of its kind.
+const debounce = 50 * time.Millisecond
+
+// notify tells the host when the list it has seen is out of date.
+func (s *Server) notify(ctx context.Context) {
+	for {
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(debounce):
+		case <-ctx.Done():
+			return
+		}
+		list := s.list()
+		s.mu.Lock()
+		stale := s.listed != nil && !bytes.Equal(s.listed, list)
+		if stale {
+			s.listed = list // said once
+		}
+		s.mu.Unlock()
+		if stale {
+			s.write(wire.Notification("notifications/tools/list_changed", nil))
+		}
+	}
+}

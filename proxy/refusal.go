@@ -1,0 +1,66 @@
+package proxy
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// Policy names of refusals that do not come from the rules.
+const (
+	policyUnknownTool = "unknown_tool"
+	policyUnavailable = "unavailable"
+	policyLedger      = "ledger"
+)
+
+// Refusal is what an agent is told about a call that was not let through.
+type Refusal struct {
+	Error     string    `json:"error"`
+	BlockedBy string    `json:"blocked_by"`
+	Policy    string    `json:"policy"`
+	Rule      string    `json:"rule"`
+	Retryable bool      `json:"retryable"`
+	RetryAt   time.Time `json:"retry_at,omitzero"`
+	AuditID   string    `json:"audit_id,omitempty"`
+}
+
+// noUse is added where trying again, or another way, cannot help.
+const noUse = ". Do not retry it or try to reach the same end by another way; ask the user if it is needed"
+
+func refusal(d policy.Decision, t ledger.Ticket) Refusal {
+	r := Refusal{
+		Error: d.Reason, BlockedBy: "haldir", Policy: d.Policy, Rule: d.Rule, Retryable: !d.RetryAt.IsZero(), RetryAt: d.RetryAt, AuditID: t.AuditID(),
+	}
+	switch {
+	case r.Retryable || d.Policy == policyUnknownTool || d.Policy == policyUnavailable:
+	case d.Policy == policy.PolicySession && d.Rule == "expired":
+		r.Error += "; the user can renew it with: haldir session create"
+	default:
+		r.Error += noUse
+	}
+	return r
+}
+
+// result returns r as the result of tools/call. A refusal is a result, not a
+// JSON-RPC error: hosts show their models the text of the one and drop most of
+// the other.
+func (r Refusal) result() json.RawMessage {
+	text, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // strings, a bool and a time of this century
+	}
+	type block struct {
+		Type string `json:"type"`
+		Text string `json:"text"`
+	}
+	out, err := json.Marshal(struct {
+		Content []block `json:"content"`
+		IsError bool    `json:"isError"`
+	}{[]block{{"text", string(text)}}, true})
+	if err != nil {
+		panic(err) // as above
+	}
+	return out
+}

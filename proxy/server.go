@@ -1,0 +1,395 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/upstream"
+)
+
+// Upstream is what the proxy needs of a server behind it.
+type Upstream interface {
+	Name() string
+	Bare() bool // its tools are listed under their own names
+	Trusted() bool
+	Catalogue() upstream.Catalogue
+	Settled(ctx context.Context)
+	Connected(ctx context.Context)
+	Call(ctx context.Context, c upstream.Call) (wire.Message, error)
+}
+
+// Ledger is what the proxy needs of the ledger.
+type Ledger interface {
+	Reserve(ctx context.Context, a ledger.Attempt, d ledger.Decider) (ledger.Ticket, policy.Decision, error)
+	Settle(t ledger.Ticket, out ledger.Outcome)
+	Check(ctx context.Context, u ledger.Use, call policy.Call, d ledger.Decider) (ledger.Session, policy.Decision, error)
+	Record(ctx context.Context, a ledger.Attempt, failed string) error
+	Spent(ctx context.Context, u ledger.Use, b ledger.Budgeter) (ledger.Spend, []policy.Budget, error)
+	Find(ctx context.Context, f audit.Filter) ([]audit.Entry, uint64, error)
+}
+
+// Options configure [New].
+type Options struct {
+	Upstreams []Upstream // in the order of the config
+	Engine    *policy.Engine
+	Ledger    Ledger
+	Use       ledger.Use          // the session that calls belong to
+	Session   policy.SessionState // what is known of it beforehand, for listing tools
+	Agent     string
+	Config    audit.Hash
+	Detail    audit.Detail
+	Secrets   func() []string // texts that must not reach the audit
+	HideNever bool            // leave out tools that policy could never allow
+	NameLimit int
+	ListWait  time.Duration
+	Message   int // the largest message from the host, in bytes
+	Version   string
+	Log       zerolog.Logger
+	// Initialize is called once, when the host has sent initialize.
+	Initialize func()
+}
+
+// Server is the MCP endpoint. Make it with [New]; its methods are safe for
+// concurrent use, but Serve is called once.
+type Server struct {
+	o       Options
+	ups     []Upstream // with haldir's own tools at the end
+	out     *wire.LineWriter
+	changed chan struct{}
+	started sync.Once
+	wg      sync.WaitGroup
+
+	mu       sync.Mutex
+	table    *table // the merged catalogue as it was asked for last
+	inflight map[string]*request
+	client   string
+	version  string
+	ready    bool   // initialize has been answered
+	listed   []byte // the list the host has seen last, nil if none
+}
+
+// New makes a server.
+func New(o Options) *Server {
+	s := &Server{o: o, inflight: map[string]*request{}, changed: make(chan struct{}, 1), version: wire.LatestLegacy}
+	s.ups = append(append([]Upstream(nil), o.Upstreams...), newGovernance(s))
+	return s
+}
+
+// Changed tells the server that the catalogue of an upstream has changed.
+func (s *Server) Changed() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Causes of the end of a request.
+var (
+	errCancelled = errors.New("the client cancelled the request")
+	errShutdown  = errors.New("haldir is shutting down")
+)
+
+// drain is how long requests in flight may go on after the host has closed its
+// end.
+const drain = 5 * time.Second
+
+// Serve reads messages from in and answers on out until in ends or ctx does. At
+// the end of in, requests in flight have a few seconds to finish; when ctx ends
+// they are cancelled. The error is that of reading or writing; both ends are no
+// error. A read from in may go on after Serve has returned.
+func (s *Server) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
+	s.out = wire.NewLineWriter(out)
+	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(errShutdown)
+	end := make(chan error, 1)
+	go func() { end <- s.read(work, wire.NewLineReader(in, s.o.Message)) }() // not waited for: a read cannot be interrupted
+	notifier, quiet := context.WithCancel(work)
+	s.wg.Go(func() { s.notify(notifier) })
+
+	var err error
+	select {
+	case err = <-end:
+		idle := make(chan struct{})
+		go func() { s.idle(); close(idle) }()
+		select {
+		case <-idle:
+		case <-time.After(drain):
+		case <-ctx.Done():
+		}
+	case <-ctx.Done():
+	}
+	stop(errShutdown)
+	quiet()
+	s.wg.Wait()
+	return err
+}
+
+// idle returns when no request is in flight.
+func (s *Server) idle() {
+	for {
+		s.mu.Lock()
+		var r *request
+		for _, r = range s.inflight {
+			break
+		}
+		s.mu.Unlock()
+		if r == nil {
+			return
+		}
+		<-r.done
+	}
+}
+
+// request is one request in flight.
+type request struct {
+	msg    wire.Message
+	key    string
+	ctx    context.Context //nolint:containedctx // the life of the request
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+	reply  func([]byte) // nil bytes: there is no answer
+	silent atomic.Bool  // the client does not want an answer any more
+
+	refused bool // by haldir, not by the upstream
+}
+
+func (s *Server) read(ctx context.Context, lines *wire.LineReader) error {
+	for {
+		line, err := lines.Next()
+		var large *wire.TooLargeError
+		switch {
+		case errors.As(err, &large):
+			s.fail(&wire.Error{Code: wire.CodeInvalidRequest, ID: large.ID, Message: large.Error()}, s.write)
+			continue
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read from the host: %w", err)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if wire.IsBatch(line) {
+			s.batch(ctx, line)
+			continue
+		}
+		s.take(ctx, line, s.write, false)
+	}
+}
+
+func (s *Server) write(msg []byte) {
+	if msg == nil {
+		return
+	}
+	if err := s.out.Write(msg); err != nil {
+		s.o.Log.Debug().Err(err).Msg("the host does not read any more")
+	}
+}
+
+func (s *Server) fail(e *wire.Error, reply func([]byte)) { reply(wire.Failure(e)) }
+
+// take handles one message. It does not wait for anything.
+func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batched bool) {
+	m, err := wire.ParseStrict(line)
+	var bad *wire.Error
+	switch {
+	case errors.As(err, &bad):
+		s.fail(bad, reply)
+	case m.IsNotification():
+		s.notification(m)
+		reply(nil)
+	case m.IsResponse(): // haldir asks the host nothing yet
+		reply(nil)
+	case m.Method == "initialize" && batched:
+		s.fail(&wire.Error{Code: wire.CodeInvalidRequest, Message: "initialize must not be part of a batch", ID: m.ID}, reply)
+	case m.Method == "initialize":
+		s.initialize(m, reply) // in the loop: what follows depends on it
+	default:
+		s.begin(ctx, m, reply)
+	}
+}
+
+// begin registers a request and starts its goroutine.
+func (s *Server) begin(ctx context.Context, m wire.Message, reply func([]byte)) {
+	r := &request{msg: m, key: wire.IDKey(m.ID), done: make(chan struct{}), reply: reply}
+	r.ctx, r.cancel = context.WithCancelCause(ctx)
+	s.mu.Lock()
+	if s.inflight[r.key] != nil {
+		s.mu.Unlock()
+		s.fail(&wire.Error{Code: wire.CodeInvalidRequest, Message: "a request with this id is still running", ID: m.ID}, reply)
+		return
+	}
+	s.inflight[r.key] = r
+	s.mu.Unlock()
+	s.wg.Go(func() {
+		answer := s.handle(r)
+		s.mu.Lock()
+		delete(s.inflight, r.key)
+		s.mu.Unlock()
+		if r.silent.Load() {
+			answer = nil
+		}
+		reply(answer)
+		r.cancel(nil)
+		close(r.done)
+	})
+}
+
+// handle answers a request. A panic is a mistake of ours; it must not take the
+// other calls with it.
+func (s *Server) handle(r *request) (answer []byte) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.o.Log.Error().Interface("panic", p).Str("method", r.msg.Method).Stack().Msg("internal error")
+			answer = wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "internal error in haldir", ID: r.msg.ID})
+		}
+	}()
+	m := r.msg
+	switch m.Method {
+	case "ping":
+		return wire.Result(m.ID, json.RawMessage("{}"))
+	case "tools/list", "tools/call":
+		if !s.initialized() {
+			return wire.Failure(&wire.Error{Code: wire.CodeInvalidRequest, Message: "send initialize first", ID: m.ID})
+		}
+		if m.Method == "tools/list" {
+			return s.listTools(r)
+		}
+		return s.callTool(r)
+	}
+	return wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID})
+}
+
+func (s *Server) initialized() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready
+}
+
+// initialize answers the handshake (MCP lifecycle, initialization).
+func (s *Server) initialize(m wire.Message, reply func([]byte)) {
+	var p struct {
+		ProtocolVersion string          `json:"protocolVersion"`
+		ClientInfo      json.RawMessage `json:"clientInfo"`
+	}
+	if m.Params == nil || json.Unmarshal(m.Params, &p) != nil || p.ProtocolVersion == "" {
+		s.fail(&wire.Error{Code: wire.CodeInvalidParams, Message: "initialize needs a protocolVersion", ID: m.ID}, reply)
+		return
+	}
+	version := wire.Negotiate(p.ProtocolVersion)
+	s.mu.Lock()
+	s.version, s.ready, s.client = version, true, clientName(p.ClientInfo)
+	s.mu.Unlock()
+	reply(wire.Result(m.ID, fmt.Appendf(nil,
+		`{"protocolVersion":%s,"capabilities":{"tools":{"listChanged":true}},"serverInfo":{"name":"haldir","title":"haldir","version":%s}}`,
+		wire.Quote(version), wire.Quote(s.o.Version))))
+	s.start()
+}
+
+func (s *Server) start() {
+	s.started.Do(func() {
+		if s.o.Initialize != nil {
+			s.o.Initialize()
+		}
+	})
+}
+
+// clientName is what a client says it is, for the audit.
+func clientName(info json.RawMessage) string {
+	var c struct {
+		Name    string `json:"name"`
+		Version string `json:"version"`
+	}
+	if json.Unmarshal(info, &c) != nil || c.Name == "" {
+		return ""
+	}
+	name := c.Name
+	if c.Version != "" {
+		name += " " + c.Version
+	}
+	return name[:min(len(name), 128)]
+}
+
+func (s *Server) notification(m wire.Message) {
+	if m.Method != "notifications/cancelled" {
+		return
+	}
+	members, err := wire.Members(m.Params)
+	if err != nil {
+		return
+	}
+	id, ok := wire.Find(members, "requestId")
+	if !ok {
+		return
+	}
+	s.mu.Lock()
+	r := s.inflight[wire.IDKey(id.Value)]
+	s.mu.Unlock()
+	if r != nil { // else it is answered already
+		r.silent.Store(true)
+		r.cancel(errCancelled)
+	}
+}
+
+// batch handles a JSON-RPC batch (section 6), which one revision of MCP has.
+func (s *Server) batch(ctx context.Context, line []byte) {
+	s.mu.Lock()
+	version := s.version
+	s.mu.Unlock()
+	refuse := func(code int, format string, args ...any) {
+		s.fail(&wire.Error{Code: code, Message: fmt.Sprintf(format, args...)}, s.write)
+	}
+	if err := wire.Strict(line); err != nil {
+		refuse(wire.CodeInvalidRequest, "Invalid JSON: %v", err)
+		return
+	}
+	if !wire.Batches(version) {
+		refuse(wire.CodeInvalidRequest, "MCP revision %s has no batches", version)
+		return
+	}
+	messages, err := wire.Elements(line)
+	if err != nil || len(messages) == 0 {
+		refuse(wire.CodeInvalidRequest, "an empty batch")
+		return
+	}
+	b := &batch{left: len(messages), write: s.write}
+	for _, m := range messages {
+		s.take(ctx, m, b.reply, true)
+	}
+}
+
+// batch collects the answers to the messages of a batch.
+type batch struct {
+	mu      sync.Mutex
+	left    int
+	answers []byte
+	write   func([]byte)
+}
+
+func (b *batch) reply(msg []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if msg != nil {
+		if b.answers == nil {
+			b.answers = []byte{'['}
+		} else {
+			b.answers = append(b.answers, ',')
+		}
+		b.answers = append(b.answers, msg...)
+	}
+	if b.left--; b.left == 0 && b.answers != nil {
+		b.write(append(b.answers, ']'))
+	}
+}
