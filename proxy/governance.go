@@ -21,8 +21,9 @@ import (
 // governance is haldir as an upstream of itself: an MCP server in this process
 // whose three tools tell the agent about its own session.
 type governance struct {
-	s   *Server
-	mcp *server.MCPServer
+	s         *Server
+	mcp       *server.MCPServer
+	catalogue upstream.Catalogue
 }
 
 func newGovernance(s *Server) *governance {
@@ -74,6 +75,7 @@ func newGovernance(s *Server) *governance {
 		}
 		g.mcp.AddTool(tool, t.handler)
 	}
+	g.catalogue = g.list()
 	return g
 }
 
@@ -83,8 +85,11 @@ func (*governance) Trusted() bool             { return true }
 func (*governance) Settled(context.Context)   {}
 func (*governance) Connected(context.Context) {}
 
-// Catalogue lists the tools as any other upstream would.
-func (g *governance) Catalogue() upstream.Catalogue {
+// Catalogue implements [Upstream].
+func (g *governance) Catalogue() upstream.Catalogue { return g.catalogue }
+
+// list asks for the tools as of any other server.
+func (g *governance) list() upstream.Catalogue {
 	m, err := g.ask(context.Background(), "tools/list", json.RawMessage("{}"))
 	if err != nil {
 		g.s.o.Log.Error().Err(err).Msg("list haldir's own tools")

@@ -30,6 +30,7 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	layers   *config.Layered
+	serving  bool // this is haldir serve
 
 	cfg      *config.Config
 	settings config.Settings
@@ -75,9 +76,15 @@ func (a *app) openLog() error {
 		_, plain := os.LookupEnv("NO_COLOR")
 		w = zerolog.ConsoleWriter{Out: w, NoColor: plain || !tty, TimeFormat: time.TimeOnly}
 	}
-	level, err := zerolog.ParseLevel(a.settings.LogLevel)
-	if err != nil {
-		return &exit{code: exitUsage, err: err}
+	level := zerolog.WarnLevel
+	if a.serving {
+		level = zerolog.InfoLevel
+	}
+	if name := a.settings.LogLevel; name != "auto" {
+		var err error
+		if level, err = zerolog.ParseLevel(name); err != nil {
+			return &exit{code: exitUsage, err: err}
+		}
 	}
 	a.log = zerolog.New(w).Level(level).With().Timestamp().Logger()
 	return nil

@@ -116,7 +116,7 @@ func root(a *app) *cobra.Command {
 	f.String("config", "", "the config file (HALDIR_CONFIG)")
 	f.String("state-dir", "", "the directory of the ledger (HALDIR_STATE_DIR)")
 	f.String("session", "", "join this session (HALDIR_SESSION_ID)")
-	f.String("log-level", "", "debug, info, warn or error (HALDIR_LOG_LEVEL)")
+	f.String("log-level", "", "auto, debug, info, warn or error (HALDIR_LOG_LEVEL)")
 	f.String("log-format", "", "auto, console or json (HALDIR_LOG_FORMAT)")
 	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) (err error) {
 		a.layers, err = config.Layer(cmd.Flags())

@@ -3,11 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
 	"os/signal"
 	"syscall"
 	"time"
-
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +26,10 @@ func serveCommand(a *app) *cobra.Command {
 			"upstreams in the background and speaks MCP on stdin and stdout until its input\n" +
 			"ends or it is interrupted. Its log goes to stderr.",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a.serving = true
+			return a.serve(cmd.Context())
+		},
 	}
 }
 

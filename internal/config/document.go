@@ -109,7 +109,7 @@ type auditDoc struct {
 }
 
 type logDoc struct {
-	Level  string `yaml:"level" jsonschema:"enum=debug,enum=info,enum=warn,enum=error" doc:"The least level that is logged. Default info."`
+	Level  string `yaml:"level" jsonschema:"enum=auto,enum=debug,enum=info,enum=warn,enum=error" doc:"The least level that is logged: auto (default) is info in serve, else warn."`
 	Format string `yaml:"format" jsonschema:"enum=auto,enum=console,enum=json" doc:"auto (default) is console on a terminal, else json."`
 	File   string `yaml:"file" doc:"A file to append to. Default: standard error."`
 }

@@ -53,7 +53,7 @@ func AllSettings() []Setting {
 		{Key: "list_wait", Env: "HALDIR_LIST_WAIT", Default: "5s", Doc: "how long tools/list waits for unknown upstreams", valid: aDuration},
 		{Key: "max_message_bytes", Env: "HALDIR_MAX_MESSAGE_BYTES", Default: fmt.Sprint(wire.DefaultMaxMessage), Doc: "the largest message, in bytes", valid: number(1024, 1<<30)},
 		{Key: "audit.arguments", Env: "HALDIR_AUDIT_ARGUMENTS", Default: "redacted", Doc: "what the audit keeps of arguments: full, redacted or digest", valid: oneOf("full", "redacted", "digest")},
-		{Key: "log.level", Env: "HALDIR_LOG_LEVEL", Flag: "log-level", Default: "info", Doc: "debug, info, warn or error", valid: oneOf("debug", "info", "warn", "error")},
+		{Key: "log.level", Env: "HALDIR_LOG_LEVEL", Flag: "log-level", Default: "auto", Doc: "auto (info in serve, else warn), debug, info, warn or error", valid: oneOf("auto", "debug", "info", "warn", "error")},
 		{Key: "log.format", Env: "HALDIR_LOG_FORMAT", Flag: "log-format", Default: "auto", Doc: "auto, console or json", valid: oneOf("auto", "console", "json")},
 		{Key: "log.file", Env: "HALDIR_LOG_FILE", Doc: "a file to append the log to"},
 	}
