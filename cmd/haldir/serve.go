@@ -49,7 +49,7 @@ func (a *app) serve(ctx context.Context) error {
 		a.log.Warn().Msg("unknown variable " + name)
 	}
 	if a.cfg.Path == "" {
-		a.log.Warn().Msg("there is no config: only haldir's own tools are served; see docs/getting-started.md")
+		a.log.Warn().Msg("there is no config: only haldir's own tools are served; README.md shows how to write one")
 	}
 	return a.interruptible(ctx, func() error { return srv.Serve(ctx, a.in, a.out) })
 }

@@ -1,0 +1,29 @@
+# Every recipe calls the Go tool; .ci/run calls the same.
+LINT = go tool -modfile=tools/go.mod golangci-lint
+
+.PHONY: check test race lint fuzz cross bench soak
+check: test race lint cross
+
+test:
+	go test ./...
+
+race:
+	go test -race -shuffle=on -count=1 ./...
+
+lint:
+	$(LINT) run ./...
+
+FUZZTIME ?= 20s
+fuzz:
+	.ci/fuzz $(FUZZTIME)
+
+cross:
+	for p in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
+		echo $$p; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 go build -o /dev/null ./cmd/haldir || exit 1; done
+
+bench:
+	go test -run xxx -bench . ./policy ./proxy ./internal/ledger
+
+soak:
+	HALDIR_KILLS=500 go test -count=1 -timeout 60m ./internal/ledger ./cmd/haldir
+	$(MAKE) fuzz FUZZTIME=60s
