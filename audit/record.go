@@ -113,7 +113,7 @@ func (r *Record) Encode() []byte {
 	b = append(b, formatVersion)
 	b = appendUint(b, r.Seq)
 	b = appendBytes(b, r.Prev[:])
-	b = appendUint(b, uint64(r.Time.UnixNano())) //nolint:gosec // records begin in this century
+	b = appendUint(b, uint64(r.Time.UnixNano()))
 	b = appendUint(b, uint64(r.Kind))
 	b = appendBytes(b, []byte(r.Status))
 	b = appendUint(b, r.Ref)
@@ -191,7 +191,7 @@ func Decode(b []byte) (Record, error) {
 	if int64(nanos) < 0 {                     //nolint:gosec // that is the check
 		d.fail("a time out of range")
 	}
-	r.Kind = Kind(d.small(255))
+	r.Kind = Kind(d.small(255)) //nolint:gosec // bounded by small
 	r.Status = Status(d.bytes())
 	r.Ref = d.uint()
 	for _, s := range []*string{&r.CallID, &r.Session, &r.Agent, &r.Client, &r.Upstream, &r.Tool} {

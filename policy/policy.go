@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +17,7 @@ const USD Micros = 1_000_000
 
 // String formats m with at least two and at most six decimals: $0.004, $25.00.
 func (m Micros) String() string {
-	sign, u := "", uint64(m)
+	sign, u := "", uint64(m) //nolint:gosec // two's complement: the sign is dealt with below
 	if m < 0 {
 		sign, u = "-", -u
 	}
@@ -91,12 +92,7 @@ func (s SessionState) Has(scope string) bool {
 	if s.AllScopes {
 		return true
 	}
-	for _, have := range s.Scopes {
-		if have == scope {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(s.Scopes, scope)
 }
 
 // State is all that a decision may depend on besides the call.

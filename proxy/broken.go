@@ -15,8 +15,7 @@ func Refuse(in io.Reader, out io.Writer, reason error) error {
 	lines, w := wire.NewLineReader(in, 0), wire.NewLineWriter(out)
 	for {
 		line, err := lines.Next()
-		var large *wire.TooLargeError
-		if errors.As(err, &large) {
+		if _, large := errors.AsType[*wire.TooLargeError](err); large {
 			continue
 		}
 		if errors.Is(err, io.EOF) {

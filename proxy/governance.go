@@ -71,7 +71,7 @@ func newGovernance(s *Server) *governance {
 		tool := mcp.NewToolWithRawSchema(t.name, t.description, json.RawMessage(t.in))
 		tool.RawOutputSchema = json.RawMessage(t.out)
 		tool.Annotations = mcp.ToolAnnotation{
-			ReadOnlyHint: mcp.ToBoolPtr(true), DestructiveHint: mcp.ToBoolPtr(false), IdempotentHint: mcp.ToBoolPtr(true), OpenWorldHint: mcp.ToBoolPtr(false),
+			ReadOnlyHint: new(true), DestructiveHint: new(false), IdempotentHint: new(true), OpenWorldHint: new(false),
 		}
 		g.mcp.AddTool(tool, t.handler)
 	}

@@ -179,7 +179,7 @@ func (s *Server) read(ctx context.Context, lines *wire.LineReader) error {
 			return fmt.Errorf("read from the host: %w", err)
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the parent has ended
 		}
 		if wire.IsBatch(line) {
 			s.batch(ctx, line)

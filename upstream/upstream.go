@@ -78,7 +78,7 @@ type Upstream struct {
 
 // New makes an upstream; nothing happens before Start.
 func New(o Options) *Upstream {
-	block, err := json.Marshal(o.Config)
+	block, err := json.Marshal(o.Config) //nolint:musttag // only to hash it
 	if err != nil {
 		panic(err) // strings and numbers
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -211,7 +212,7 @@ func (s *secrets) add(v string) {
 func (s *secrets) list() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.seen[:len(s.seen):len(s.seen)]
+	return slices.Clip(s.seen)
 }
 
 // printJSON writes one object, indented.

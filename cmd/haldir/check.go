@@ -13,14 +13,12 @@ func checkCommand(a *app) *cobra.Command {
 		Short: "Check a config file and say what is wrong with it, and where",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			path := ""
+			path, _, err := a.layers.ConfigPath()
 			if len(args) > 0 {
-				path = args[0]
-			} else {
-				var err error
-				if path, _, err = a.layers.ConfigPath(); err != nil {
-					return usage("%w", err)
-				}
+				path, err = args[0], nil
+			}
+			if err != nil {
+				return usage("%w", err)
 			}
 			cfg, err := config.Load(path)
 			problems, broken := err.(config.Problems) //nolint:errorlint // Load says so

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -74,7 +73,7 @@ func sentence(r policy.Rule) string {
 			fmt.Fprintf(&b, " %02d:%02d-%02d:%02d", h.Start/60, h.Start%60, h.End/60, h.End%60)
 		}
 		for _, d := range r.Days {
-			b.WriteString(" " + strings.ToLower(time.Weekday(d).String()[:3]))
+			b.WriteString(" " + strings.ToLower(d.String()[:3]))
 		}
 		fmt.Fprintf(&b, " %s", r.Location)
 	}

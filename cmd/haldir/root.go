@@ -59,9 +59,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 
 // explain tells a person what went wrong and what to do, and returns the code.
 func (a *app) explain(err error) int {
-	var e *exit
 	code := exitFailed
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*exit](err); ok {
 		code = e.code
 		if e.silent {
 			return code

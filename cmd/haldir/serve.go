@@ -67,8 +67,7 @@ func (a *app) prepare(ctx context.Context) (*proxy.Server, error) {
 
 // whole is the message for the host: every problem of a config, not the first.
 func whole(err error) error {
-	var problems config.Problems
-	if errors.As(err, &problems) {
+	if problems, ok := errors.AsType[config.Problems](err); ok {
 		return problems
 	}
 	return err

@@ -260,7 +260,7 @@ func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
 	}
 	if parsed, err := url.Parse(d.URL); err != nil || parsed.Host == "" {
 		c.fail(path+".url", "%q is no URL such as https://example.com/mcp", d.URL)
-	} else if parsed.Scheme != "https" && !(parsed.Scheme == "http" && loopback(parsed.Hostname())) {
+	} else if parsed.Scheme != "https" && (parsed.Scheme != "http" || !loopback(parsed.Hostname())) {
 		c.fail(path+".url", "must be an https URL; http is for this machine (localhost) only")
 	} else if parsed.User != nil {
 		c.fail(path+".url", "must not hold credentials; use auth or headers with a reference such as ${env:TOKEN}")

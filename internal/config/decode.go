@@ -49,8 +49,7 @@ func (d *decoder) parse(data []byte, v any) bool {
 }
 
 func (d *decoder) syntax(err error) {
-	var e yaml.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[yaml.Error](err); ok {
 		var pos *token.Position
 		if t := e.GetToken(); t != nil {
 			pos = t.Position
@@ -93,7 +92,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 		return
 	}
 	d.places[path] = n.GetToken().Position
-	if s, ok := v.Addr().Interface().(scalar); ok {
+	if s, ok := reflect.TypeAssert[scalar](v.Addr()); ok {
 		text, ok := d.text(n, path)
 		if ok {
 			if err := s.setText(text); err != nil {
@@ -102,7 +101,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 		}
 		return
 	}
-	switch v.Kind() {
+	switch v.Kind() { //nolint:exhaustive // document.go has no other kinds
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
 		d.value(n, v.Elem(), path)

@@ -87,16 +87,14 @@ func (c *checker) policy(i int) (policy.Rule, bool) {
 func (c *checker) belong(path string, d *policyDoc) bool {
 	ok := true
 	t := reflect.TypeFor[policyDoc]()
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		key := f.Tag.Get("yaml")
 		types := f.Tag.Get("for")
 		if types == "" || slices.Contains(strings.Split(types, ","), d.Type) || !c.has(path+"."+key) {
 			continue
 		}
 		var own []string
-		for j := range t.NumField() {
-			g := t.Field(j)
+		for g := range t.Fields() {
 			if slices.Contains(strings.Split(g.Tag.Get("for"), ","), d.Type) && g.Tag.Get("alias") == "" {
 				own = append(own, g.Tag.Get("yaml"))
 			}

@@ -88,8 +88,7 @@ func (r *Resolver) Resolve(text string) (string, error) {
 		case "file":
 			b, err := r.File(name)
 			if err != nil {
-				var pe *os.PathError
-				if errors.As(err, &pe) {
+				if pe, ok := errors.AsType[*os.PathError](err); ok {
 					err = pe.Err
 				}
 				return "", fmt.Errorf("the file of ${file:%s} cannot be read: %w", name, err)

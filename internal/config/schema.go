@@ -3,7 +3,6 @@ package config
 import (
 	"encoding/json"
 	"reflect"
-	"strings"
 
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
@@ -37,8 +36,7 @@ func Schema() ([]byte, error) {
 
 // describe adds the doc tags to the properties of t's schema.
 func describe(s *jsonschema.Schema, t reflect.Type) {
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		p, ok := s.Properties.Get(f.Tag.Get("yaml"))
 		if !ok {
 			continue
@@ -46,9 +44,6 @@ func describe(s *jsonschema.Schema, t reflect.Type) {
 		p.Description = f.Tag.Get("doc")
 		if alias := f.Tag.Get("alias"); alias != "" {
 			p.Description, p.Deprecated = "Old form of "+alias+".", true
-		}
-		if p.Ref != "" { // a description beside $ref is fine in 2020-12
-			p.Ref = strings.Clone(p.Ref)
 		}
 	}
 }

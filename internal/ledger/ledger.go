@@ -204,8 +204,8 @@ func (l *Ledger) work() {
 			}
 		case err := <-l.taken: // for operations that have given up waiting
 			l.taken = nil
-			if err == nil {
-				l.opened(nil)
+			if err := l.opened(err); err != nil {
+				l.o.Logger.Warn().Err(err).Msg("open the ledger")
 			}
 		case <-timer.C:
 			if !l.owedAt.IsZero() && !time.Now().Before(l.owedAt) {
@@ -368,8 +368,7 @@ func (l *Ledger) run(ops, debts []*op) {
 	all := append(append(make([]*op, 0, len(ops)+len(debts)), debts...), ops...)
 	for len(all) > 0 {
 		err := l.commit(all)
-		var bad *opError
-		if errors.As(err, &bad) {
+		if bad, ok := errors.AsType[*opError](err); ok {
 			if bad.op.owed {
 				// A debt that cannot be run would block all that follow: no cause
 				// is known, so it is said aloud and left to be found as abandoned.

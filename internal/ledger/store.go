@@ -12,6 +12,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/policy"
@@ -74,7 +75,7 @@ func openDB(dir string, noSync bool) (*bolt.DB, error) {
 		Timeout: time.Second, PageSize: 4096, FreelistType: bolt.FreelistMapType, NoSync: noSync,
 	})
 	if err != nil {
-		if errors.Is(err, os.ErrPermission) || errors.Is(err, bolt.ErrTimeout) {
+		if errors.Is(err, os.ErrPermission) || errors.Is(err, berrors.ErrTimeout) {
 			return nil, fmt.Errorf("open %s: %w", path, err)
 		}
 		return nil, fmt.Errorf("%w: open %s: %w", ErrDamaged, path, err)
@@ -177,7 +178,7 @@ func (t *tx) tick(wall time.Time) error {
 	if !t.Writable() {
 		return nil
 	}
-	return meta.Put(keyClock, be64(uint64(t.now.UnixNano()))) //nolint:gosec // after 1970
+	return meta.Put(keyClock, be64(uint64(t.now.UnixNano())))
 }
 
 // append adds r to the chain; it fills in the sequence, the time and the links.
@@ -275,7 +276,7 @@ func decodeCounter(v []byte) policy.Counter {
 func (t *tx) setCounter(k policy.CounterKey, c policy.Counter) error {
 	var start uint64
 	if !c.Start.IsZero() {
-		start = uint64(c.Start.UnixNano()) //nolint:gosec // after 1970
+		start = uint64(c.Start.UnixNano())
 	}
 	v := append(be64(start), be64(uint64(c.Value))...) //nolint:gosec // decoded the same way
 	return t.Bucket(bucketCounters).Put(counterKey(k), v)

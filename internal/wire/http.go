@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/http/httptrace"
@@ -280,9 +281,7 @@ func (h *HTTP) post(ctx context.Context, msg []byte) (*http.Response, error) {
 }
 
 func (h *HTTP) head(req *http.Request) {
-	for k, v := range h.o.Header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, h.o.Header)
 	if s := h.session.Load(); s != nil {
 		req.Header.Set("Mcp-Session-Id", *s)
 	}
@@ -314,7 +313,7 @@ func (h *HTTP) Listen() {
 		wait := backoff.NewExponentialBackOff()
 		wait.MaxInterval = 30 * time.Second
 		for h.ctx.Err() == nil {
-			opened := time.Now() //nolint:forbidigo // a duration for the backoff, no decision
+			opened := time.Now()
 			retry, err := h.listen()
 			switch {
 			case errors.Is(err, errNoStream), h.ctx.Err() != nil:

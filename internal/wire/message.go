@@ -31,7 +31,7 @@ type Message struct {
 	idStart, idEnd int // where the id's value stands in Raw; 0, 0 when there is none
 }
 
-// IsRequest, IsNotification and IsResponse tell the three kinds apart.
+// IsRequest reports a message with a method and an id.
 func (m Message) IsRequest() bool { return m.Method != "" && m.ID != nil }
 
 // IsNotification reports a message with a method and no id.

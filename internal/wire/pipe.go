@@ -160,9 +160,7 @@ func (p *Pipe) read(lines *LineReader) {
 		switch {
 		case errors.As(err, &large):
 			if large.ID != nil {
-				p.answer(Message{ID: large.ID, Error: tooLarge(large), Raw: Failure(&Error{
-					ID: large.ID, Code: CodeInternal, Message: "the upstream's answer is a " + large.Error(),
-				})})
+				p.tooLarge(large)
 			}
 			p.noise(nil, err)
 			continue
@@ -179,8 +177,15 @@ func (p *Pipe) read(lines *LineReader) {
 	}
 }
 
-func tooLarge(e *TooLargeError) json.RawMessage {
-	return fmt.Appendf(nil, `{"code":%d,"message":%s}`, CodeInternal, Quote("the upstream's answer is a "+e.Error()))
+// tooLarge answers a call whose response was too large to read.
+func (p *Pipe) tooLarge(e *TooLargeError) {
+	m, err := ParseLenient(Failure(&Error{ID: e.ID, Code: CodeInternal, Message: "the upstream's answer is a " + e.Error()}))
+	if err == nil {
+		err = p.answer(m)
+	}
+	if err != nil {
+		p.noise(nil, err)
+	}
 }
 
 func (p *Pipe) dispatch(line []byte) error {
