@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -119,7 +118,7 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 		}
 		h.Holds = append(h.Holds, hold{x.Key.Counter, x.Key.Of, x.Start, x.Amount, x.Money})
 	}
-	return rec.Seq, s.ID, decision, putJSON(t.Bucket(bucketHolds), []byte(callID), h)
+	return rec.Seq, s.ID, decision, t.space(spaceHolds).putJSON([]byte(callID), h)
 }
 
 func (t *tx) state(call policy.Call, s *Session, d Decider) policy.State {
@@ -135,15 +134,15 @@ func (t *tx) state(call policy.Call, s *Session, d Decider) policy.State {
 
 // firstUse records a config that was not used before.
 func (t *tx) firstUse(config audit.Hash) error {
-	b := t.Bucket(bucketConfigs)
-	if config.IsZero() || b.Get(config[:]) != nil {
+	known := t.space(spaceConfigs)
+	if config.IsZero() || known.get(config[:]) != nil {
 		return nil
 	}
 	rec := &audit.Record{Kind: audit.KindConfig, Status: "used", ConfigSHA256: config}
 	if err := t.append(rec); err != nil {
 		return err
 	}
-	return b.Put(config[:], be64(rec.Seq))
+	return known.put(config[:], be64(rec.Seq))
 }
 
 // Check decides about a call without reserving or recording anything.
@@ -192,8 +191,7 @@ func (l *Ledger) Settle(ticket Ticket, out Outcome) {
 }
 
 func (t *tx) settle(callID string, out Outcome) error {
-	b := t.Bucket(bucketHolds)
-	raw := b.Get([]byte(callID))
+	raw := t.space(spaceHolds).get([]byte(callID))
 	if raw == nil {
 		return nil // settled before, or the reservation was never committed
 	}
@@ -266,7 +264,7 @@ func (t *tx) outcome(callID string, h *held, rec *audit.Record) error {
 	if err := b.Put(be64(h.Seq), be64(rec.Seq)); err != nil {
 		return err
 	}
-	return t.Bucket(bucketHolds).Delete([]byte(callID))
+	return t.space(spaceHolds).delete([]byte(callID))
 }
 
 // abandon settles the open calls of a process that died: nobody knows whether
@@ -278,13 +276,16 @@ func (t *tx) abandon(process string) error {
 		h  held
 	}
 	var left []open
-	c := t.Bucket(bucketHolds).Cursor()
-	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+	err := t.space(spaceHolds).each(prefix, func(k, v []byte) error {
 		o := open{id: string(k)}
 		if err := json.Unmarshal(v, &o.h); err != nil {
 			return fmt.Errorf("%w: hold %s: %w", ErrDamaged, k, err)
 		}
 		left = append(left, o)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	for _, o := range left {
 		err := t.outcome(o.id, &o.h, &audit.Record{
@@ -299,11 +300,7 @@ func (t *tx) abandon(process string) error {
 }
 
 // holds reports whether a process has open reservations.
-func (t *tx) holds(process string) bool {
-	prefix := []byte(process + "-")
-	k, _ := t.Bucket(bucketHolds).Cursor().Seek(prefix)
-	return k != nil && bytes.HasPrefix(k, prefix)
-}
+func (t *tx) holds(process string) bool { return t.space(spaceHolds).has([]byte(process + "-")) }
 
 // Record appends the record of a call of one of haldir's own tools.
 func (l *Ledger) Record(ctx context.Context, a Attempt, failed string) error {
@@ -351,9 +348,12 @@ func (l *Ledger) Spent(ctx context.Context, u Use, b Budgeter) (sp Spend, budget
 		}
 		prefix := append([]byte(policy.CounterToolSpend), 0)
 		prefix = append(prefix, policy.ToolSpendOf(s.ID, "")...)
-		c := t.Bucket(bucketCounters).Cursor()
-		for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		err = t.space(spaceCounters).each(prefix, func(k, v []byte) error {
 			sp.ByTool[string(k[len(prefix):])] = policy.Micros(decodeCounter(v).Value)
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		budgets = b.Budgets(s.ID, s.Agent, t.now)
 		for _, x := range budgets {

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,7 +70,7 @@ func (s *Session) State() policy.SessionState {
 }
 
 func (t *tx) session(id string) (*Session, error) {
-	raw := t.Bucket(bucketSessions).Get([]byte(id))
+	raw := t.space(spaceSessions).get([]byte(id))
 	if raw == nil {
 		return nil, fmt.Errorf("%w: %s", ErrNoSession, id)
 	}
@@ -95,16 +94,16 @@ func (t *tx) use(u Use) (*Session, error) {
 	}
 	before := *s
 	s.apply(u.Terms)
-	if same(&before, s) || !t.Writable() {
+	if before.equal(s) || !t.Writable() {
 		return s, nil
 	}
-	return s, putJSON(t.Bucket(bucketSessions), []byte(s.ID), s)
+	return s, t.space(spaceSessions).putJSON([]byte(s.ID), s)
 }
 
-func same(a, b *Session) bool {
-	x, errX := json.Marshal(a)
-	y, errY := json.Marshal(b)
-	return errX == nil && errY == nil && bytes.Equal(x, y)
+// equal compares what [Session.apply] changes.
+func (s *Session) equal(o *Session) bool {
+	sameLimit := s.Limit == o.Limit || s.Limit != nil && o.Limit != nil && *s.Limit == *o.Limit
+	return sameLimit && s.Agent == o.Agent && s.AllScopes == o.AllScopes && slices.Equal(s.Scopes, o.Scopes) && s.ExpiresAt.Equal(o.ExpiresAt)
 }
 
 func (t *tx) create(id string, terms *Terms, origin Origin) (*Session, error) {
@@ -113,7 +112,7 @@ func (t *tx) create(id string, terms *Terms, origin Origin) (*Session, error) {
 	if !t.Writable() {
 		return s, nil
 	}
-	if err := putJSON(t.Bucket(bucketSessions), []byte(id), s); err != nil {
+	if err := t.space(spaceSessions).putJSON([]byte(id), s); err != nil {
 		return nil, err
 	}
 	return s, t.append(&audit.Record{Kind: audit.KindSession, Status: audit.StatusCreated, Session: id, Agent: s.Agent})
@@ -166,7 +165,7 @@ func (t *tx) peek(u Use) (*Session, error) {
 func (l *Ledger) Sessions(ctx context.Context) (list []Session, err error) {
 	err = l.do(ctx, false, func(t *tx) error {
 		list = nil
-		return t.Bucket(bucketSessions).ForEach(func(_, raw []byte) error {
+		return t.space(spaceSessions).each(nil, func(_, raw []byte) error {
 			var s Session
 			if err := json.Unmarshal(raw, &s); err != nil {
 				return fmt.Errorf("%w: a session: %w", ErrDamaged, err)
@@ -189,7 +188,7 @@ func (l *Ledger) Revoke(ctx context.Context, id string) (s Session, err error) {
 		}
 		if found.RevokedAt.IsZero() {
 			found.RevokedAt = t.now
-			if err := putJSON(t.Bucket(bucketSessions), []byte(id), found); err != nil {
+			if err := t.space(spaceSessions).putJSON([]byte(id), found); err != nil {
 				return err
 			}
 			if err := t.append(&audit.Record{Kind: audit.KindSession, Status: audit.StatusRevoked, Session: id, Agent: found.Agent}); err != nil {

@@ -23,19 +23,12 @@ const FormatVersion = 1
 
 // The buckets. Their names and contents are the file format.
 var (
-	bucketMeta      = []byte("meta")
-	bucketSessions  = []byte("sessions")  // id → Session as JSON
-	bucketCounters  = []byte("counters")  // counter, zero byte, of → window start (Unix ns), value; both big-endian
-	bucketHolds     = []byte("holds")     // call id → held as JSON
+	bucketHot       = []byte("hot")       // see space
 	bucketAudit     = []byte("audit")     // seq, big-endian → canonical record
 	bucketOutcomes  = []byte("outcomes")  // seq of an attempt → seq of its outcome
-	bucketThreads   = []byte("threads")   // thread name, value → newest seq
-	bucketConfigs   = []byte("configs")   // SHA-256 of a config → seq of its record
 	bucketCatalogue = []byte("catalogue") // key of an upstream's config → its last catalogue
 
-	buckets = [][]byte{
-		bucketMeta, bucketSessions, bucketCounters, bucketHolds, bucketAudit, bucketOutcomes, bucketThreads, bucketConfigs, bucketCatalogue,
-	}
+	buckets = [][]byte{bucketHot, bucketAudit, bucketOutcomes, bucketCatalogue}
 
 	keyVersion = []byte("version")
 	keyHead    = []byte("head")  // seq (8 bytes), hash of the newest record (32)
@@ -103,12 +96,12 @@ func openDB(dir string, noSync bool) (*bolt.DB, error) {
 func prepare(db *bolt.DB) error {
 	fresh := false
 	err := db.View(func(btx *bolt.Tx) error {
-		meta := btx.Bucket(bucketMeta)
-		if meta == nil {
+		hot := btx.Bucket(bucketHot)
+		if hot == nil {
 			fresh = true
 			return nil
 		}
-		v := meta.Get(keyVersion)
+		v := space{hot, spaceMeta}.get(keyVersion)
 		if len(v) != 8 {
 			return fmt.Errorf("%w: no format version", ErrDamaged)
 		}
@@ -130,7 +123,7 @@ func prepare(db *bolt.DB) error {
 				b.FillPercent = 0.95 // keys only grow
 			}
 		}
-		return btx.Bucket(bucketMeta).Put(keyVersion, be64(FormatVersion))
+		return space{btx.Bucket(bucketHot), spaceMeta}.put(keyVersion, be64(FormatVersion))
 	})
 }
 
@@ -155,8 +148,10 @@ type tx struct {
 	now time.Time
 }
 
+func (t *tx) space(prefix byte) space { return space{t.Bucket(bucketHot), prefix} }
+
 func (t *tx) head() (seq uint64, hash audit.Hash) {
-	v := t.Bucket(bucketMeta).Get(keyHead)
+	v := t.space(spaceMeta).get(keyHead)
 	if len(v) != 8+len(hash) {
 		return 0, audit.Hash{}
 	}
@@ -167,9 +162,9 @@ func (t *tx) head() (seq uint64, hash audit.Hash) {
 // tick sets t.now to wall, or to the greatest time seen if the clock has run
 // backwards: a window that has closed never opens again.
 func (t *tx) tick(wall time.Time) error {
-	meta := t.Bucket(bucketMeta)
+	meta := t.space(spaceMeta)
 	t.now = wall.UTC()
-	if v := meta.Get(keyClock); len(v) == 8 {
+	if v := meta.get(keyClock); len(v) == 8 {
 		if last := time.Unix(0, int64(binary.BigEndian.Uint64(v))).UTC(); last.After(t.now) { //nolint:gosec // written below
 			t.now = last
 			return nil
@@ -178,7 +173,7 @@ func (t *tx) tick(wall time.Time) error {
 	if !t.Writable() {
 		return nil
 	}
-	return meta.Put(keyClock, be64(uint64(t.now.UnixNano())))
+	return meta.put(keyClock, be64(uint64(t.now.UnixNano())))
 }
 
 // append adds r to the chain; it fills in the sequence, the time and the links.
@@ -195,12 +190,12 @@ func (t *tx) append(r *audit.Record) error {
 		return err
 	}
 	for _, th := range threadsOf(r) {
-		if err := t.Bucket(bucketThreads).Put(threadKey(th.name, th.value), be64(r.Seq)); err != nil {
+		if err := t.space(spaceThreads).put(threadKey(th.name, th.value), be64(r.Seq)); err != nil {
 			return err
 		}
 	}
 	sum := audit.Sum(encoded)
-	return t.Bucket(bucketMeta).Put(keyHead, append(be64(r.Seq), sum[:]...))
+	return t.space(spaceMeta).put(keyHead, append(be64(r.Seq), sum[:]...))
 }
 
 type thread struct {
@@ -239,7 +234,7 @@ func threadKey(name audit.ThreadName, value string) []byte {
 }
 
 func (t *tx) thread(name audit.ThreadName, value string) uint64 {
-	return number(t.Bucket(bucketThreads).Get(threadKey(name, value)))
+	return number(t.space(spaceThreads).get(threadKey(name, value)))
 }
 
 func number(v []byte) uint64 {
@@ -259,7 +254,7 @@ func counterKey(k policy.CounterKey) []byte {
 }
 
 func (t *tx) counter(k policy.CounterKey) policy.Counter {
-	return decodeCounter(t.Bucket(bucketCounters).Get(counterKey(k)))
+	return decodeCounter(t.space(spaceCounters).get(counterKey(k)))
 }
 
 func decodeCounter(v []byte) policy.Counter {
@@ -279,7 +274,7 @@ func (t *tx) setCounter(k policy.CounterKey, c policy.Counter) error {
 		start = uint64(c.Start.UnixNano())
 	}
 	v := append(be64(start), be64(uint64(c.Value))...) //nolint:gosec // decoded the same way
-	return t.Bucket(bucketCounters).Put(counterKey(k), v)
+	return t.space(spaceCounters).put(counterKey(k), v)
 }
 
 // held is what a call has reserved until it is settled.
@@ -299,12 +294,12 @@ type hold struct {
 	Money   bool      `json:"money,omitempty"`
 }
 
-func putJSON(b *bolt.Bucket, key []byte, v any) error {
+func (s space) putJSON(key []byte, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return b.Put(key, raw)
+	return s.put(key, raw)
 }
 
 // source lets audit read one transaction.

@@ -1,0 +1,50 @@
+package ledger
+
+import (
+	"bytes"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// space is a part of the hot bucket: the keys that begin with its byte.
+// Everything that every transaction touches lies in one bucket, because each
+// bucket touched costs pages to write and sync.
+type space struct {
+	b      *bolt.Bucket
+	prefix byte
+}
+
+// The spaces. Their bytes and contents are the file format.
+const (
+	spaceMeta     = 'm' // version, head, clock
+	spaceSessions = 's' // id → Session as JSON
+	spaceCounters = 'c' // counter, zero byte, of → window start (Unix ns), value; both big-endian
+	spaceHolds    = 'h' // call id → held as JSON
+	spaceThreads  = 't' // thread name, value → newest seq
+	spaceConfigs  = 'g' // SHA-256 of a config → seq of its record
+)
+
+func (s space) key(k []byte) []byte { return append(append(make([]byte, 0, 1+len(k)), s.prefix), k...) }
+
+func (s space) get(k []byte) []byte   { return s.b.Get(s.key(k)) }
+func (s space) put(k, v []byte) error { return s.b.Put(s.key(k), v) }
+func (s space) delete(k []byte) error { return s.b.Delete(s.key(k)) }
+
+// has reports whether a key begins with prefix.
+func (s space) has(prefix []byte) bool {
+	k, _ := s.b.Cursor().Seek(s.key(prefix))
+	return bytes.HasPrefix(k, s.key(prefix))
+}
+
+// each calls f with every key that begins with prefix, in order. Keys and
+// values are good until the transaction ends; f must not change the space.
+func (s space) each(prefix []byte, f func(k, v []byte) error) error {
+	full := s.key(prefix)
+	c := s.b.Cursor()
+	for k, v := c.Seek(full); bytes.HasPrefix(k, full); k, v = c.Next() {
+		if err := f(k[1:], v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
