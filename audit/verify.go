@@ -15,6 +15,14 @@ const (
 	DamageDeletion   DamageKind = "deletion"   // records are missing
 	DamageReorder    DamageKind = "reorder"    // a record stands in the wrong place
 	DamageTruncation DamageKind = "truncation" // the end is missing
+	DamageInsertion  DamageKind = "insertion"  // a record was put in
+)
+
+// The kinds of damage that checkpoints show.
+const (
+	DamageRollback   DamageKind = "rollback"   // an older copy of the database was put back
+	DamageFork       DamageKind = "fork"       // the chain is whole, but not the one that was signed
+	DamageCheckpoint DamageKind = "checkpoint" // a checkpoint, or the log of them, was changed
 )
 
 // Damage is the first thing wrong with a chain.
@@ -25,6 +33,9 @@ type Damage struct {
 }
 
 func (d *Damage) Error() string {
+	if d.Seq == 0 {
+		return fmt.Sprintf("audit: %s: %s", d.Kind, d.Detail)
+	}
 	return fmt.Sprintf("audit record %d: %s: %s", d.Seq, d.Kind, d.Detail)
 }
 
@@ -34,6 +45,11 @@ type Verifier struct {
 	count uint64
 	head  Hash
 	last  Record
+	tree  Tree
+	// Checkpoints are compared with the chain as it passes by: they must be
+	// sorted by size. Those that the chain has passed are dropped.
+	Checkpoints []Checkpoint
+	agreed      uint64 // the size of the last checkpoint that matched
 }
 
 // Add checks the next stored record: key is the number it is stored under. The
@@ -61,6 +77,24 @@ func (v *Verifier) Add(key uint64, encoded []byte) error {
 		return &Damage{want, DamageEdit, "its time is before that of the record before"}
 	}
 	v.count, v.head, v.last = want, Sum(encoded), r
+	v.tree.Add(v.head)
+	return v.compare()
+}
+
+// compare checks the checkpoints over exactly the records so far.
+func (v *Verifier) compare() error {
+	for len(v.Checkpoints) > 0 && v.Checkpoints[0].Size <= v.count {
+		c := v.Checkpoints[0]
+		v.Checkpoints = v.Checkpoints[1:]
+		if c.Size == v.count && (c.Root != v.tree.Root() || c.Head != v.head) {
+			return &Damage{v.agreed + 1, DamageFork, fmt.Sprintf(
+				"the chain is whole, but record(s) %d to %d are not those that the checkpoint of %s was signed over",
+				v.agreed+1, c.Size, c.Time.Format("2006-01-02 15:04:05Z"))}
+		}
+		if c.Size == v.count {
+			v.agreed = c.Size
+		}
+	}
 	return nil
 }
 
@@ -73,12 +107,19 @@ func (v *Verifier) Finish(headSeq uint64, head Hash) error {
 		return &Damage{headSeq + 1, DamageEdit, fmt.Sprintf("the chain goes on to %d, the head says %d", v.count, headSeq)}
 	case v.head != head:
 		return &Damage{v.count, DamageEdit, "its hash is not that of the head"}
+	case len(v.Checkpoints) > 0:
+		c := v.Checkpoints[len(v.Checkpoints)-1]
+		return &Damage{v.count + 1, DamageRollback, fmt.Sprintf("the chain ends at %d, but a checkpoint over %d records was signed at %s: "+
+			"an older copy was put back, or the end and the head were removed", v.count, c.Size, c.Time.Format("2006-01-02 15:04:05Z"))}
 	}
 	return nil
 }
 
-// Count and Head return how many records were added and the hash of the last.
+// Count returns how many records were added.
 func (v *Verifier) Count() uint64 { return v.count }
+
+// Agreed returns the size of the largest checkpoint that matched, 0 if none.
+func (v *Verifier) Agreed() uint64 { return v.agreed }
 
 // Head returns the hash of the last record added.
 func (v *Verifier) Head() Hash { return v.head }

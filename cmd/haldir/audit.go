@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -12,10 +14,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/ledger"
 )
 
 func auditCommand(a *app) *cobra.Command {
-	return group("audit", "List, show and verify the record of every attempt", auditList(a), auditShow(a), auditVerify(a))
+	return group("audit", "List, show, verify and prove the record of every attempt", auditList(a), auditShow(a), auditVerify(a), auditProve(a))
 }
 
 func auditList(a *app) *cobra.Command {
@@ -172,28 +175,87 @@ func (a *app) printEntry(e audit.Entry) error {
 
 func auditVerify(a *app) *cobra.Command {
 	var asJSON bool
+	var file, public string
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Check that no record was changed, removed, added or moved",
-		Long: "verify reads the whole chain. It exits with status 4 and names the first bad\n" +
-			"record when the chain is not intact.",
+		Long: "verify reads the whole chain and compares it with the signed checkpoints. It\n" +
+			"exits with status 4 and names the first bad record when the chain is not intact.\n\n" +
+			"--checkpoint compares it with a checkpoint that you kept elsewhere as well: a\n" +
+			"signed note, a proof made by `haldir audit prove`, or a copy of checkpoints.log.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.openState(); err != nil {
 				return err
 			}
-			v, err := a.ledger.Verify(cmd.Context(), a.progress())
+			extra, err := a.checkpoints(cmd.Context(), file, public)
+			if err != nil {
+				return err
+			}
+			v, err := a.ledger.Verify(cmd.Context(), a.progress(), extra...)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return a.printJSON(map[string]any{"ok": true, "records": v.Count(), "head": v.Head().String()})
+				return a.printJSON(map[string]any{"ok": true, "records": v.Count(), "head": v.Head().String(), "signed": v.Agreed()})
 			}
-			return a.printf("verify: ok (%d records, head %s)\n", v.Count(), v.Head())
+			return a.printf("verify: ok (%d records, %d of them under a signed checkpoint, head %s)\n", v.Count(), v.Agreed(), v.Head())
 		},
 	}
+	cmd.Flags().StringVar(&file, "checkpoint", "", "a checkpoint kept elsewhere to compare with")
+	cmd.Flags().StringVar(&public, "public-key", "", "the public key of --checkpoint (default: this ledger's)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// checkpoints reads the file of --checkpoint.
+func (a *app) checkpoints(ctx context.Context, file, public string) ([]audit.Checkpoint, error) {
+	if file == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, usage("--checkpoint: %w", err)
+	}
+	if public == "" {
+		if _, public, err = a.ledger.Checkpoints(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var proof ledger.Proof
+	switch {
+	case bytes.HasPrefix(data, []byte(`{"note":`)):
+		return audit.ReadLog(data, public)
+	case json.Unmarshal(data, &proof) == nil && proof.Checkpoint != "":
+		data = []byte(proof.Checkpoint)
+	}
+	c, err := audit.OpenCheckpoint(string(data), public)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return []audit.Checkpoint{c}, nil
+}
+
+func auditProve(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "prove SEQ",
+		Short: "Print a proof that a record is in the chain, with a signed checkpoint, as JSON",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			seq, err := strconv.ParseUint(strings.TrimPrefix(args[0], "aud_"), 10, 64)
+			if err != nil {
+				return usage("%q is no number of a record", args[0])
+			}
+			if err := a.openState(); err != nil {
+				return err
+			}
+			p, err := a.ledger.Prove(cmd.Context(), seq)
+			if err != nil {
+				return err
+			}
+			return a.printJSON(p)
+		},
+	}
 }
 
 // progress shows how far long work has come, on a terminal only.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/rs/zerolog"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/haldir-mcp/haldir/audit"
 )
 
 // Times of the sharing protocol; docs/decisions/0001 says where they come from.
@@ -58,6 +60,9 @@ type Ledger struct {
 	taken    chan error // receives when an acquisition ends; nil when there is none
 	presence *presence
 	owedAt   time.Time // when owed settlements are due; zero when none
+	signing  *audit.Key
+	due      bool      // the last commit left enough to sign
+	signAt   time.Time // when what is new is signed at the latest; zero when nothing is
 }
 
 // op is one operation inside a transaction. run may be called several times, in
@@ -68,6 +73,9 @@ type op struct {
 	owed  bool
 	since time.Time
 	done  chan error // receives the outcome once; buffered
+	// then runs in the writer after the commit and before the answer, which its
+	// error becomes.
+	then func() error
 	// unsure is called when the commit failed and may have happened all the same.
 	unsure func()
 }
@@ -211,6 +219,10 @@ func (l *Ledger) work() {
 			if !l.owedAt.IsZero() && !time.Now().Before(l.owedAt) {
 				l.serve(nil)
 			}
+			if !l.signAt.IsZero() && !time.Now().Before(l.signAt) {
+				l.signAt = time.Time{}
+				l.serve([]*op{{run: func(*tx) error { return nil }, then: l.signNews, done: make(chan error, 1), since: time.Now()}})
+			}
 			if l.db != nil && (time.Since(l.used) > idle || l.wanted()) {
 				l.release()
 			}
@@ -227,6 +239,9 @@ func (l *Ledger) nap() time.Duration {
 	d := time.Hour
 	if !l.owedAt.IsZero() {
 		d = max(0, time.Until(l.owedAt))
+	}
+	if !l.signAt.IsZero() {
+		d = min(d, max(0, time.Until(l.signAt)))
 	}
 	if l.db != nil {
 		d = min(d, look)
@@ -394,7 +409,10 @@ func (l *Ledger) run(ops, debts []*op) {
 			return
 		}
 		for _, o := range all {
-			o.done <- nil
+			if o.then != nil {
+				err = o.then()
+			}
+			o.done <- err
 		}
 		break
 	}
@@ -403,6 +421,34 @@ func (l *Ledger) run(ops, debts []*op) {
 	if len(l.debts()) > 0 {
 		l.owedAt = time.Now().Add(settleWait)
 	}
+	if write && l.db != nil {
+		l.sign(l.due)
+	}
+}
+
+// sign makes a checkpoint, if that is due, or sees to it that one will be made.
+func (l *Ledger) sign(due bool) {
+	if !due {
+		if l.signAt.IsZero() {
+			l.signAt = time.Now().Add(checkpointAge)
+		}
+		return
+	}
+	l.signAt = time.Time{}
+	if err := l.checkpoint(); err != nil {
+		l.o.Logger.Warn().Err(err).Msg("no checkpoint could be made")
+		l.signAt = time.Now().Add(checkpointAge)
+	}
+}
+
+// signNews makes a checkpoint if there is anything to sign.
+func (l *Ledger) signNews() error {
+	news := false
+	err := l.commit([]*op{{run: func(t *tx) error { news = t.news(); return nil }}})
+	if err == nil {
+		l.sign(news)
+	}
+	return err
 }
 
 // opError is the failure of one operation, as against that of the transaction.
@@ -431,6 +477,7 @@ func (l *Ledger) commit(ops []*op) error {
 			}
 		}
 		newHead.seq, newHead.hash = t.head()
+		l.due = write && t.due()
 		return nil
 	}
 	err := guard(func() error {
@@ -473,6 +520,9 @@ func (l *Ledger) depart() {
 	if l.presence != nil && len(l.debts()) == 0 && l.ensure(time.Now()) == nil {
 		open := false
 		err := l.commit([]*op{{run: func(t *tx) error { open = t.holds(l.id); return nil }}})
+		if err == nil && !l.signAt.IsZero() {
+			err = l.signNews()
+		}
 		if err == nil && !open {
 			if err := l.presence.leave(); err != nil {
 				l.o.Logger.Warn().Err(err).Msg("remove this process's registration")

@@ -2,7 +2,9 @@ package ledger
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"slices"
 
 	"github.com/haldir-mcp/haldir/audit"
 )
@@ -29,11 +31,18 @@ func (l *Ledger) Entry(ctx context.Context, seq uint64) (e audit.Entry, ok bool,
 // left open makes the file grow and other processes wait.
 const page = 5000
 
-// Verify checks the whole chain. Records that are appended meanwhile are
+// Verify checks the whole chain, against the checkpoints of the log and extra
+// ones that were kept elsewhere. Records that are appended meanwhile are
 // checked as well. progress, if not nil, is told how many of how many records
 // are done. The error is an [*audit.Damage] when the chain is not intact.
-func (l *Ledger) Verify(ctx context.Context, progress func(done, total uint64)) (*audit.Verifier, error) {
-	v := &audit.Verifier{}
+func (l *Ledger) Verify(ctx context.Context, progress func(done, total uint64), extra ...audit.Checkpoint) (*audit.Verifier, error) {
+	list, _, err := l.Checkpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list = append(list, extra...)
+	slices.SortStableFunc(list, func(a, b audit.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
+	v := &audit.Verifier{Checkpoints: list}
 	for {
 		var next audit.Verifier
 		var more bool

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -74,7 +75,11 @@ func openDB(dir string, noSync bool) (*bolt.DB, error) {
 		return nil, fmt.Errorf("%w: open %s: %w", ErrDamaged, path, err)
 	}
 	err = guard(func() error {
-		if err := prepare(db); err != nil {
+		fresh, err := prepare(db)
+		if err == nil && fresh {
+			err = syncDir(dir) // or a power cut could take the file with its records
+		}
+		if err != nil {
 			return err
 		}
 		return db.View(func(btx *bolt.Tx) error {
@@ -92,10 +97,21 @@ func openDB(dir string, noSync bool) (*bolt.DB, error) {
 	return db, nil
 }
 
+// syncDir makes the entries of a directory durable, where the system can.
+func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
 // prepare makes the buckets of a new file and checks the version of an old one.
-func prepare(db *bolt.DB) error {
-	fresh := false
-	err := db.View(func(btx *bolt.Tx) error {
+func prepare(db *bolt.DB) (fresh bool, err error) {
+	err = db.View(func(btx *bolt.Tx) error {
 		hot := btx.Bucket(bucketHot)
 		if hot == nil {
 			fresh = true
@@ -111,9 +127,9 @@ func prepare(db *bolt.DB) error {
 		return nil
 	})
 	if err != nil || !fresh {
-		return err
+		return false, err
 	}
-	return db.Update(func(btx *bolt.Tx) error {
+	return true, db.Update(func(btx *bolt.Tx) error {
 		for _, name := range buckets {
 			b, err := btx.CreateBucketIfNotExists(name)
 			if err != nil {
@@ -123,7 +139,11 @@ func prepare(db *bolt.DB) error {
 				b.FillPercent = 0.95 // keys only grow
 			}
 		}
-		return space{btx.Bucket(bucketHot), spaceMeta}.put(keyVersion, be64(FormatVersion))
+		meta := space{btx.Bucket(bucketHot), spaceMeta}
+		if err := meta.put(keyID, []byte(newID(""))); err != nil {
+			return err
+		}
+		return meta.put(keyVersion, be64(FormatVersion))
 	})
 }
 

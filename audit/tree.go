@@ -1,0 +1,117 @@
+package audit
+
+import (
+	"fmt"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Tree is the Merkle tree of RFC 6962 section 2.1 over the records in their
+// order, as far as they were added. The zero value is empty. It keeps one hash
+// for each bit of its size that is set, so it can be stored with little.
+type Tree struct {
+	Size  uint64 `json:"size"`
+	Peaks []Hash `json:"peaks"` // roots of the complete subtrees, the largest first
+}
+
+// Add appends the leaf hash ([Sum]) of the next record.
+func (t *Tree) Add(leaf Hash) {
+	peaks := t.Peaks
+	for n := t.Size; n&1 == 1; n >>= 1 {
+		last := len(peaks) - 1
+		leaf = Hash(tlog.NodeHash(tlog.Hash(peaks[last]), tlog.Hash(leaf)))
+		peaks = peaks[:last]
+	}
+	t.Peaks = append(peaks[:len(peaks):len(peaks)], leaf)
+	t.Size++
+}
+
+// Root returns the root hash; zero for the empty tree.
+func (t *Tree) Root() Hash {
+	if len(t.Peaks) == 0 {
+		return Hash{}
+	}
+	root := tlog.Hash(t.Peaks[len(t.Peaks)-1])
+	for i := len(t.Peaks) - 2; i >= 0; i-- {
+		root = tlog.NodeHash(tlog.Hash(t.Peaks[i]), root)
+	}
+	return Hash(root)
+}
+
+// MarshalText writes h in hexadecimal.
+func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (h *Hash) UnmarshalText(b []byte) error {
+	var raw []byte
+	if n, err := fmt.Sscanf(string(b), "%x", &raw); err != nil || n != 1 || len(raw) != len(h) {
+		return fmt.Errorf("%q is no SHA-256 hash", b)
+	}
+	copy(h[:], raw)
+	return nil
+}
+
+// leaves lets tlog read the tree from leaf hashes alone.
+type leaves func(seq uint64) (Hash, error)
+
+// ReadHashes implements [tlog.HashReader].
+func (l leaves) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	out := make([]tlog.Hash, len(indexes))
+	for i, index := range indexes {
+		level, n := tlog.SplitStoredHashIndex(index)
+		var t Tree
+		for at := uint64(n) << level; at < uint64(n+1)<<level; at++ { //nolint:gosec // tlog asks for nothing negative
+			h, err := l(at + 1)
+			if err != nil {
+				return nil, err
+			}
+			t.Add(h)
+		}
+		out[i] = tlog.Hash(t.Root())
+	}
+	return out, nil
+}
+
+// ProveInclusion returns the audit path of the record seq in the tree over the
+// first size records (RFC 6962 section 2.1.1). leaf gives the leaf hash of a
+// record; it is asked for every one of them.
+func ProveInclusion(seq, size uint64, leaf func(seq uint64) (Hash, error)) ([]Hash, error) {
+	if seq == 0 || seq > size {
+		return nil, fmt.Errorf("record %d is not among the first %d", seq, size)
+	}
+	p, err := tlog.ProveRecord(int64(size), int64(seq-1), leaves(leaf)) //nolint:gosec // far below 2^63
+	return hashes(p), err
+}
+
+// CheckInclusion verifies what [ProveInclusion] returned against a root.
+func CheckInclusion(path []Hash, seq, size uint64, leaf, root Hash) error {
+	return tlog.CheckRecord(proof(path), int64(size), tlog.Hash(root), int64(seq-1), tlog.Hash(leaf)) //nolint:gosec // far below 2^63
+}
+
+// ProveConsistency returns the proof that the tree over the first old records is
+// the beginning of that over the first size (RFC 6962 section 2.1.2).
+func ProveConsistency(old, size uint64, leaf func(seq uint64) (Hash, error)) ([]Hash, error) {
+	p, err := tlog.ProveTree(int64(size), int64(old), leaves(leaf)) //nolint:gosec // far below 2^63
+	return hashes(tlog.RecordProof(p)), err
+}
+
+// CheckConsistency verifies what [ProveConsistency] returned.
+func CheckConsistency(path []Hash, old, size uint64, oldRoot, root Hash) error {
+	return tlog.CheckTree(tlog.TreeProof(proof(path)), int64(size), tlog.Hash(root), int64(old), tlog.Hash(oldRoot)) //nolint:gosec // far below 2^63
+}
+
+func hashes(p tlog.RecordProof) []Hash {
+	out := make([]Hash, len(p))
+	for i, h := range p {
+		out[i] = Hash(h)
+	}
+	return out
+}
+
+func proof(path []Hash) tlog.RecordProof {
+	out := make(tlog.RecordProof, len(path))
+	for i, h := range path {
+		out[i] = tlog.Hash(h)
+	}
+	return out
+}
