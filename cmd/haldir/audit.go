@@ -18,7 +18,7 @@ import (
 )
 
 func auditCommand(a *app) *cobra.Command {
-	return group("audit", "List, show, verify and prove the record of every attempt", auditList(a), auditShow(a), auditVerify(a), auditProve(a))
+	return group("audit", "List, show, verify, prove and export the record of every attempt", auditList(a), auditShow(a), auditVerify(a), auditProve(a), auditExport(a))
 }
 
 func auditList(a *app) *cobra.Command {
@@ -259,15 +259,12 @@ func auditProve(a *app) *cobra.Command {
 }
 
 // progress shows how far long work has come, on a terminal only.
-func (a *app) progress() func(done, total uint64) {
+func (a *app) progress() func(done uint64) {
 	f, ok := a.err.(*os.File)
 	if !ok || !isatty.IsTerminal(f.Fd()) {
 		return nil
 	}
-	return func(done, total uint64) {
-		_, _ = fmt.Fprintf(a.err, "\r%d of %d records", done, total) // only for the eye
-		if done >= total {
-			_, _ = fmt.Fprint(a.err, "\r\033[K")
-		}
+	return func(done uint64) {
+		_, _ = fmt.Fprintf(a.err, "\r%d records\r", done) // only for the eye
 	}
 }

@@ -126,7 +126,7 @@ func root(a *app) *cobra.Command {
 	})
 	cmd.AddCommand(
 		serveCommand(a), demoCommand(a), checkCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
-		sessionCommand(a), auditCommand(a), spendCommand(a), policyCommand(a), upstreamCommand(a), versionCommand(a),
+		sessionCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), versionCommand(a),
 	)
 	for _, c := range cmd.Commands() {
 		wrapArgs(c)

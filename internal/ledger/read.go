@@ -29,13 +29,49 @@ func (l *Ledger) Entry(ctx context.Context, seq uint64) (e audit.Entry, ok bool,
 
 // page is how many records a long read takes in one transaction. A transaction
 // left open makes the file grow and other processes wait.
-const page = 5000
+const page = 2000
+
+// stored is one record as it lies in the file.
+type stored struct {
+	key uint64
+	raw []byte
+}
+
+// Walk calls f with every record from first on, in order, with its number and
+// its canonical bytes, which are f's. Records that are appended meanwhile are
+// walked as well. It returns the head as it was with the last of them.
+func (l *Ledger) Walk(ctx context.Context, first uint64, f func(key uint64, raw []byte) error) (headSeq uint64, headHash audit.Hash, err error) {
+	for {
+		var records []stored
+		err := l.do(ctx, false, func(t *tx) error {
+			records = records[:0]
+			headSeq, headHash = t.head()
+			c := t.Bucket(bucketAudit).Cursor()
+			for k, raw := c.Seek(be64(first)); k != nil && len(records) < page; k, raw = c.Next() {
+				records = append(records, stored{number(k), bytes.Clone(raw)})
+			}
+			return nil
+		})
+		if err != nil {
+			return headSeq, headHash, err
+		}
+		for _, r := range records {
+			if err := f(r.key, r.raw); err != nil {
+				return headSeq, headHash, err
+			}
+			first = r.key + 1
+		}
+		if len(records) < page {
+			return headSeq, headHash, nil
+		}
+	}
+}
 
 // Verify checks the whole chain, against the checkpoints of the log and extra
 // ones that were kept elsewhere. Records that are appended meanwhile are
-// checked as well. progress, if not nil, is told how many of how many records
+// checked as well. progress, if not nil, is told now and then how many records
 // are done. The error is an [*audit.Damage] when the chain is not intact.
-func (l *Ledger) Verify(ctx context.Context, progress func(done, total uint64), extra ...audit.Checkpoint) (*audit.Verifier, error) {
+func (l *Ledger) Verify(ctx context.Context, progress func(done uint64), extra ...audit.Checkpoint) (*audit.Verifier, error) {
 	list, _, err := l.Checkpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -43,33 +79,54 @@ func (l *Ledger) Verify(ctx context.Context, progress func(done, total uint64), 
 	list = append(list, extra...)
 	slices.SortStableFunc(list, func(a, b audit.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
 	v := &audit.Verifier{Checkpoints: list}
-	for {
-		var next audit.Verifier
-		var more bool
-		err := l.do(ctx, false, func(t *tx) error {
-			next, more = *v, false
-			headSeq, headHash := t.head()
-			c := t.Bucket(bucketAudit).Cursor()
-			n := 0
-			for k, raw := c.Seek(be64(next.Count() + 1)); k != nil; k, raw = c.Next() {
-				if n++; n > page {
-					more = true
-					if progress != nil {
-						progress(next.Count(), headSeq)
-					}
-					return nil
-				}
-				if err := next.Add(number(k), bytes.Clone(raw)); err != nil {
-					return err
-				}
-			}
-			return next.Finish(headSeq, headHash)
-		})
-		*v = next
-		if err != nil || !more {
-			return v, err
+	headSeq, headHash, err := l.Walk(ctx, 1, func(key uint64, raw []byte) error {
+		if progress != nil && v.Count()%page == 0 {
+			progress(v.Count())
 		}
+		return v.Add(key, raw)
+	})
+	if err != nil {
+		return v, err
 	}
+	return v, v.Finish(headSeq, headHash)
+}
+
+// Stats describes the file.
+type Stats struct {
+	Path        string `json:"path"`
+	Bytes       int64  `json:"bytes"`
+	FreeBytes   int64  `json:"free_bytes"` // inside the file, to be used again
+	Format      int    `json:"format"`
+	Records     uint64 `json:"records"`
+	Checkpoints uint64 `json:"checkpointed_records"`
+	Sessions    int    `json:"sessions"`
+	Open        int    `json:"open_calls"`
+	RecordBytes int    `json:"record_bytes"` // canonical bytes of all records
+}
+
+// Stats reads the whole file; on a large one that takes a while.
+func (l *Ledger) Stats(ctx context.Context) (s Stats, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		s = Stats{Path: t.DB().Path(), Bytes: t.Size(), Format: FormatVersion}
+		s.FreeBytes = int64(t.DB().Stats().FreePageN+t.DB().Stats().PendingPageN) * int64(t.DB().Info().PageSize)
+		s.Records, _ = t.head()
+		state, err := t.checkpointed()
+		if err != nil {
+			return err
+		}
+		s.Checkpoints = state.Tree.Size
+		count := func(n *int) func(_, _ []byte) error { return func(_, _ []byte) error { *n++; return nil } }
+		if err := t.space(spaceSessions).each(nil, count(&s.Sessions)); err != nil {
+			return err
+		}
+		if err := t.space(spaceHolds).each(nil, count(&s.Open)); err != nil {
+			return err
+		}
+		st := t.Bucket(bucketAudit).Stats()
+		s.RecordBytes = st.LeafInuse + st.InlineBucketInuse
+		return nil
+	})
+	return s, err
 }
 
 // LoadCatalogue returns what [Ledger.SaveCatalogue] stored under key last, nil

@@ -65,6 +65,11 @@ func openDB(dir string, noSync bool) (*bolt.DB, error) {
 		return nil, fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written; restore the file, "+
 			"or move both away to begin anew", ErrDamaged, path, headPath(dir), anchor.seq)
 	}
+	if err == nil {
+		if err := preflight(path); err != nil {
+			return nil, err
+		}
+	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
 		Timeout: time.Second, PageSize: 4096, FreelistType: bolt.FreelistMapType, NoSync: noSync,
 	})

@@ -1,0 +1,98 @@
+package audit
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// Exported is a record with every hashed field, so that an export can be
+// verified without haldir: the canonical bytes can be made from it alone.
+type Exported struct {
+	Seq             uint64          `json:"seq"`
+	PrevHash        Hash            `json:"prev_hash"`
+	Timestamp       string          `json:"timestamp"` // RFC 3339, UTC, with all nanoseconds that are not zero
+	Kind            string          `json:"kind"`
+	Status          Status          `json:"status"`
+	Ref             uint64          `json:"ref"`
+	CallID          string          `json:"call_id"`
+	SessionID       string          `json:"session_id"`
+	AgentID         string          `json:"agent_id"`
+	Client          string          `json:"client"`
+	Upstream        string          `json:"upstream"`
+	Tool            string          `json:"tool"`
+	Flagged         bool            `json:"flagged"`
+	FlagReason      string          `json:"flag_reason"`
+	Policy          string          `json:"policy"`
+	Rule            string          `json:"rule"`
+	Also            string          `json:"also"` // JSON text
+	CostUSD         json.RawMessage `json:"cost_usd"`
+	DurationMS      uint64          `json:"duration_ms"`
+	Arguments       string          `json:"arguments"` // JSON text, as much as was recorded
+	ArgumentsSHA256 string          `json:"arguments_sha256"`
+	ArgumentsSize   uint64          `json:"arguments_size"`
+	ResultSHA256    string          `json:"result_sha256"`
+	Approval        string          `json:"approval"`
+	ConfigSHA256    string          `json:"config_sha256"`
+	ThreadSession   uint64          `json:"thread_session"`
+	ThreadAgent     uint64          `json:"thread_agent"`
+	ThreadUpstream  uint64          `json:"thread_upstream"`
+	ThreadTool      uint64          `json:"thread_tool"`
+	ThreadStatus    uint64          `json:"thread_status"`
+	ThreadFlagged   uint64          `json:"thread_flagged"`
+	Hash            Hash            `json:"hash"`
+}
+
+// Export decodes canonical bytes for an export.
+func Export(encoded []byte) (Exported, error) {
+	r, err := Decode(encoded)
+	if err != nil {
+		return Exported{}, err
+	}
+	return Exported{
+		Seq: r.Seq, PrevHash: r.Prev, Timestamp: r.Time.Format(time.RFC3339Nano), Kind: r.Kind.String(), Status: r.Status, Ref: r.Ref,
+		CallID: r.CallID, SessionID: r.Session, AgentID: r.Agent, Client: r.Client, Upstream: r.Upstream, Tool: r.Tool, Flagged: r.Flagged,
+		FlagReason: r.FlagReason, Policy: r.Policy, Rule: r.Rule, Also: string(r.Also), CostUSD: usd(r.Cost), DurationMS: r.DurationMS,
+		Arguments: string(r.Arguments), ArgumentsSHA256: text(r.ArgumentsSHA256), ArgumentsSize: r.ArgumentsSize, ResultSHA256: text(r.ResultSHA256),
+		Approval: r.Approval, ConfigSHA256: text(r.ConfigSHA256), ThreadSession: r.Threads.Session, ThreadAgent: r.Threads.Agent,
+		ThreadUpstream: r.Threads.Upstream, ThreadTool: r.Threads.Tool, ThreadStatus: r.Threads.Status, ThreadFlagged: r.Threads.Flagged,
+		Hash: Sum(encoded),
+	}, nil
+}
+
+// CSVHeader names the columns of [Exported.CSV].
+func CSVHeader() []string {
+	return []string{
+		"seq", "prev_hash", "timestamp", "kind", "status", "ref", "call_id", "session_id", "agent_id", "client", "upstream", "tool", "flagged",
+		"flag_reason", "policy", "rule", "also", "cost_usd", "duration_ms", "arguments", "arguments_sha256", "arguments_size", "result_sha256",
+		"approval", "config_sha256", "thread_session", "thread_agent", "thread_upstream", "thread_tool", "thread_status", "thread_flagged", "hash",
+	}
+}
+
+// CSV returns e as the columns of a CSV row. Texts that a spreadsheet would
+// take for a formula are kept as they are: the file is for verification.
+func (e *Exported) CSV() []string {
+	n := func(v uint64) string { return strconv.FormatUint(v, 10) }
+	return []string{
+		n(e.Seq), e.PrevHash.String(), e.Timestamp, e.Kind, string(e.Status), n(e.Ref), e.CallID, e.SessionID, e.AgentID, e.Client, e.Upstream,
+		e.Tool, strconv.FormatBool(e.Flagged), e.FlagReason, e.Policy, e.Rule, e.Also, string(e.CostUSD), n(e.DurationMS), e.Arguments,
+		e.ArgumentsSHA256, n(e.ArgumentsSize), e.ResultSHA256, e.Approval, e.ConfigSHA256, n(e.ThreadSession), n(e.ThreadAgent),
+		n(e.ThreadUpstream), n(e.ThreadTool), n(e.ThreadStatus), n(e.ThreadFlagged), e.Hash.String(),
+	}
+}
+
+// Manifest goes with an export.
+type Manifest struct {
+	Format string `json:"format"` // jsonl or csv
+	Count  uint64 `json:"count"`
+	First  uint64 `json:"first_seq"` // 0 if there are no records
+	Last   uint64 `json:"last_seq"`
+	Head   Hash   `json:"head_hash"` // of the last record
+	SHA256 string `json:"sha256"`    // of the contents, in hexadecimal
+}
+
+// String describes m in one line.
+func (m Manifest) String() string {
+	return fmt.Sprintf("%d records, %d to %d, head %s, sha256 %s", m.Count, m.First, m.Last, m.Head, m.SHA256)
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/csv"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/audit"
+)
+
+func auditExport(a *app) *cobra.Command {
+	var format, out string
+	var from uint64
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "Write every record with all its hashed fields, and a manifest",
+		Long: "export writes the records in order, so that they can be verified without haldir\n" +
+			"(docs/audit-format.md). The manifest goes to FILE.manifest.json beside --out\n" +
+			"FILE, or to stderr when the records go to stdout.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if format != "jsonl" && format != "csv" {
+				return usage("--format must be jsonl or csv")
+			}
+			if err := a.openState(); err != nil {
+				return err
+			}
+			w := a.out
+			if out != "" {
+				f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+				if err != nil {
+					return err
+				}
+				defer func() { err = errors.Join(err, f.Close()) }()
+				w = f
+			}
+			m, err := a.export(cmd, w, format, from)
+			if err != nil {
+				return err
+			}
+			text, err := json.MarshalIndent(m, "", "  ")
+			if err != nil {
+				return err
+			}
+			if out == "" {
+				a.say("%s", text)
+				return nil
+			}
+			a.say("%s: %s", out, m)
+			return os.WriteFile(out+".manifest.json", append(text, '\n'), 0o600)
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "jsonl", "jsonl or csv")
+	cmd.Flags().StringVar(&out, "out", "", "a new file to write to (default stdout)")
+	cmd.Flags().Uint64Var(&from, "from", 1, "the first record")
+	return cmd
+}
+
+// export writes the records from a number on and describes what it wrote.
+func (a *app) export(cmd *cobra.Command, w io.Writer, format string, from uint64) (audit.Manifest, error) {
+	m := audit.Manifest{Format: format}
+	sum := sha256.New()
+	buffered := bufio.NewWriter(io.MultiWriter(w, sum))
+	lines := json.NewEncoder(buffered)
+	lines.SetEscapeHTML(false)
+	rows := csv.NewWriter(buffered)
+	if format == "csv" {
+		if err := rows.Write(audit.CSVHeader()); err != nil {
+			return m, err
+		}
+	}
+	_, _, err := a.ledger.Walk(cmd.Context(), from, func(key uint64, raw []byte) error {
+		e, err := audit.Export(raw)
+		if err != nil {
+			return &audit.Damage{Seq: key, Kind: audit.DamageUnreadable, Detail: err.Error()}
+		}
+		if m.Count++; m.Count == 1 {
+			m.First = e.Seq
+		}
+		m.Last, m.Head = e.Seq, e.Hash
+		if format == "csv" {
+			return rows.Write(e.CSV())
+		}
+		return lines.Encode(e)
+	})
+	rows.Flush()
+	if err = errors.Join(err, rows.Error(), buffered.Flush()); err != nil {
+		return m, err
+	}
+	m.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	return m, nil
+}
