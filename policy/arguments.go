@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -13,13 +14,15 @@ import (
 	"cel.dev/cel-go/common/types/ref"
 )
 
-// arguments reads the arguments of a call at most once, and no deeper than a
-// rule looks: a decision has microseconds, and most rules look at one field.
+// arguments reads the arguments of a call no deeper than a rule looks: a
+// decision has microseconds, and most rules look at one field.
 type arguments struct {
-	raw  json.RawMessage
-	read bool
-	obj  map[string]any // values are of type *raw
-	err  error
+	raw json.RawMessage
+	top ref.Val // the whole as a condition sees it; nil before one has looked
+	// unreadable is why a value that a condition has looked at means different
+	// things to different readers. cel-go compares and searches past errors in
+	// nested values, so it is kept here and asked for after the evaluation.
+	unreadable error
 }
 
 // raw is a JSON value that has not been looked into yet. It was found valid by
@@ -27,48 +30,55 @@ type arguments struct {
 type raw []byte
 
 var (
-	errJSON = errors.New("the arguments are no valid JSON")
-	errKind = errors.New("the arguments are no JSON object")
+	errJSON    = errors.New("the arguments are no valid JSON")
+	errKind    = errors.New("the arguments are no JSON object")
+	errCase    = errors.New("the arguments have keys that differ only in case, which upstreams read differently")
+	errMissing = errors.New("is missing")
 )
 
-var errCase = errors.New("the arguments have keys that differ only in case, which upstreams read differently")
-
-func (a *arguments) object() (map[string]any, error) {
-	if a.read {
-		return a.obj, a.err
-	}
-	a.read = true
+// object returns the arguments as a JSON object; none are an empty one.
+func (a *arguments) object() raw {
 	if len(a.raw) == 0 {
-		a.obj = map[string]any{}
-		return a.obj, nil
+		return raw("{}")
 	}
-	a.obj, a.err = trim(raw(a.raw)).object()
-	return a.obj, a.err
+	return trim(raw(a.raw))
 }
 
 // value returns what a condition sees as args.
-func (a *arguments) value() any {
-	obj, err := a.object()
-	if err != nil {
-		return types.WrapErr(err)
+func (a *arguments) value() ref.Val {
+	if r := a.object(); a.top == nil && r.first() != '{' {
+		a.top = types.WrapErr(errKind)
+	} else if a.top == nil {
+		a.top = a.read(r)
 	}
-	return obj
+	return a.noted(a.top)
+}
+
+// fail notes that a condition has looked at something unreadable. Of several
+// reasons the first in alphabetical order is kept, since the order in which
+// cel-go looks is not always the same.
+func (a *arguments) fail(err error) ref.Val {
+	if a.unreadable == nil || err.Error() < a.unreadable.Error() {
+		a.unreadable = err
+	}
+	return types.WrapErr(err)
+}
+
+// noted notes an unreadable value again, for each condition that looks at it.
+func (a *arguments) noted(v ref.Val) ref.Val {
+	if err, ok := v.(*types.Err); ok {
+		return a.fail(err.Unwrap())
+	}
+	return v
 }
 
 // amount returns the text of the number or decimal string at p.
 func (a *arguments) amount(p pointer) (string, error) {
-	obj, err := a.object()
-	if err != nil {
-		return "", err
+	r := a.object()
+	if r.first() != '{' {
+		return "", errKind
 	}
-	if len(p) == 0 {
-		return "", errors.New("is an object, not an amount")
-	}
-	r, ok := obj[p[0]].(*raw)
-	if !ok {
-		return "", errors.New("is missing")
-	}
-	return r.amount(p[1:])
+	return r.amount(p)
 }
 
 // Amount reads the dollars at the JSON pointer at in a JSON document, e.g. the
@@ -93,31 +103,27 @@ func (r raw) amount(p pointer) (string, error) {
 	for _, token := range p {
 		switch r.first() {
 		case '{':
-			obj, err := r.object()
+			keys, values, err := r.members()
 			if err != nil {
 				return "", err
 			}
-			next, ok := obj[token].(*raw)
-			if !ok {
-				return "", errors.New("is missing")
+			i := slices.Index(keys, token)
+			if i < 0 {
+				return "", errMissing
 			}
-			r = *next
+			r = values[i]
 		case '[':
-			list, err := r.list()
+			list, err := r.elements()
 			if err != nil {
 				return "", err
 			}
 			i, err := strconv.Atoi(token)
 			if err != nil || i < 0 || i >= len(list) || token != strconv.Itoa(i) {
-				return "", errors.New("is missing")
+				return "", errMissing
 			}
-			next, ok := list[i].(*raw)
-			if !ok {
-				return "", errors.New("is missing")
-			}
-			r = *next
+			r = list[i]
 		default:
-			return "", errors.New("is missing")
+			return "", errMissing
 		}
 	}
 	switch c := r.first(); {
@@ -198,69 +204,75 @@ func (r raw) skip(i int) int {
 // at reports whether r has the byte c at i.
 func (r raw) at(i int, c byte) bool { return i < len(r) && r[i] == c }
 
-// object indexes the members of an object as pointers to raw. Two keys that
-// differ only in case make it unreadable.
-func (r raw) object() (map[string]any, error) {
+// members returns the members of an object. Two keys that are equal, or differ
+// only in case, make it unreadable.
+func (r raw) members() (keys []string, values []raw, err error) {
 	if !r.at(0, '{') {
-		return nil, errKind
+		return nil, nil, errKind
 	}
-	keys := make([]string, 0, 16)
-	values := make([]raw, 0, 16)
-	for i := r.skip(1); !r.at(i, '}'); {
+	keys, values = make([]string, 0, 16), make([]raw, 0, 16)
+	for i := r.skip(1); !r.at(i, '}') || i != len(r)-1; {
 		n := r.end(i)
 		key, err := r[i:n].string()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if i = r.skip(n); !r.at(i, ':') {
-			return nil, errJSON
+			return nil, nil, errJSON
 		}
 		i = r.skip(i + 1)
 		n = r.end(i)
 		if n == i {
-			return nil, errJSON
+			return nil, nil, errJSON
 		}
 		keys, values = append(keys, key), append(values, r[i:n:n])
-		if i = r.skip(n); r.at(i, ',') {
-			i = r.skip(i + 1)
-		} else if !r.at(i, '}') {
-			return nil, errJSON
+		if i, err = r.next(n, '}'); err != nil {
+			return nil, nil, err
 		}
 	}
-	if collide(keys) {
-		return nil, errCase
-	}
-	obj := make(map[string]any, len(keys))
-	for i, key := range keys {
-		if _, twice := obj[key]; twice {
-			return nil, fmt.Errorf("the key %q stands twice", clip(key))
-		}
-		obj[key] = &values[i]
-	}
-	return obj, nil
+	return keys, values, collide(keys)
 }
 
-// collide reports keys that differ only in case. Most objects have lower-case
-// keys, which cannot.
-func collide(keys []string) bool {
-	plain := 0
-	for _, k := range keys {
-		if lower(k) {
-			plain++
+// next returns where the next member or element begins after one that ends at
+// i, or where the closing bracket stands, which ends the value.
+func (r raw) next(i int, closing byte) (int, error) {
+	i = r.skip(i)
+	if r.at(i, ',') {
+		if i = r.skip(i + 1); i < len(r) && !r.at(i, closing) {
+			return i, nil
+		}
+		return 0, errJSON
+	}
+	if !r.at(i, closing) || i != len(r)-1 {
+		return 0, errJSON
+	}
+	return i, nil
+}
+
+// collide refuses keys that are equal or differ only in case. Most objects are
+// small and have lower-case keys, which only can be equal.
+func collide(keys []string) error {
+	plain := true
+	for i, k := range keys {
+		plain = plain && i < 16 && lower(k)
+		if plain && slices.Contains(keys[:i], k) {
+			return fmt.Errorf("the key %q stands twice", clip(k))
 		}
 	}
-	if plain == len(keys) {
-		return false
+	if plain {
+		return nil
 	}
 	folded := make(map[string]string, len(keys))
 	for _, k := range keys {
 		f := strings.ToLower(strings.ToUpper(k)) // both: some letters fold only one way
-		if other, seen := folded[f]; seen && other != k {
-			return true
+		if other, seen := folded[f]; seen && other == k {
+			return fmt.Errorf("the key %q stands twice", clip(k))
+		} else if seen {
+			return errCase
 		}
 		folded[f] = k
 	}
-	return false
+	return nil
 }
 
 // lower reports that s has neither capital letters nor anything but ASCII.
@@ -273,26 +285,21 @@ func lower(s string) bool {
 	return true
 }
 
-// list indexes the elements of an array as pointers to raw.
-func (r raw) list() ([]any, error) {
+// elements returns the elements of an array.
+func (r raw) elements() ([]raw, error) {
 	var values []raw
-	for i := r.skip(1); !r.at(i, ']'); {
+	for i := r.skip(1); !r.at(i, ']') || i != len(r)-1; {
 		n := r.end(i)
 		if n == i {
 			return nil, errJSON
 		}
 		values = append(values, r[i:n:n])
-		if i = r.skip(n); r.at(i, ',') {
-			i = r.skip(i + 1)
-		} else if !r.at(i, ']') {
-			return nil, errJSON
+		var err error
+		if i, err = r.next(n, ']'); err != nil {
+			return nil, err
 		}
 	}
-	list := make([]any, len(values))
-	for i := range values {
-		list[i] = &values[i]
-	}
-	return list, nil
+	return values, nil
 }
 
 func (r raw) string() (string, error) {
@@ -301,7 +308,7 @@ func (r raw) string() (string, error) {
 	}
 	plain := true
 	for _, c := range r[1 : len(r)-1] {
-		if c >= utf8.RuneSelf || c == '\\' {
+		if c >= utf8.RuneSelf || c == '\\' || c < ' ' {
 			plain = false
 			break
 		}
@@ -310,69 +317,75 @@ func (r raw) string() (string, error) {
 		return string(r[1 : len(r)-1]), nil
 	}
 	var s string
-	err := json.Unmarshal(r, &s)
-	return s, err
-}
-
-// jsonAdapter turns JSON into CEL values when a condition looks at them:
-// integers that fit are int or uint and exact, other numbers double.
-type jsonAdapter struct{}
-
-// NativeToValue implements [types.Adapter].
-func (a jsonAdapter) NativeToValue(value any) ref.Val {
-	switch v := value.(type) {
-	case *raw:
-		return a.json(*v)
-	case map[string]any:
-		return types.NewStringInterfaceMap(a, v)
-	case []any:
-		return types.NewDynamicList(a, v)
+	if json.Unmarshal(r, &s) != nil {
+		return "", errJSON
 	}
-	return types.DefaultTypeAdapter.NativeToValue(value)
+	return s, nil
 }
 
-func (a jsonAdapter) json(r raw) ref.Val {
+// read turns JSON into the value that a condition sees: integers exactly, as
+// int or uint, other numbers as double. An object is read one level deep, a list
+// as a whole, so an unreadable element makes all of its list unreadable.
+func (a *arguments) read(r raw) ref.Val {
 	switch r.first() {
 	case '{':
-		obj, err := r.object()
+		keys, values, err := r.members()
 		if err != nil {
-			return types.WrapErr(err)
+			return a.fail(err)
 		}
-		return types.NewStringInterfaceMap(a, obj)
+		return &object{of: a, keys: keys, values: values, known: make([]ref.Val, len(keys))}
 	case '[':
-		list, err := r.list()
+		elements, err := r.elements()
 		if err != nil {
-			return types.WrapErr(err)
+			return a.fail(err)
 		}
-		return types.NewDynamicList(a, list)
+		list := make([]ref.Val, len(elements))
+		for i, e := range elements {
+			if list[i] = a.read(e); types.IsError(list[i]) {
+				return list[i]
+			}
+		}
+		return types.NewRefValList(types.DefaultTypeAdapter, list)
 	case '"':
 		s, err := r.string()
 		if err != nil {
-			return types.WrapErr(err)
+			return a.fail(err)
 		}
 		return types.String(s)
 	}
-	text := string(r)
-	switch {
-	case text == "true":
+	switch text := string(r); text {
+	case "true":
 		return types.True
-	case text == "false":
+	case "false":
 		return types.False
-	case text == "null":
+	case "null":
 		return types.NullValue
-	case !jsonNumber(text):
-		return types.WrapErr(errJSON)
-	case !strings.ContainsAny(text, ".eE"):
+	default:
+		v, err := number(text)
+		if err != nil {
+			return a.fail(err)
+		}
+		return v
+	}
+}
+
+// number reads a JSON number: an integer exactly, or not at all.
+func number(text string) (ref.Val, error) {
+	if !jsonNumber(text) {
+		return nil, errJSON
+	}
+	if !strings.ContainsAny(text, ".eE") {
 		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
-			return types.Int(n)
+			return types.Int(n), nil
 		}
 		if n, err := strconv.ParseUint(text, 10, 64); err == nil {
-			return types.Uint(n)
+			return types.Uint(n), nil
 		}
+		return nil, fmt.Errorf("the number %s is too large", clip(text))
 	}
 	f, err := strconv.ParseFloat(text, 64)
 	if err != nil || math.IsInf(f, 0) {
-		return types.NewErr("the number %s is too large", clip(text))
+		return nil, fmt.Errorf("the number %s is too large", clip(text))
 	}
-	return types.Double(f)
+	return types.Double(f), nil
 }

@@ -8,32 +8,25 @@ import (
 	"time"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
 	"cel.dev/cel-go/interpreter"
 )
 
-// condition is a compiled When. It has two programs: counting what an
-// evaluation costs takes longer than most evaluations, so that is done only for
-// arguments large enough to be used as a weapon.
-type condition struct {
-	program cel.Program
-	bounded cel.Program
-}
+// condition is a compiled When.
+type condition struct{ program cel.Program }
 
-// largeArguments is the size in bytes from which evaluation is bounded, and
-// maxCost the bound in cel-go's units (about one a basic operation).
-const (
-	largeArguments = 4 << 10
-	maxCost        = 5_000_000
-)
+// maxCost bounds one evaluation, in cel-go's units of about one a basic
+// operation: arguments are the agent's, and a condition that compares each part
+// of them with each other must not be a way to stop haldir.
+const maxCost = 1_000_000
 
 type celEnv = cel.Env
 
 func newCELEnv() (*cel.Env, error) {
 	return cel.NewEnv(
-		cel.CustomTypeAdapter(jsonAdapter{}),
 		cel.OptionalTypes(),
 		cel.CrossTypeNumericComparisons(true),
 		cel.Variable("args", cel.MapType(cel.StringType, cel.DynType)),
@@ -60,7 +53,7 @@ func (c *compiler) condition(text string) *condition {
 		}
 		c.cel = env
 	}
-	ast, issues := c.cel.Compile(text)
+	checked, issues := c.cel.Compile(text)
 	if issues != nil && issues.Err() != nil {
 		for _, e := range issues.Errors() {
 			c.errs = append(c.errs, &RuleError{
@@ -70,21 +63,65 @@ func (c *compiler) condition(text string) *condition {
 		}
 		return nil
 	}
-	if ast.OutputType() != cel.BoolType {
-		c.fail("when", -1, fmt.Errorf("must be true or false, but it is of type %s", ast.OutputType()))
+	// What is wrong with the whole is reported at its beginning.
+	whole := func(err error) {
+		c.errs = append(c.errs, &RuleError{List: c.list, Index: c.index, Field: "when", Item: -1, Line: 1, Column: 1, Err: err})
+	}
+	if checked.OutputType() != cel.BoolType {
+		whole(fmt.Errorf("must be true or false, but it is of type %s", checked.OutputType()))
 		return nil
 	}
-	out := &condition{}
-	var err error
-	if out.program, err = c.cel.Program(ast, cel.EvalOptions(cel.OptOptimize)); err != nil {
-		c.fail("when", -1, err)
+	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
+	if loops(checked) {
+		options = append(options, cel.CostLimit(maxCost), cel.CostTracking(effort{}))
+	}
+	program, err := c.cel.Program(checked, options...)
+	if err != nil {
+		whole(err)
 		return nil
 	}
-	if out.bounded, err = c.cel.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost)); err != nil {
-		c.fail("when", -1, err)
+	return &condition{program}
+}
+
+// loops reports whether a condition goes through a list or an object. Without
+// that it takes no longer than its arguments are long, and needs no bound, which
+// would cost more than most conditions do.
+func loops(a *cel.Ast) bool {
+	found := false
+	ast.PreOrderVisit(a.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
+		found = found || e.Kind() == ast.ComprehensionKind
+	}))
+	return found
+}
+
+// effort tells cel-go what our own functions cost.
+type effort struct{}
+
+// CallCost implements [cost.ActualCostEstimator].
+func (effort) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint64 {
+	var units uint64
+	switch function {
+	case "@in":
+		if l, ok := args[1].(traits.Sizer); ok {
+			if n, ok := l.Size().(types.Int); ok {
+				units = uint64(n) //nolint:gosec // a size is not negative
+			}
+		}
+	case "strings": // it has walked the whole of its argument
+		if l, ok := result.(traits.Sizer); ok {
+			if n, ok := l.Size().(types.Int); ok {
+				units = uint64(n) //nolint:gosec // a size is not negative
+			}
+		}
+		if o, ok := args[0].(*object); ok {
+			units += uint64(o.size()) / 64 //nolint:gosec // a size is not negative
+		}
+	case "under":
+		units = 10
+	default:
 		return nil
 	}
-	return out
+	return &units
 }
 
 // eval returns the value of the condition; the error says why it has none.
@@ -96,11 +133,11 @@ func (c *condition) eval(a *activation) (result bool, err error) {
 			result, err = false, fmt.Errorf("internal error: %v", r)
 		}
 	}()
-	program := c.program
-	if len(a.args.raw) >= largeArguments {
-		program = c.bounded
+	a.args.unreadable = nil
+	v, _, err := c.program.Eval(a)
+	if a.args.unreadable != nil {
+		return false, a.args.unreadable
 	}
-	v, _, err := program.Eval(a)
 	if err != nil {
 		return false, plainly(err)
 	}
@@ -111,15 +148,25 @@ func (c *condition) eval(a *activation) (result bool, err error) {
 	return bool(b), nil
 }
 
+// plainly turns an error of cel-go into words for a person.
 func plainly(err error) error {
 	text := err.Error()
 	if key, ok := strings.CutPrefix(text, "no such key: "); ok {
+		key = shorten(key)
 		return fmt.Errorf("there is no %q (test it first: has(args.%s))", key, key)
 	}
 	if strings.Contains(text, "actual cost limit exceeded") {
 		return errors.New("the arguments are too large for it")
 	}
-	return errors.New(text)
+	return errors.New(shorten(text))
+}
+
+// shorten bounds a reason: it may quote arguments of any length.
+func shorten(s string) string {
+	if len(s) <= 200 {
+		return s
+	}
+	return strings.ToValidUTF8(s[:200], "") + "…"
 }
 
 // activation gives a condition its variables, none of them before it is read.
@@ -165,6 +212,10 @@ func celStrings(v ref.Val) ref.Val {
 			return v
 		case types.String:
 			out = append(out, string(v))
+		case *types.Optional:
+			if v.HasValue() {
+				return walk(v.GetValue())
+			}
 		case traits.Mapper:
 			for it := v.Iterator(); it.HasNext() == types.True; {
 				key := it.Next()

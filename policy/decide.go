@@ -80,6 +80,7 @@ func (e *Engine) Decide(c Call, s State) Decision {
 		hold(Hold{Key: CounterKey{CounterToolSpend, ToolSpendOf(c.Session, c.ID())}, Amount: int64(amount), Money: true})
 	}
 
+	var windows []*window // of the rules that apply and are enforced
 	act := activation{call: &c, args: args, now: s.Now, cost: amount}
 	for i := range e.rules {
 		r := &e.rules[i]
@@ -117,6 +118,9 @@ func (e *Engine) Decide(c Call, s State) Decision {
 			if applies && !r.hours.open(s.Now) {
 				v.add(rankTime, r.shut(&c, s.Now))
 			}
+			if applies && !r.shadow {
+				windows = append(windows, &r.hours)
+			}
 		case TypeRateLimit:
 			if applies {
 				r.count(&v, &c, s, hold)
@@ -128,7 +132,7 @@ func (e *Engine) Decide(c Call, s State) Decision {
 		}
 	}
 	e.sessionLimit(&v, &c, s, price != nil, amount)
-	return conclude(d, &v, holds)
+	return conclude(d, &v, holds, windows)
 }
 
 func denyReason(r *rule, c *Call) string {
@@ -251,7 +255,7 @@ func over(used int64, amount Micros, limit int64) bool {
 }
 
 // conclude makes the decision out of what was found.
-func conclude(d Decision, v *verdicts, holds []Hold) Decision {
+func conclude(d Decision, v *verdicts, holds []Hold, windows []*window) Decision {
 	first := -1
 	retryable := true
 	for i, f := range v.findings {
@@ -278,10 +282,33 @@ func conclude(d Decision, v *verdicts, holds []Hold) Decision {
 	}
 	f := v.findings[first]
 	d.Policy, d.Rule, d.Reason = f.Policy, f.Rule, f.Reason
-	if !retryable {
+	if retryable {
+		d.RetryAt = allOpen(d.RetryAt, windows)
+	} else {
 		d.RetryAt = time.Time{}
 	}
 	return d
+}
+
+// allOpen returns the first time at or after t when every window is open; zero
+// if they are not found open together.
+func allOpen(t time.Time, windows []*window) time.Time {
+	for range 64 {
+		open := true
+		for _, w := range windows {
+			at := w.next(t)
+			if at.IsZero() {
+				return at
+			}
+			if !at.Equal(t) {
+				t, open = at, false
+			}
+		}
+		if open {
+			return t
+		}
+	}
+	return time.Time{}
 }
 
 func stamp(t time.Time) string { return t.Format(time.RFC3339) }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/url"
 	"path"
 	"slices"
 	"strconv"
@@ -247,8 +248,12 @@ func (c *compiler) timeWindow(r Rule, out *rule) {
 		}
 		out.hours.hours = *h
 	}
-	for _, d := range r.Days {
-		out.hours.days[d%7] = true
+	for i, d := range r.Days {
+		if d < time.Sunday || d > time.Saturday {
+			c.fail("days", i, fmt.Errorf("%d is no day of the week", d))
+			continue
+		}
+		out.hours.days[d] = true
 	}
 	if len(r.Days) == 0 {
 		out.hours.days = [7]bool{true, true, true, true, true, true, true}
@@ -259,8 +264,13 @@ func (c *compiler) timeWindow(r Rule, out *rule) {
 // same calls, so that raising a limit or moving a rule in the file does not
 // forget what was used; two rules that count the same calls share one counter.
 func identity(kind string, r Rule, per string) string {
+	calendar := ""
+	if slices.Contains([]string{PerHour, PerDay, PerWeek, PerMonth}, per) && r.Location != nil {
+		calendar = r.Location.String()
+	}
+	tail := ":" + per + ":" + r.Window.String() + ":" + calendar
 	if r.ID != "" {
-		return kind + ":" + r.ID + ":" + per + ":" + r.Window.String()
+		return kind + ":id:" + r.ID + tail
 	}
 	h := sha256.New()
 	for _, list := range [][]string{r.Tools, r.Upstreams, r.Agents, {r.When}} {
@@ -270,7 +280,7 @@ func identity(kind string, r Rule, per string) string {
 			_, _ = fmt.Fprintf(h, ":%d:%s", len(s), s)
 		}
 	}
-	return kind + ":#" + hex.EncodeToString(h.Sum(nil)[:8]) + ":" + per + ":" + r.Window.String()
+	return kind + ":#:" + hex.EncodeToString(h.Sum(nil)[:8]) + tail
 }
 
 // Rules lists the ids of the policies in file order.
@@ -417,21 +427,40 @@ func parsePointer(s string) (pointer, error) {
 }
 
 // under reports whether the path p lies in the directory dir or is dir itself,
-// both cleaned. undecided is true for a path that climbs out of where it
-// starts: it could be anywhere.
+// both cleaned; p may be a file URL. undecided is true for a path that could be
+// anywhere: one that climbs out of where it starts, or out of a home directory.
 func under(p, dir string) (below, undecided bool) {
-	clean := func(s string) string {
-		s = strings.TrimPrefix(s, "file://")
-		return path.Clean(strings.ReplaceAll(s, `\`, "/"))
-	}
-	if p == "" {
+	p, ok := filePath(p)
+	dir, ok2 := filePath(dir)
+	switch {
+	case !ok || !ok2:
+		return false, true
+	case p == "":
 		return false, false
 	}
+	clean := func(s string) string { return path.Clean(strings.ReplaceAll(s, `\`, "/")) }
+	home := strings.HasPrefix(p, "~") && slices.Contains(strings.Split(strings.ReplaceAll(p, `\`, "/"), "/"), "..")
 	p, dir = clean(p), clean(dir)
-	if p == ".." || strings.HasPrefix(p, "../") {
+	switch {
+	case home, p == "..", strings.HasPrefix(p, "../"):
 		return false, true
+	case dir == ".":
+		return !path.IsAbs(p), false
 	}
 	return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/"), false
+}
+
+// filePath returns the path of a file URL, other texts as they are; ok is false
+// for a file URL that names no file of this machine.
+func filePath(s string) (p string, ok bool) {
+	if len(s) < 5 || !strings.EqualFold(s[:5], "file:") {
+		return s, true
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Opaque != "" || u.Host != "" && !strings.EqualFold(u.Host, "localhost") {
+		return "", false
+	}
+	return u.Path, true
 }
 
 // Budget is what a spend limit means for one session now.

@@ -79,7 +79,7 @@ func (p *pattern) match(upstream, tool string) bool {
 // pattern matches nothing; [Compile] refuses it.
 func MatchTool(pattern, upstream, tool string) bool {
 	p, err := compilePattern(pattern)
-	return err == nil && p.match(upstream, tool)
+	return err == nil && pattern != "" && p.match(upstream, tool)
 }
 
 type patterns []pattern

@@ -1,6 +1,9 @@
 package policy
 
-import "time"
+import (
+	"sort"
+	"time"
+)
 
 // Hours is a daily window of wall-clock time in minutes after midnight, from
 // Start up to but without End. Start above End wraps midnight.
@@ -26,32 +29,41 @@ func (w window) open(t time.Time) bool {
 	return today && minute >= w.hours.Start || yesterday && minute < w.hours.End
 }
 
-// next returns the first instant at or after t when the window is open, to the
-// minute; zero if it does not open within eight days (it has no days).
+// horizon is how far ahead an opening is looked for: a window on one day of the
+// week may fall into a change of the clocks, so two weeks and a day.
+const horizon = 15 * 24 * time.Hour
+
+// next returns the first instant at or after t, to the minute, when the window
+// is open; zero if there is none before the horizon. It looks minute by minute
+// around the hours at which the window opens or shuts, wide enough for any
+// change of the clocks, and leaps over the rest of the day.
 func (w window) next(t time.Time) time.Time {
 	if w.open(t) {
 		return t
 	}
-	t = t.In(w.loc)
-	for day := range 9 {
-		at := time.Date(t.Year(), t.Month(), t.Day()+day, 0, w.hours.Start, 0, 0, w.loc)
-		if at.Before(t) {
-			// Today's opening is past. If the window is shut all the same, a
-			// change of the clocks may still open it again today.
-			at = t.Truncate(time.Minute)
+	const near, day = 180, 24 * 60
+	end := t.Add(horizon)
+	for t = t.Truncate(time.Minute).Add(time.Minute); t.Before(end); t = t.Add(time.Minute) {
+		if w.open(t) {
+			return t.In(w.loc)
 		}
-		if w.open(at) && !w.open(at.Add(-time.Minute)) && !at.Before(t) {
-			return at
-		}
-		// time.Date picks one of two readings where the clocks change; the true
-		// opening is then within three hours of it.
-		for m := -180; m <= 180; m++ {
-			if c := at.Add(time.Duration(m) * time.Minute); !c.Before(t) && w.open(c) {
-				return c
-			}
+		local := t.In(w.loc)
+		minute := local.Hour()*60 + local.Minute()
+		until := (w.hours.Start - minute + day) % day
+		since := (minute - w.hours.End + day) % day
+		if until > near && since > near && w.outside(minute) {
+			t = t.Add(time.Duration(until-near-1) * time.Minute)
 		}
 	}
 	return time.Time{}
+}
+
+// outside reports that no day's window has this minute.
+func (w window) outside(minute int) bool {
+	if w.hours.Start < w.hours.End {
+		return minute < w.hours.Start || minute >= w.hours.End
+	}
+	return minute < w.hours.Start && minute >= w.hours.End
 }
 
 // Period is a stretch of the calendar.
@@ -78,12 +90,28 @@ func (p Period) bounds(t time.Time, loc *time.Location) (start, end time.Time) {
 		start = t.Add(-time.Duration(t.Minute())*time.Minute - time.Duration(t.Second())*time.Second - time.Duration(t.Nanosecond()))
 		return start, start.Add(time.Hour)
 	case Day:
-		return time.Date(y, m, d, 0, 0, 0, 0, loc), time.Date(y, m, d+1, 0, 0, 0, 0, loc)
+		return midnight(y, m, d, loc), midnight(y, m, d+1, loc)
 	case Week:
 		d -= (int(t.Weekday()) + 6) % 7
-		return time.Date(y, m, d, 0, 0, 0, 0, loc), time.Date(y, m, d+7, 0, 0, 0, 0, loc)
+		return midnight(y, m, d, loc), midnight(y, m, d+7, loc)
 	case Month:
-		return time.Date(y, m, 1, 0, 0, 0, 0, loc), time.Date(y, m+1, 1, 0, 0, 0, 0, loc)
+		return midnight(y, m, 1, loc), midnight(y, m+1, 1, loc)
 	}
 	return time.Time{}, time.Time{}
+}
+
+// midnight returns the first instant of a day. Where the clocks change at
+// midnight, that hour is missing or comes twice, and time.Date may pick another.
+func midnight(y int, m time.Month, d int, loc *time.Location) time.Time {
+	at := time.Date(y, m, d, 0, 0, 0, 0, loc)
+	_, before := at.Add(-3 * time.Hour).Zone()
+	_, after := at.Add(3 * time.Hour).Zone()
+	if before == after {
+		return at
+	}
+	day := time.Date(y, m, d, 12, 0, 0, 0, loc).YearDay() // noon is never missing
+	first := at.Add(-3 * time.Hour)
+	return first.Add(time.Duration(sort.Search(6*60, func(i int) bool {
+		return first.Add(time.Duration(i)*time.Minute).YearDay() == day
+	})) * time.Minute)
 }

@@ -145,6 +145,9 @@ func Elements(raw []byte) ([]json.RawMessage, error) {
 	if _, err := dec.ReadToken(); err != nil {
 		return nil, readable(err)
 	}
+	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("more than one JSON value")
+	}
 	return elements, nil
 }
 

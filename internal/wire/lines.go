@@ -59,16 +59,18 @@ func (l *LineReader) line() ([]byte, error) {
 	var line []byte
 	for {
 		part, err := l.r.ReadSlice('\n')
-		if len(line)+len(part) > l.limit+1 {
+		if len(line)+len(part) > l.limit+len("\r\n") {
 			return nil, l.skip(line, part, err)
 		}
 		line = append(line, part...)
 		switch {
-		case err == nil:
+		case err == nil, errors.Is(err, io.EOF) && len(line) > 0:
+			line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
+			if len(line) > l.limit {
+				return nil, &TooLargeError{Limit: l.limit, ID: findID(line)}
+			}
 			return line, nil
 		case errors.Is(err, bufio.ErrBufferFull):
-		case errors.Is(err, io.EOF) && len(line) > 0:
-			return line, nil
 		default:
 			return nil, err
 		}
@@ -158,12 +160,29 @@ func (f *idFinder) step(c byte) {
 			f.wantKey, f.taking = true, false
 		}
 	case ':':
-		if f.depth == 1 && string(f.key) == "id" {
+		if f.depth == 1 && f.keyIsID() {
 			f.taking = true
 			f.value = f.value[:0]
 			f.found++
 		}
 	}
+}
+
+// keyIsID reads escapes, by which a key can be spelt in other ways.
+func (f *idFinder) keyIsID() bool {
+	if bytes.IndexByte(f.key, '\\') < 0 {
+		return string(f.key) == "id"
+	}
+	s, ok := String(append(append([]byte{'"'}, f.key...), '"'))
+	return ok && s == "id"
+}
+
+// findID returns the id of a message that cannot be read, if it has exactly one
+// and that is beyond doubt.
+func findID(raw []byte) json.RawMessage {
+	var f idFinder
+	f.write(raw)
+	return f.id()
 }
 
 // id returns the id if exactly one was seen and it is a string or a number.

@@ -44,8 +44,8 @@ func (m Message) IsResponse() bool { return m.Method == "" }
 // untouched. An error response may come without an id; it gets one.
 func (m Message) WithID(id json.RawMessage) []byte {
 	if m.idEnd == 0 {
-		b := append([]byte(`{"jsonrpc":"2.0","id":`), id...)
-		return closeWith(b, "error", m.Error)
+		open := bytes.IndexByte(m.Raw, '{') + 1
+		return Splice(m.Raw, open, open, append(append([]byte(`"id":`), id...), ','))
 	}
 	return Splice(m.Raw, m.idStart, m.idEnd, id)
 }
@@ -78,19 +78,19 @@ var (
 // a known one but for its case: some upstreams read keys case-blindly, so a
 // judge that does not would see another message than they do.
 func ParseStrict(raw []byte) (Message, error) {
-	m, members, err := parse(raw)
 	if bad := Strict(raw); bad != nil {
 		code := CodeInvalidRequest
 		if Lenient(raw) != nil {
 			code = CodeParse
 		}
-		return Message{}, &Error{Code: code, Message: "Invalid JSON: " + bad.Error(), ID: m.ID}
+		return Message{}, &Error{Code: code, Message: "Invalid JSON: " + bad.Error(), ID: findID(raw)}
 	}
+	m, members, err := parse(raw)
 	if err == nil {
 		err = strictNames(m, members)
 	}
 	if err != nil {
-		return Message{}, &Error{Code: CodeInvalidRequest, Message: "Invalid JSON-RPC message: " + err.Error(), ID: m.ID}
+		return Message{}, &Error{Code: CodeInvalidRequest, Message: "Invalid JSON-RPC message: " + err.Error(), ID: findID(raw)}
 	}
 	return m, nil
 }

@@ -1,0 +1,120 @@
+package policy
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
+)
+
+// object is a JSON object as conditions see it: a map whose order is that of
+// the text, so that the same arguments give the same answer. It implements
+// [traits.Mapper].
+type object struct {
+	of     *arguments
+	keys   []string
+	values []raw
+	known  []ref.Val // values that were read
+}
+
+func (o *object) at(i int) ref.Val {
+	if o.known[i] == nil {
+		o.known[i] = o.of.read(o.values[i])
+	}
+	return o.of.noted(o.known[i])
+}
+
+// size returns how many bytes the members take.
+func (o *object) size() int {
+	n := 0
+	for _, v := range o.values {
+		n += len(v)
+	}
+	return n
+}
+
+// Find implements [traits.Mapper].
+func (o *object) Find(key ref.Val) (ref.Val, bool) {
+	name, ok := key.(types.String)
+	if !ok {
+		return nil, false
+	}
+	i := slices.Index(o.keys, string(name))
+	if i < 0 {
+		return nil, false
+	}
+	return o.at(i), true
+}
+
+// Get implements [traits.Indexer].
+func (o *object) Get(key ref.Val) ref.Val {
+	v, ok := o.Find(key)
+	if !ok {
+		return types.ValOrErr(key, "no such key: %v", key)
+	}
+	return v
+}
+
+// Contains implements [traits.Container].
+func (o *object) Contains(key ref.Val) ref.Val {
+	_, ok := o.Find(key)
+	return types.Bool(ok)
+}
+
+// Size implements [traits.Sizer].
+func (o *object) Size() ref.Val { return types.Int(len(o.keys)) }
+
+// Iterator implements [traits.Iterable].
+func (o *object) Iterator() traits.Iterator {
+	return types.NewStringList(types.DefaultTypeAdapter, o.keys).Iterator()
+}
+
+// Equal implements [ref.Val].
+func (o *object) Equal(other ref.Val) ref.Val {
+	m, ok := other.(traits.Mapper)
+	if !ok {
+		return types.False
+	}
+	size := m.Size()
+	if types.IsUnknownOrError(size) {
+		return size
+	}
+	if size.Equal(types.Int(len(o.keys))) != types.True {
+		return types.False
+	}
+	for i, key := range o.keys {
+		v, found := m.Find(types.String(key))
+		if !found {
+			return types.False
+		}
+		if eq := types.Equal(o.at(i), v); eq != types.True {
+			return eq
+		}
+	}
+	return types.True
+}
+
+// Type implements [ref.Val].
+func (*object) Type() ref.Type { return types.MapType }
+
+// ConvertToType implements [ref.Val].
+func (o *object) ConvertToType(t ref.Type) ref.Val {
+	switch t {
+	case types.MapType:
+		return o
+	case types.TypeType:
+		return types.MapType
+	}
+	return types.NewErr("type conversion error from map to %s", t)
+}
+
+// ConvertToNative implements [ref.Val]; no condition needs it.
+func (*object) ConvertToNative(t reflect.Type) (any, error) {
+	return nil, fmt.Errorf("no conversion of a JSON object to %v", t)
+}
+
+// Value implements [ref.Val].
+func (o *object) Value() any { return o }
