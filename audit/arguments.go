@@ -28,11 +28,11 @@ const MaxArguments = 8 << 10
 const Redacted = "[redacted]"
 
 // secretKey matches names whose values are not recorded.
-var secretKey = regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|secret|token|api[-_]?key|authorization|(^|[_-])auth([_-]|$)|credential|private[-_]?key|cookie|session[-_]?key|bearer|signature)`)
+var secretKey = regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|secret|token|api[-_]?key|authorization|(^|[^a-z])auth([^a-z]|$)|credential|private[-_]?key|cookie|session[-_]?key|bearer|signature)`)
 
 // secretValue matches texts that are secrets by their looks: keys of well-known
 // services, JSON web tokens, PEM blocks, credentials in URLs.
-var secretValue = regexp.MustCompile(`(sk-[A-Za-z0-9_-]{16,}|sk_(live|test)_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{30,}|hld_[A-Za-z0-9]{16,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^/\s:@]+:[^/\s:@]+@|(?i:bearer)\s+[A-Za-z0-9._~+/-]{16,})`)
+var secretValue = regexp.MustCompile(`(sk-[A-Za-z0-9_-]{16,}|sk_(live|test)_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{30,}|hld_[A-Za-z0-9]{16,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^/\s@"]*:[^/\s@"]+@|(?i:bearer)\s+[A-Za-z0-9._~+/-]{16,})`)
 
 // Body is what a record keeps of arguments.
 type Body struct {
@@ -48,27 +48,36 @@ func NewBody(arguments json.RawMessage, d Detail, known []string) Body {
 	if len(arguments) == 0 || d == DetailDigest {
 		return b
 	}
-	text, whole := []byte(arguments), true
-	if d != DetailFull {
-		text, whole = redact(arguments, known)
-	}
+	text, whole := redactor{known, d != DetailFull}.redact(arguments)
 	if !whole || len(text) > MaxArguments {
-		head := strings.ToValidUTF8(string(text[:min(len(text), MaxArguments/2)]), "")
-		cut, err := json.Marshal(map[string]any{"truncated": true, "size": len(arguments), "head": head})
-		if err != nil {
-			return b
-		}
-		text = cut
+		text = truncated(text, len(arguments))
 	}
 	b.Text = append([]byte(nil), text...)
 	return b
 }
 
+// truncated wraps the beginning of a text so that the whole fits a record.
+func truncated(text []byte, size int) []byte {
+	for n := min(len(text), MaxArguments*3/4); ; n = n * 3 / 4 {
+		cut, err := json.Marshal(map[string]any{"truncated": true, "size": size, "head": strings.ToValidUTF8(string(text[:n]), "")})
+		if err != nil || len(cut) <= MaxArguments { // escapes may make it longer than it was
+			return cut
+		}
+	}
+}
+
+// redactor replaces what must not be recorded: texts that are known, and, if
+// looks is set, all that looks like a secret.
+type redactor struct {
+	known []string
+	looks bool
+}
+
 // redact rewrites a JSON text token by token, so that order and numbers stay as
 // they were, and stops once it has more than a record holds. What cannot be
 // read is not recorded.
-func redact(raw json.RawMessage, known []string) (redacted []byte, whole bool) {
-	if len(raw) <= MaxArguments && !suspicious(raw, known) {
+func (r redactor) redact(raw json.RawMessage) (redacted []byte, whole bool) {
+	if len(raw) <= MaxArguments && !r.suspicious(raw) || !r.looks && len(r.known) == 0 {
 		return raw, true
 	}
 	dec := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
@@ -95,16 +104,21 @@ func redact(raw json.RawMessage, known []string) (redacted []byte, whole bool) {
 		if err != nil {
 			break
 		}
-		if tok.Kind() == '"' {
+		switch tok.Kind() {
+		case '"':
 			s, cut := clip(tok.String())
 			switch {
-			case isName:
-				hide = secretKey.MatchString(s)
-			case secretValue.MatchString(s) || containsAny(s, known):
+			case containsAny(s, r.known), r.looks && !isName && secretValue.MatchString(s):
 				s, cut = Redacted, true
+			case isName && r.looks:
+				hide = secretKey.MatchString(s)
 			}
 			if cut {
 				tok = jsontext.String(s)
+			}
+		case '0':
+			if containsAny(tok.String(), r.known) {
+				tok = jsontext.String(Redacted)
 			}
 		}
 		if err := enc.WriteToken(tok); err != nil {
@@ -127,8 +141,8 @@ func clip(s string) (string, bool) {
 
 // suspicious reports whether there could be anything to redact: one look over
 // the bytes instead of a rewrite for most calls. Escaped text always counts.
-func suspicious(raw []byte, known []string) bool {
-	return bytes.IndexByte(raw, '\\') >= 0 || secretKey.Match(raw) || secretValue.Match(raw) || containsAny(string(raw), known)
+func (r redactor) suspicious(raw []byte) bool {
+	return bytes.IndexByte(raw, '\\') >= 0 || r.looks && (secretKey.Match(raw) || secretValue.Match(raw)) || containsAny(string(raw), r.known)
 }
 
 func unreadable(raw []byte) []byte {

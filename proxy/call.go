@@ -63,15 +63,13 @@ func (s *Server) callTool(r *request) []byte {
 		return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: err.Error(), ID: id})
 	}
 	entry, missing := s.route(r.ctx, call.tool)
-	if r.ctx.Err() != nil && missing != nil {
-		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: id})
-	}
 	attempt := s.attempt(entry, call, missing)
 	if entry.Upstream == ownName {
 		return s.govern(r, entry, call, attempt)
 	}
 
-	ticket, decision, err := s.o.Ledger.Reserve(r.ctx, attempt, s.o.Engine)
+	// An attempt that is cancelled meanwhile is on record all the same.
+	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
 	if err != nil {
 		r.refused = true
 		s.o.Log.Error().Err(err).Str("tool", call.tool).Msg("a call was refused because it could not be recorded")
@@ -89,7 +87,7 @@ func (s *Server) callTool(r *request) []byte {
 	defer func() { s.o.Ledger.Settle(ticket, outcome) }() // also after a panic: what began must end
 
 	if r.ctx.Err() != nil {
-		outcome = ledger.Outcome{Result: ledger.NotSent, Reason: context.Cause(r.ctx).Error()}
+		outcome = failed(r.ctx, wire.ErrNotSent)
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: id})
 	}
 	m, err := entry.up.Call(r.ctx, upstream.Call{
@@ -145,8 +143,9 @@ var errUnavailable = errors.New("its upstream has not been reached yet")
 
 // namesake returns the upstream that a tool's name begins with.
 func (s *Server) namesake(name string) Upstream {
+	named := s.current().namesake(name)
 	for _, up := range s.o.Upstreams {
-		if strings.HasPrefix(name, up.Name()+separator) || strings.HasPrefix(name, up.Name()+"/") {
+		if up.Name() == named {
 			return up
 		}
 	}
@@ -187,14 +186,16 @@ func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 // failed is the outcome of a call that brought no response. Only a request that
 // certainly never left haldir costs nothing.
 func failed(ctx context.Context, err error) ledger.Outcome {
-	out := ledger.Outcome{Result: ledger.Unknown, Reason: err.Error()}
-	switch {
-	case errors.Is(err, wire.ErrNotSent):
-		out.Result = ledger.NotSent
-	case errors.Is(context.Cause(ctx), errCancelled):
-		out.Result = ledger.Cancelled
+	cancelled := errors.Is(context.Cause(ctx), errCancelled)
+	switch unsent := errors.Is(err, wire.ErrNotSent); {
+	case unsent && cancelled:
+		return ledger.Outcome{Result: ledger.Withdrawn}
+	case cancelled:
+		return ledger.Outcome{Result: ledger.Cancelled}
+	case unsent:
+		return ledger.Outcome{Result: ledger.NotSent, Reason: err.Error()}
 	}
-	return out
+	return ledger.Outcome{Result: ledger.Unknown, Reason: err.Error()}
 }
 
 // answered is the outcome of a call that the upstream answered.

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/haldir-mcp/haldir/upstream"
@@ -69,15 +68,15 @@ type table struct {
 	byExposed   map[string]int
 	byCanonical map[string]int
 	byTool      map[string][]int
+	upstreams   []string
 	notes       []Note
 }
 
 // build merges the catalogues in the order of the config.
 func build(ups []Upstream, limit int, hidden func(Entry) bool) *table {
 	t := &table{byExposed: map[string]int{}, byCanonical: map[string]int{}, byTool: map[string][]int{}}
-	var names []string
 	for _, up := range ups {
-		names = append(names, up.Name())
+		t.upstreams = append(t.upstreams, up.Name())
 	}
 	for _, up := range ups {
 		c := up.Catalogue()
@@ -86,7 +85,7 @@ func build(ups []Upstream, limit int, hidden func(Entry) bool) *table {
 			t.note(up.Name(), w.Name, "withheld: %s", w.Reason)
 		}
 		for _, def := range c.Tools {
-			t.add(up, def, names, limit, hidden)
+			t.add(up, def, limit, hidden)
 		}
 	}
 	return t
@@ -96,11 +95,10 @@ func (t *table) note(up, tool, format string, args ...any) {
 	t.notes = append(t.notes, Note{up, tool, fmt.Sprintf(format, args...)})
 }
 
-func (t *table) add(up Upstream, def upstream.Tool, names []string, limit int, hidden func(Entry) bool) {
+func (t *table) add(up Upstream, def upstream.Tool, limit int, hidden func(Entry) bool) {
 	bare := up.Bare()
 	if bare && up.Name() != ownName {
-		first, _, _ := strings.Cut(def.Name, separator)
-		if strings.HasPrefix(def.Name, ownName+"_") || first != def.Name && slices.Contains(names, first) {
+		if strings.HasPrefix(def.Name, ownName+"_") || t.namesake(def.Name) != "" {
 			t.note(up.Name(), def.Name, "withheld: a bare name must not look like a tool of another upstream or of haldir")
 			return
 		}
@@ -122,6 +120,16 @@ func (t *table) add(up Upstream, def upstream.Tool, names []string, limit int, h
 	t.byTool[e.Tool] = append(t.byTool[e.Tool], i)
 }
 
+// namesake returns the upstream whose tool a name says it is, "" if none.
+func (t *table) namesake(name string) string {
+	for _, up := range t.upstreams {
+		if strings.HasPrefix(name, up+separator) || strings.HasPrefix(name, up+"/") {
+			return up
+		}
+	}
+	return ""
+}
+
 var errUnknownTool = errors.New("unknown tool")
 
 // find resolves a name as people and agents write it: the exposed name, the
@@ -132,6 +140,11 @@ func (t *table) find(name string) (Entry, error) {
 	}
 	if i, ok := t.byCanonical[name]; ok {
 		return t.entries[i], nil
+	}
+	if t.namesake(name) != "" {
+		// It names a tool of that upstream, which has none such. Another
+		// upstream's tool of that very name must not answer for it.
+		return Entry{}, errUnknownTool
 	}
 	switch same := t.byTool[name]; len(same) {
 	case 0:

@@ -170,6 +170,7 @@ const (
 	Failed                  // the upstream answered with an error
 	NotSent                 // it certainly never left haldir: everything held is returned
 	Cancelled               // the client cancelled it after it was, or may have been, sent
+	Withdrawn               // the client cancelled it before it was sent: everything held is returned
 )
 
 // Outcome is how an admitted call ended.
@@ -208,10 +209,11 @@ func (t *tx) settle(callID string, out Outcome) error {
 		status = audit.StatusError
 	case Unknown:
 		status = audit.StatusError
-	case Cancelled:
+	case Cancelled, Withdrawn:
 		status = audit.StatusCancelled
 	}
-	if out.Result == NotSent {
+	returned := out.Result == NotSent || out.Result == Withdrawn
+	if returned {
 		cost = 0
 	} else if out.Actual != nil {
 		cost = *out.Actual
@@ -222,7 +224,7 @@ func (t *tx) settle(callID string, out Outcome) error {
 	for _, x := range h.Holds {
 		delta := int64(0)
 		switch {
-		case out.Result == NotSent:
+		case returned:
 			delta = -x.Amount
 		case x.Money:
 			delta = int64(cost) - x.Amount

@@ -79,7 +79,7 @@ func (l *LineReader) line() ([]byte, error) {
 
 // skip reads the rest of a line that is too long, keeping nothing but its id.
 func (l *LineReader) skip(head, part []byte, err error) error {
-	var find idFinder
+	find := idFinder{limit: maxIDLen}
 	find.write(head)
 	find.write(part)
 	for errors.Is(err, bufio.ErrBufferFull) {
@@ -105,9 +105,16 @@ type idFinder struct {
 	value   []byte // the id's bytes
 	taking  bool   // the bytes of the id's value are passing by
 	found   int
-	foreign bool // not an object, or the id is no scalar
+	begun   bool
+	ended   bool // the object is closed
+	limit   int  // bytes of an id
+	foreign bool // not one object, or the id is no scalar
 }
 
+// maxKeyLen is more than any spelling of "id" has.
+const maxKeyLen = 32
+
+// maxIDLen is the longest id that is kept of a message too large to read.
 const maxIDLen = 256
 
 func (f *idFinder) write(p []byte) {
@@ -117,9 +124,18 @@ func (f *idFinder) write(p []byte) {
 }
 
 func (f *idFinder) step(c byte) {
+	if !f.begun || f.ended {
+		switch {
+		case c == ' ' || c == '\t' || c == '\n' || c == '\r':
+			return
+		case c != '{' || f.ended:
+			f.foreign = true
+		}
+		f.begun = true
+	}
 	if f.taking && (f.inStr || c != ',' && c != '}') {
 		f.value = append(f.value, c)
-		if len(f.value) > maxIDLen || !f.inStr && (c == '{' || c == '[') {
+		if len(f.value) > f.limit || !f.inStr && (c == '{' || c == '[') {
 			f.foreign = true
 			f.taking = false
 		}
@@ -135,7 +151,7 @@ func (f *idFinder) step(c byte) {
 			f.isKey = false
 			return
 		}
-		if f.isKey && len(f.key) <= maxIDLen {
+		if f.isKey && len(f.key) <= maxKeyLen {
 			f.key = append(f.key, c)
 		}
 		return
@@ -147,14 +163,12 @@ func (f *idFinder) step(c byte) {
 			f.isKey, f.wantKey, f.key = true, false, f.key[:0]
 		}
 	case '{', '[':
-		if f.depth == 0 && c == '[' {
-			f.foreign = true
-		}
 		f.depth++
 		f.wantKey = f.depth == 1
 	case '}', ']':
 		f.depth--
 		f.taking = false
+		f.ended = f.depth == 0
 	case ',':
 		if f.depth == 1 {
 			f.wantKey, f.taking = true, false
@@ -180,7 +194,7 @@ func (f *idFinder) keyIsID() bool {
 // findID returns the id of a message that cannot be read, if it has exactly one
 // and that is beyond doubt.
 func findID(raw []byte) json.RawMessage {
-	var f idFinder
+	f := idFinder{limit: len(raw)}
 	f.write(raw)
 	return f.id()
 }

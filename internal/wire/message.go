@@ -80,7 +80,7 @@ var (
 func ParseStrict(raw []byte) (Message, error) {
 	if bad := Strict(raw); bad != nil {
 		code := CodeInvalidRequest
-		if Lenient(raw) != nil {
+		if depth(raw) <= MaxDepth && Lenient(raw) != nil {
 			code = CodeParse
 		}
 		return Message{}, &Error{Code: code, Message: "Invalid JSON: " + bad.Error(), ID: findID(raw)}
