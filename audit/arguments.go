@@ -48,6 +48,10 @@ func NewBody(arguments json.RawMessage, d Detail, known []string) Body {
 	if len(arguments) == 0 || d == DetailDigest {
 		return b
 	}
+	if len(arguments) <= MaxArguments && !json.Valid(arguments) {
+		b.Text = unreadable(arguments)
+		return b
+	}
 	text, whole := redactor{known, d != DetailFull}.redact(arguments)
 	if !whole || len(text) > MaxArguments {
 		text = truncated(text, len(arguments))
@@ -86,6 +90,9 @@ func (r redactor) redact(raw json.RawMessage) (redacted []byte, whole bool) {
 	hide := false // the next value belongs to a secret's name
 	for {
 		if enc.OutputOffset() > MaxArguments {
+			if finish(enc) != nil {
+				return unreadable(raw), true
+			}
 			return out.Bytes(), false
 		}
 		kind, length := dec.StackIndex(dec.StackDepth())
@@ -129,6 +136,27 @@ func (r redactor) redact(raw json.RawMessage) (redacted []byte, whole bool) {
 		return unreadable(raw), true
 	}
 	return bytes.TrimSpace(out.Bytes()), true
+}
+
+// finish closes what is open, since an encoder keeps a value to itself until it
+// is complete.
+func finish(enc *jsontext.Encoder) error {
+	for depth := enc.StackDepth(); depth > 0; depth = enc.StackDepth() {
+		kind, length := enc.StackIndex(depth)
+		end := jsontext.EndArray
+		if kind == '{' {
+			end = jsontext.EndObject
+			if length%2 == 1 {
+				if err := enc.WriteToken(jsontext.Null); err != nil {
+					return err
+				}
+			}
+		}
+		if err := enc.WriteToken(end); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // clip cuts a string that is longer than a record holds.

@@ -50,34 +50,69 @@ type Verifier struct {
 	// sorted by size. Those that the chain has passed are dropped.
 	Checkpoints []Checkpoint
 	agreed      uint64 // the size of the last checkpoint that matched
+	// fault is what is wrong with a record, as those after it show. It is called
+	// with each of them until it returns an error; nil stands for one that cannot
+	// be read, or for the end, where it must. sum is the hash of the last record.
+	fault func(next *Record) error
+	sum   Hash
 }
 
 // Add checks the next stored record: key is the number it is stored under. The
-// error is a [*Damage]; after one the verifier must not be used again.
+// error is a [*Damage]; after one the verifier must not be used again. What is
+// wrong can sometimes be told only by the records after it, so the error may come
+// later, or from Finish.
 func (v *Verifier) Add(key uint64, encoded []byte) error {
 	want := v.count + 1
+	r, err := Decode(encoded)
+	readable := err == nil && bytes.Equal(r.Encode(), encoded)
+	if v.fault != nil {
+		if !readable {
+			return v.fault(nil)
+		}
+		return v.fault(&r)
+	}
 	if key != want {
 		if key > want {
 			return &Damage{want, DamageDeletion, fmt.Sprintf("%d record(s) are missing; the next is %d", key-want, key)}
 		}
 		return &Damage{key, DamageReorder, fmt.Sprintf("record %d was expected here", want)}
 	}
-	r, err := Decode(encoded)
-	if err != nil {
-		return &Damage{want, DamageUnreadable, err.Error()}
-	}
 	switch {
-	case !bytes.Equal(r.Encode(), encoded):
+	case err != nil:
+		return &Damage{want, DamageUnreadable, err.Error()}
+	case !readable:
 		return &Damage{want, DamageUnreadable, "the bytes are not in canonical form"}
-	case r.Seq != want:
-		return &Damage{want, DamageReorder, fmt.Sprintf("the record stored here says it is number %d", r.Seq)}
+	case r.Seq != want && r.Prev == v.head: // in its place but for its number
+		return &Damage{want, DamageEdit, fmt.Sprintf("it says that it is number %d", r.Seq)}
+	case r.Seq < want:
+		return &Damage{r.Seq, DamageInsertion, fmt.Sprintf("%d record(s) were put in; the one stored as %d says that it is number %d", want-r.Seq, want, r.Seq)}
+	case r.Seq > want:
+		v.fault = func(next *Record) error {
+			switch {
+			case next == nil:
+				return &Damage{want, DamageDeletion, fmt.Sprintf("%d record(s) are missing; the one stored here says that it is number %d", r.Seq-want, r.Seq)}
+			case next.Seq == want:
+				return &Damage{want, DamageReorder, fmt.Sprintf("the record stored here says that it is number %d; number %d comes later", r.Seq, want)}
+			}
+			return nil // it may still come
+		}
 	case r.Prev != v.head:
-		return &Damage{max(want-1, 1), DamageEdit, fmt.Sprintf("its hash is %s, but record %d was written after %s", v.head, want, r.Prev)}
+		before, sum := v.head, Sum(encoded)
+		v.sum = sum
+		v.fault = func(next *Record) error {
+			if want == 1 || next == nil || next.Prev != sum {
+				return &Damage{want, DamageEdit, fmt.Sprintf("it says that it was written after %s, but the record before is %s", r.Prev, before)}
+			}
+			return &Damage{want - 1, DamageEdit, fmt.Sprintf("its hash is %s, but record %d was written after %s", before, want, r.Prev)}
+		}
 	case r.Time.Before(v.last.Time):
 		return &Damage{want, DamageEdit, "its time is before that of the record before"}
 	}
 	v.count, v.head, v.last = want, Sum(encoded), r
 	v.tree.Add(v.head)
+	if v.fault != nil {
+		return nil
+	}
 	return v.compare()
 }
 
@@ -100,6 +135,12 @@ func (v *Verifier) compare() error {
 
 // Finish compares the end of the chain with the head that was stored with it.
 func (v *Verifier) Finish(headSeq uint64, head Hash) error {
+	if v.fault != nil { // in the last record: the head takes the place of the next
+		if v.sum == head {
+			return v.fault(&Record{Prev: head})
+		}
+		return v.fault(nil)
+	}
 	switch {
 	case v.count < headSeq:
 		return &Damage{v.count + 1, DamageTruncation, fmt.Sprintf("the chain ends at %d, the head says %d", v.count, headSeq)}
