@@ -51,6 +51,7 @@ func (a *app) serve(ctx context.Context) error {
 	if a.cfg.Path == "" {
 		a.log.Warn().Msg("there is no config: only haldir's own tools are served; README.md shows how to write one")
 	}
+	defer a.suspendable(ctx)()
 	return a.interruptible(ctx, func() error { return srv.Serve(ctx, a.in, a.out) })
 }
 

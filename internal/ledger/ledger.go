@@ -142,6 +142,17 @@ func (l *Ledger) Flush(ctx context.Context) error {
 	return l.do(ctx, true, func(*tx) error { return nil }) // what is owed goes with it
 }
 
+// Suspend frees the database and calls stop, which may stop the whole process:
+// a suspended process must not keep others out. The database is not taken again
+// before stop has returned.
+func (l *Ledger) Suspend(ctx context.Context, stop func()) error {
+	return l.wait(ctx, &op{run: func(*tx) error { return nil }, done: make(chan error, 1), then: func() error {
+		l.release()
+		stop()
+		return nil
+	}})
+}
+
 // do runs f in a transaction and waits for the commit. When ctx ends, f may
 // still be committed.
 func (l *Ledger) do(ctx context.Context, write bool, f func(*tx) error) error {

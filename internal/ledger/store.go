@@ -119,6 +119,9 @@ func prepare(db *bolt.DB) (fresh bool, err error) {
 	err = db.View(func(btx *bolt.Tx) error {
 		hot := btx.Bucket(bucketHot)
 		if hot == nil {
+			if k, _ := btx.Cursor().First(); k != nil {
+				return fmt.Errorf("%w: it is a bbolt file, but none of haldir", ErrDamaged)
+			}
 			fresh = true
 			return nil
 		}
