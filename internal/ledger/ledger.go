@@ -462,6 +462,8 @@ func (l *Ledger) signNews() error {
 	return err
 }
 
+var errFreed = errors.New("the ledger is not open")
+
 // opError is the failure of one operation, as against that of the transaction.
 type opError struct {
 	op  *op
@@ -475,6 +477,9 @@ func (l *Ledger) commit(ops []*op) error {
 	write := false
 	for _, o := range ops {
 		write = write || o.write
+	}
+	if l.db == nil { // an operation before has freed it
+		return errFreed
 	}
 	var newHead head
 	body := func(btx *bolt.Tx) error {
