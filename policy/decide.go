@@ -46,7 +46,7 @@ func (e *Engine) Decide(c Call, s State) Decision {
 	d := Decision{}
 	e.session(&v, &c, s)
 
-	args := &arguments{raw: c.Arguments}
+	args := &arguments{bytes: c.Arguments}
 	price := e.costOf(&c)
 	amount, costErr := e.price(price, args)
 	if price != nil {
@@ -66,18 +66,11 @@ func (e *Engine) Decide(c Call, s State) Decision {
 	}
 
 	holds := make([]Hold, 0, 3+e.counters)
-	hold := func(h Hold) {
-		for i := range holds {
-			if holds[i].Key == h.Key {
-				return
-			}
-		}
-		holds = append(holds, h)
-	}
-	hold(Hold{Key: CounterKey{CounterSessionCalls, c.Session}, Amount: 1})
+	holds = append(holds, Hold{Key: CounterKey{CounterSessionCalls, c.Session}, Amount: 1})
 	if price != nil {
-		hold(Hold{Key: CounterKey{CounterSessionSpend, c.Session}, Amount: int64(amount), Money: true})
-		hold(Hold{Key: CounterKey{CounterToolSpend, ToolSpendOf(c.Session, c.ID())}, Amount: int64(amount), Money: true})
+		holds = append(holds,
+			Hold{Key: CounterKey{CounterSessionSpend, c.Session}, Amount: int64(amount), Money: true},
+			Hold{Key: CounterKey{CounterToolSpend, ToolSpendOf(c.Session, c.ID())}, Amount: int64(amount), Money: true})
 	}
 
 	var windows []*window // of the rules that apply and are enforced
@@ -123,11 +116,15 @@ func (e *Engine) Decide(c Call, s State) Decision {
 			}
 		case TypeRateLimit:
 			if applies {
-				r.count(&v, &c, s, hold)
+				if h := r.count(&v, &c, s); !r.shared {
+					holds = append(holds, h)
+				}
 			}
 		case TypeSpendLimit:
 			if applies && price != nil {
-				r.charge(&v, &c, s, amount, hold)
+				if h := r.charge(&v, &c, s, amount); !r.shared {
+					holds = append(holds, h)
+				}
 			}
 		}
 	}
@@ -194,7 +191,7 @@ func (r *rule) shut(c *Call, now time.Time) Finding {
 	return f
 }
 
-func (r *rule) count(v *verdicts, c *Call, s State, hold func(Hold)) {
+func (r *rule) count(v *verdicts, c *Call, s State) Hold {
 	key := r.key(c)
 	used := s.Used[key]
 	if used.Start.IsZero() || !s.Now.Before(used.Start.Add(r.window)) {
@@ -209,10 +206,10 @@ func (r *rule) count(v *verdicts, c *Call, s State, hold func(Hold)) {
 		}
 		v.add(rankRate, f)
 	}
-	hold(Hold{Key: key, Start: used.Start, Amount: 1})
+	return Hold{Key: key, Start: used.Start, Amount: 1}
 }
 
-func (r *rule) charge(v *verdicts, c *Call, s State, amount Micros, hold func(Hold)) {
+func (r *rule) charge(v *verdicts, c *Call, s State, amount Micros) Hold {
 	key := r.key(c)
 	used := s.Used[key]
 	start, end := r.period.bounds(s.Now, r.location)
@@ -232,7 +229,7 @@ func (r *rule) charge(v *verdicts, c *Call, s State, amount Micros, hold func(Ho
 		}
 		v.add(rankSpend, f)
 	}
-	hold(Hold{Key: key, Start: start, Amount: int64(amount), Money: true})
+	return Hold{Key: key, Start: start, Amount: int64(amount), Money: true}
 }
 
 func (e *Engine) sessionLimit(v *verdicts, c *Call, s State, costs bool, amount Micros) {

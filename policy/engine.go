@@ -56,6 +56,7 @@ type rule struct {
 	per      string
 	period   Period
 	counter  string // the identity of its counter
+	shared   bool   // a rule before it has the same counter, and so concerns the same calls
 	hours    window
 	location *time.Location
 }
@@ -80,8 +81,9 @@ func Compile(rs Ruleset) (*Engine, error) {
 	for i, r := range rs.Policies {
 		c.at("policies", i)
 		e.rules = append(e.rules, c.rule(r))
-		if e.rules[i].counter != "" {
+		if own := e.rules[i].counter; own != "" {
 			e.counters++
+			e.rules[i].shared = slices.ContainsFunc(e.rules[:i], func(r rule) bool { return r.counter == own })
 		}
 	}
 	for i := range e.rules {
@@ -324,11 +326,8 @@ func (e *Engine) Reads(c Call) []CounterKey {
 	keys = append(keys, CounterKey{CounterSessionSpend, c.Session})
 	for i := range e.rules {
 		r := &e.rules[i]
-		if r.counter == "" || !r.narrowed(&c) {
-			continue
-		}
-		if k := r.key(&c); !slices.Contains(keys, k) {
-			keys = append(keys, k)
+		if r.counter != "" && !r.shared && r.narrowed(&c) {
+			keys = append(keys, r.key(&c))
 		}
 	}
 	return keys

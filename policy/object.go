@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"reflect"
-	"slices"
 
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
@@ -14,15 +13,17 @@ import (
 // the text, so that the same arguments give the same answer. It implements
 // [traits.Mapper].
 type object struct {
-	of     *arguments
-	keys   []string
-	values []raw
-	known  []ref.Val // values that were read
+	of      *arguments
+	members []member
+	known   []ref.Val // values that were read; nil before the first
 }
 
 func (o *object) at(i int) ref.Val {
+	if o.known == nil {
+		o.known = make([]ref.Val, len(o.members))
+	}
 	if o.known[i] == nil {
-		o.known[i] = o.of.read(o.values[i])
+		o.known[i] = o.of.read(o.members[i].value)
 	}
 	return o.of.noted(o.known[i])
 }
@@ -30,8 +31,8 @@ func (o *object) at(i int) ref.Val {
 // size returns how many bytes the members take.
 func (o *object) size() int {
 	n := 0
-	for _, v := range o.values {
-		n += len(v)
+	for _, m := range o.members {
+		n += len(m.value)
 	}
 	return n
 }
@@ -42,11 +43,12 @@ func (o *object) Find(key ref.Val) (ref.Val, bool) {
 	if !ok {
 		return nil, false
 	}
-	i := slices.Index(o.keys, string(name))
-	if i < 0 {
-		return nil, false
+	for i := range o.members {
+		if o.members[i].key == string(name) {
+			return o.at(i), true
+		}
 	}
-	return o.at(i), true
+	return nil, false
 }
 
 // Get implements [traits.Indexer].
@@ -65,11 +67,15 @@ func (o *object) Contains(key ref.Val) ref.Val {
 }
 
 // Size implements [traits.Sizer].
-func (o *object) Size() ref.Val { return types.Int(len(o.keys)) }
+func (o *object) Size() ref.Val { return types.Int(len(o.members)) }
 
 // Iterator implements [traits.Iterable].
 func (o *object) Iterator() traits.Iterator {
-	return types.NewStringList(types.DefaultTypeAdapter, o.keys).Iterator()
+	keys := make([]string, len(o.members))
+	for i, m := range o.members {
+		keys[i] = m.key
+	}
+	return types.NewStringList(types.DefaultTypeAdapter, keys).Iterator()
 }
 
 // Equal implements [ref.Val].
@@ -82,11 +88,11 @@ func (o *object) Equal(other ref.Val) ref.Val {
 	if types.IsUnknownOrError(size) {
 		return size
 	}
-	if size.Equal(types.Int(len(o.keys))) != types.True {
+	if size.Equal(types.Int(len(o.members))) != types.True {
 		return types.False
 	}
-	for i, key := range o.keys {
-		v, found := m.Find(types.String(key))
+	for i, own := range o.members {
+		v, found := m.Find(types.String(own.key))
 		if !found {
 			return types.False
 		}

@@ -93,8 +93,8 @@ func BenchmarkCall(b *testing.B) {
 	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
 	_ = inW.Close()
-	go func() { _, _ = io.Copy(io.Discard, outR) }()
 	if err := <-done; err != nil {
 		b.Fatal(err)
 	}
+	_ = outW.Close()
 }
