@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -170,7 +172,27 @@ func clip(s string) (string, bool) {
 // suspicious reports whether there could be anything to redact: one look over
 // the bytes instead of a rewrite for most calls. Escaped text always counts.
 func (r redactor) suspicious(raw []byte) bool {
-	return bytes.IndexByte(raw, '\\') >= 0 || r.looks && (secretKey.Match(raw) || secretValue.Match(raw)) || containsAny(string(raw), r.known)
+	return bytes.IndexByte(raw, '\\') >= 0 || r.looks && hinted(raw) && (secretKey.Match(raw) || secretValue.Match(raw)) ||
+		containsAny(string(raw), r.known)
+}
+
+// hints are what every match of secretKey (in lower case) or secretValue has in
+// it: looking for them is much cheaper than the expressions. Letters beyond
+// ASCII count too, since some fold to those of a name.
+var (
+	keyHints   = [][]byte{[]byte("pass"), []byte("secret"), []byte("token"), []byte("key"), []byte("auth"), []byte("credential"), []byte("cookie"), []byte("bearer"), []byte("signature")}
+	valueHints = [][]byte{
+		[]byte("sk-"), []byte("sk_"), []byte("gh"), []byte("glpat-"), []byte("xox"), []byte("AKIA"), []byte("AIza"), []byte("hld_"), []byte("eyJ"), []byte("-----BEGIN"), []byte("://"),
+	}
+)
+
+func hinted(raw []byte) bool {
+	if bytes.ContainsFunc(raw, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		return true
+	}
+	lower := bytes.ToLower(raw)
+	return slices.ContainsFunc(keyHints, func(h []byte) bool { return bytes.Contains(lower, h) }) ||
+		slices.ContainsFunc(valueHints, func(h []byte) bool { return bytes.Contains(raw, h) })
 }
 
 func unreadable(raw []byte) []byte {

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"encoding/hex"
 	"fmt"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -43,11 +44,9 @@ func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
 // UnmarshalText reads what MarshalText wrote.
 func (h *Hash) UnmarshalText(b []byte) error {
-	var raw []byte
-	if n, err := fmt.Sscanf(string(b), "%x", &raw); err != nil || n != 1 || len(raw) != len(h) {
+	if n, err := hex.Decode(h[:], b[:min(len(b), 2*len(h))]); err != nil || n != len(h) || len(b) != 2*len(h) {
 		return fmt.Errorf("%q is no SHA-256 hash", b)
 	}
-	copy(h[:], raw)
 	return nil
 }
 

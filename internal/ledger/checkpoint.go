@@ -29,6 +29,9 @@ func logPath(dir string) string { return filepath.Join(dir, "checkpoints.log") }
 var (
 	keyID   = []byte("id")   // the ledger's id, which its checkpoints carry
 	keyTree = []byte("tree") // checkpointed as JSON
+	// keySigned repeats of that what every transaction asks for: the size and the
+	// time (Unix ns), both big-endian.
+	keySigned = []byte("signed")
 )
 
 // checkpointed is how far checkpoints have come.
@@ -53,16 +56,25 @@ func (t *tx) checkpointed() (c checkpointed, err error) {
 
 // due reports whether a checkpoint should be made now.
 func (t *tx) due() bool {
-	c, err := t.checkpointed()
+	size, at := t.signed()
 	seq, _ := t.head()
-	return err == nil && seq > c.Tree.Size && (seq-c.Tree.Size >= checkpointRecords || !c.At.IsZero() && t.now.Sub(c.At) >= checkpointAge)
+	return seq > size && (seq-size >= checkpointRecords || size > 0 && t.now.Sub(at) >= checkpointAge)
+}
+
+// signed returns the size and the time of the last checkpoint.
+func (t *tx) signed() (size uint64, at time.Time) {
+	v := t.space(spaceMeta).get(keySigned)
+	if len(v) != 16 {
+		return 0, time.Time{}
+	}
+	return number(v[:8]), time.Unix(0, int64(number(v[8:]))) //nolint:gosec // written below
 }
 
 // news reports whether there is anything to sign.
 func (t *tx) news() bool {
-	c, err := t.checkpointed()
+	size, _ := t.signed()
 	seq, _ := t.head()
-	return err == nil && seq > c.Tree.Size
+	return seq > size
 }
 
 // checkpoint signs the chain as it is and appends that to the log. It runs in
@@ -94,7 +106,11 @@ func (l *Ledger) checkpoint() error {
 		}
 		state.At, state.Logged = t.now, logged
 		c = audit.Checkpoint{Origin: key.Origin(), Size: seq, Root: state.Tree.Root(), Head: head, Time: t.now}
-		return t.space(spaceMeta).putJSON(keyTree, state)
+		meta := t.space(spaceMeta)
+		if err := meta.put(keySigned, append(be64(seq), be64(uint64(t.now.UnixNano()))...)); err != nil {
+			return err
+		}
+		return meta.putJSON(keyTree, state)
 	}}})
 	if err != nil {
 		return fmt.Errorf("make a checkpoint: %w", err)
