@@ -92,14 +92,13 @@ func Parse(data []byte, path string) (*Config, error) {
 		// What could be read is checked all the same, so that one run shows
 		// every mistake; an entry that could not is not blamed twice.
 		c.broken = map[string]bool{}
-		for _, p := range c.problems {
-			c.broken[entry(p.Where)] = true
-		}
+		c.blame()
 		c.version()
 		out.Session = c.session()
 		out.Upstreams = c.upstreams()
 		out.Ruleset = c.ruleset()
 		out.file = c.settings()
+		c.blame()
 		out.Engine = c.compile(out.Ruleset)
 	}
 	c.problems.sort()
@@ -128,6 +127,13 @@ func entry(path string) string {
 	}
 	top, _, _ := strings.Cut(path, ".")
 	return top
+}
+
+// blame marks the entries that have a mistake so far.
+func (c *checker) blame() {
+	for _, p := range c.problems {
+		c.broken[entry(p.Where)] = true
+	}
 }
 
 func (c *checker) fail(path, format string, args ...any) {
