@@ -148,6 +148,9 @@ func Find(s Source, f Filter) (entries []Entry, next uint64, err error) {
 	seq := s.Head()
 	if threaded {
 		seq = s.Thread(name, value)
+		if seq == 0 && name == ThreadTool { // a tool's own name may contain a slash
+			seq, threaded = s.Head(), false
+		}
 	}
 	for seq > 0 {
 		r, err := Decode(s.Record(seq))

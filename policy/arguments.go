@@ -16,6 +16,7 @@ import (
 type arguments struct {
 	bytes   json.RawMessage
 	opened  bool
+	parts   int // members and elements that were read
 	members []member
 	err     error   // why the whole cannot be read
 	top     ref.Val // the whole as a condition sees it; nil before one has looked
@@ -25,12 +26,19 @@ type arguments struct {
 	unreadable error
 }
 
+// maxParts bounds how many members and elements conditions look into: the
+// decision is made while every other window waits for the ledger.
+const maxParts = 200_000
+
 // open returns the members of the arguments; no arguments have none.
 func (a *arguments) open() ([]member, error) {
 	if !a.opened {
 		a.opened = true
 		if len(a.bytes) > 0 {
 			a.members, a.err = trim(raw(a.bytes)).members()
+			if a.parts = len(a.members); a.parts > maxParts {
+				a.err = errMany
+			}
 		}
 	}
 	return a.members, a.err
@@ -85,12 +93,18 @@ func (a *arguments) read(r raw) ref.Val {
 	switch r.first() {
 	case '{':
 		members, err := r.members()
+		if a.parts += len(members); a.parts > maxParts {
+			err = errMany
+		}
 		if err != nil {
 			return a.fail(err)
 		}
 		return &object{of: a, members: members}
 	case '[':
 		elements, err := r.elements()
+		if a.parts += len(elements); a.parts > maxParts {
+			err = errMany
+		}
 		if err != nil {
 			return a.fail(err)
 		}

@@ -118,6 +118,14 @@ func (effort) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint
 		}
 	case "under":
 		units = 10
+		if p, ok := args[0].(types.String); ok {
+			units += uint64(len(p))
+		}
+	case "size":
+		units = 1
+		if s, ok := args[0].(types.String); ok {
+			units += uint64(len(s)) / 8
+		}
 	default:
 		return nil
 	}
@@ -215,6 +223,13 @@ func celStrings(v ref.Val) ref.Val {
 		case *types.Optional:
 			if v.HasValue() {
 				return walk(v.GetValue())
+			}
+		case *object:
+			for i, m := range v.members {
+				out = append(out, m.key)
+				if err := walk(v.at(i)); err != nil {
+					return err
+				}
 			}
 		case traits.Mapper:
 			for it := v.Iterator(); it.HasNext() == types.True; {

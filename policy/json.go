@@ -25,6 +25,7 @@ var (
 	errJSON    = errors.New("the arguments are no valid JSON")
 	errKind    = errors.New("the arguments are no JSON object")
 	errCase    = errors.New("the arguments have keys that differ only in case, which upstreams read differently")
+	errMany    = errors.New("the arguments have too many parts to be looked into")
 	errMissing = errors.New("is missing")
 )
 
@@ -239,12 +240,30 @@ func (r raw) amount(p pointer) (string, error) {
 }
 
 func pick(members []member, p pointer) (string, error) {
-	for _, m := range members {
-		if m.key == p[0] {
-			return m.value.amount(p[1:])
+	i, err := find(members, p[0])
+	if err != nil {
+		return "", err
+	}
+	if i < 0 {
+		return "", errMissing
+	}
+	return members[i].value.amount(p[1:])
+}
+
+// find returns the place of a key, -1 if it is not there. A key that is there
+// but for its case is an error: some upstreams would take it for this one.
+func find(members []member, key string) (int, error) {
+	for i := range members {
+		if members[i].key == key {
+			return i, nil
 		}
 	}
-	return "", errMissing
+	for i := range members {
+		if len(members[i].key) == len(key) && strings.EqualFold(members[i].key, key) || !lower(members[i].key) && strings.EqualFold(members[i].key, key) {
+			return -1, errCase
+		}
+	}
+	return -1, nil
 }
 
 func (r raw) amountText() (string, error) {

@@ -43,18 +43,20 @@ func (o *object) Find(key ref.Val) (ref.Val, bool) {
 	if !ok {
 		return nil, false
 	}
-	for i := range o.members {
-		if o.members[i].key == string(name) {
-			return o.at(i), true
-		}
+	i, err := find(o.members, string(name))
+	if err != nil {
+		return o.of.fail(err), false
 	}
-	return nil, false
+	if i < 0 {
+		return nil, false
+	}
+	return o.at(i), true
 }
 
 // Get implements [traits.Indexer].
 func (o *object) Get(key ref.Val) ref.Val {
 	v, ok := o.Find(key)
-	if !ok {
+	if !ok && v == nil {
 		return types.ValOrErr(key, "no such key: %v", key)
 	}
 	return v

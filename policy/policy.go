@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,10 +36,19 @@ func (m Micros) MarshalJSON() ([]byte, error) {
 	return []byte(strings.TrimSuffix(s, ".")), nil
 }
 
-// UnmarshalJSON reads what MarshalJSON wrote.
-func (m *Micros) UnmarshalJSON(b []byte) (err error) {
-	*m, err = ParseUSD(string(b))
-	return err
+// UnmarshalJSON reads what MarshalJSON wrote, which may be a sum or a balance
+// that [ParseUSD] would not take for an amount.
+func (m *Micros) UnmarshalJSON(b []byte) error {
+	r, ok := new(big.Rat).SetString(string(b))
+	if !ok || len(b) > 64 || !jsonNumber(string(b)) {
+		return fmt.Errorf("%q is no amount", clip(string(b)))
+	}
+	r.Mul(r, new(big.Rat).SetInt64(int64(USD)))
+	if !r.IsInt() || !r.Num().IsInt64() {
+		return fmt.Errorf("%q is no amount in millionths", clip(string(b)))
+	}
+	*m = Micros(r.Num().Int64())
+	return nil
 }
 
 // Call is one tools/call as policies see it.

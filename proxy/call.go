@@ -55,6 +55,11 @@ func readToolCall(params json.RawMessage) (toolCall, error) {
 	return c, nil
 }
 
+// named returns the params with another tool name and all else untouched.
+func (c toolCall) named(tool string) json.RawMessage {
+	return wire.Splice(c.raw, c.name.Start, c.name.End, wire.Quote(tool))
+}
+
 // callTool is the one path of a call: route, reserve, forward, settle.
 func (s *Server) callTool(r *request) []byte {
 	id := r.msg.ID
@@ -91,7 +96,7 @@ func (s *Server) callTool(r *request) []byte {
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: id})
 	}
 	m, err := entry.up.Call(r.ctx, upstream.Call{
-		Method: "tools/call", Params: wire.Splice(call.raw, call.name.Start, call.name.End, wire.Quote(entry.Tool)), Token: call.token,
+		Method: "tools/call", Params: call.named(entry.Tool), Token: call.token,
 		Progress: func(m wire.Message) {
 			if !r.silent.Load() {
 				s.write(m.Raw)
@@ -100,8 +105,9 @@ func (s *Server) callTool(r *request) []byte {
 	})
 	if err != nil {
 		outcome = failed(r.ctx, err)
+		outcome.Reason = s.o.Clean(outcome.Reason)
 		return wire.Failure(&wire.Error{
-			Code: wire.CodeInternal, Message: err.Error(), ID: id,
+			Code: wire.CodeInternal, Message: s.o.Clean(err.Error()), ID: id,
 			Data: fmt.Appendf(nil, `{"source":"haldir","upstream":%s}`, wire.Quote(entry.Upstream)),
 		})
 	}
@@ -226,7 +232,7 @@ func answered(m wire.Message, d policy.Decision) ledger.Outcome {
 
 // govern calls one of haldir's own tools: never judged, always recorded.
 func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attempt) []byte {
-	m, err := e.up.Call(r.ctx, upstream.Call{Method: "tools/call", Params: call.raw})
+	m, err := e.up.Call(r.ctx, upstream.Call{Method: "tools/call", Params: call.named(e.Tool)})
 	failure := ""
 	if err != nil {
 		failure = err.Error()

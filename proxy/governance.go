@@ -144,6 +144,9 @@ func (g *governance) checkPermission(ctx context.Context, req mcp.CallToolReques
 	if in.Scope == "" && in.Tool == "" {
 		return mcp.NewToolResultError("give a scope or a tool"), nil
 	}
+	if kind := wire.KindOf(in.Arguments); in.Arguments != nil && kind != "an object" && kind != "null" {
+		return mcp.NewToolResultErrorf("arguments must be an object, not %s", kind), nil
+	}
 	sp, _, err := g.s.o.Ledger.Spent(ctx, g.s.o.Use, g.s.o.Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
@@ -218,7 +221,10 @@ func Report(sp ledger.Spend, budgets []policy.Budget) SpendReport {
 	return r
 }
 
-func (g *governance) getSpend(ctx context.Context, _ mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+func (g *governance) getSpend(ctx context.Context, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+	if err := bind(req, &struct{}{}); err != nil {
+		return mcp.NewToolResultError(err.Error()), nil
+	}
 	sp, budgets, err := g.s.o.Ledger.Spent(ctx, g.s.o.Use, g.s.o.Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 )
 
@@ -31,7 +32,7 @@ const noUse = ". Do not retry it or try to reach the same end by another way; as
 
 func refusal(d policy.Decision, t ledger.Ticket) Refusal {
 	r := Refusal{
-		Error: d.Reason, BlockedBy: "haldir", Policy: d.Policy, Rule: d.Rule, Retryable: !d.RetryAt.IsZero(), RetryAt: d.RetryAt, AuditID: t.AuditID(),
+		Error: wire.Printable(d.Reason, 2000), BlockedBy: "haldir", Policy: d.Policy, Rule: d.Rule, Retryable: !d.RetryAt.IsZero(), RetryAt: d.RetryAt, AuditID: t.AuditID(),
 	}
 	switch {
 	case r.Retryable || d.Policy == policyUnknownTool || d.Policy == policyUnavailable:

@@ -50,8 +50,9 @@ type Options struct {
 	Agent     string
 	Config    audit.Hash
 	Detail    audit.Detail
-	Secrets   func() []string // texts that must not reach the audit
-	HideNever bool            // leave out tools that policy could never allow
+	Secrets   func() []string     // texts that must not reach the audit
+	Clean     func(string) string // takes secrets out of an upstream's words
+	HideNever bool                // leave out tools that policy could never allow
 	NameLimit int
 	ListWait  time.Duration
 	Message   int // the largest message from the host, in bytes
@@ -83,6 +84,9 @@ type Server struct {
 // New makes a server.
 func New(o Options) *Server {
 	s := &Server{o: o, inflight: map[string]*request{}, changed: make(chan struct{}, 1), version: wire.LatestLegacy}
+	if s.o.Clean == nil {
+		s.o.Clean = func(text string) string { return text }
+	}
 	s.ups = append(append([]Upstream(nil), o.Upstreams...), newGovernance(s))
 	return s
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
 )
@@ -79,7 +80,7 @@ func readTool(def json.RawMessage) (Tool, error) {
 	t.nameStart, t.nameEnd = name.Start, name.End
 	for _, key := range []string{"description", "title"} {
 		if m, ok := wire.Find(members, key); ok {
-			if _, isText := wire.String(m.Value); !isText {
+			if wire.KindOf(m.Value) != "a string" {
 				return t, fmt.Errorf("its %s is %s, not a text", key, wire.KindOf(m.Value))
 			}
 		}
@@ -96,6 +97,14 @@ func readTool(def json.RawMessage) (Tool, error) {
 			return t, fmt.Errorf("its outputSchema %w", err)
 		}
 	}
+	for key, want := range map[string]string{"_meta": "an object", "icons": "an array", "execution": "an object"} {
+		if m, ok := wire.Find(members, key); ok && wire.KindOf(m.Value) != want {
+			return t, fmt.Errorf("its %s is %s, not %s", key, wire.KindOf(m.Value), want)
+		}
+	}
+	if err := furnishing(members); err != nil {
+		return t, err
+	}
 	if a, ok := wire.Find(members, "annotations"); ok {
 		hints, err := wire.Members(a.Value)
 		if err != nil {
@@ -106,10 +115,62 @@ func readTool(def json.RawMessage) (Tool, error) {
 				return t, fmt.Errorf("its annotation %s is %s, not a boolean", key, wire.KindOf(h.Value))
 			}
 		}
+		if h, ok := wire.Find(hints, "title"); ok && wire.KindOf(h.Value) != "a string" {
+			return t, fmt.Errorf("its annotation title is %s, not a text", wire.KindOf(h.Value))
+		}
 		h, ok := wire.Find(hints, "readOnlyHint")
 		t.ReadOnly = ok && string(h.Value) == "true"
 	}
 	return t, nil
+}
+
+// furnishing checks icons and execution (MCP 2025-11-25, schema).
+func furnishing(members []wire.Member) error {
+	if m, ok := wire.Find(members, "execution"); ok {
+		fields, err := wire.Members(m.Value)
+		if err != nil {
+			return fmt.Errorf("its execution: %w", err)
+		}
+		if s, ok := wire.Find(fields, "taskSupport"); ok {
+			if v, _ := wire.String(s.Value); v != "forbidden" && v != "optional" && v != "required" {
+				return errors.New("its execution.taskSupport is none of forbidden, optional, required")
+			}
+		}
+	}
+	m, ok := wire.Find(members, "icons")
+	if !ok {
+		return nil
+	}
+	icons, err := wire.Elements(m.Value)
+	if err != nil {
+		return fmt.Errorf("its icons: %w", err)
+	}
+	for _, icon := range icons {
+		fields, err := wire.Members(icon)
+		if err != nil {
+			return errors.New("it has an icon that is no object")
+		}
+		if src, ok := wire.Find(fields, "src"); !ok || wire.KindOf(src.Value) != "a string" {
+			return errors.New("it has an icon without src")
+		}
+		for key, want := range map[string]string{"mimeType": "a string", "sizes": "an array", "theme": "a string"} {
+			if f, ok := wire.Find(fields, key); ok && wire.KindOf(f.Value) != want {
+				return fmt.Errorf("it has an icon whose %s is %s", key, wire.KindOf(f.Value))
+			}
+		}
+		if f, ok := wire.Find(fields, "theme"); ok {
+			if v, _ := wire.String(f.Value); v != "light" && v != "dark" {
+				return errors.New("it has an icon whose theme is neither light nor dark")
+			}
+		}
+		if f, ok := wire.Find(fields, "sizes"); ok {
+			sizes, err := wire.Elements(f.Value)
+			if err != nil || slices.ContainsFunc(sizes, func(s json.RawMessage) bool { return wire.KindOf(s) != "a string" }) {
+				return errors.New("it has an icon whose sizes are no texts")
+			}
+		}
+	}
+	return nil
 }
 
 // objectSchema checks the parts of a tool's schema without which hosts refuse
@@ -122,8 +183,16 @@ func objectSchema(raw json.RawMessage) error {
 	if typ, ok := wire.Find(members, "type"); !ok || string(typ.Value) != `"object"` {
 		return errors.New(`is not of type "object"`)
 	}
-	if p, ok := wire.Find(members, "properties"); ok && wire.KindOf(p.Value) != "an object" {
-		return fmt.Errorf("has properties that are %s, not an object", wire.KindOf(p.Value))
+	if p, ok := wire.Find(members, "properties"); ok {
+		properties, err := wire.Members(p.Value)
+		if err != nil {
+			return fmt.Errorf("has properties that are %s, not an object", wire.KindOf(p.Value))
+		}
+		for _, x := range properties {
+			if wire.KindOf(x.Value) != "an object" {
+				return fmt.Errorf("has a property %q that is %s, not an object", wire.Printable(x.Name, shown), wire.KindOf(x.Value))
+			}
+		}
 	}
 	if r, ok := wire.Find(members, "required"); ok {
 		names, err := wire.Elements(r.Value)
@@ -131,7 +200,7 @@ func objectSchema(raw json.RawMessage) error {
 			return fmt.Errorf("has a list of required properties that is %s", wire.KindOf(r.Value))
 		}
 		for _, n := range names {
-			if _, ok := wire.String(n); !ok {
+			if wire.KindOf(n) != "a string" {
 				return errors.New("has a required property whose name is no text")
 			}
 		}
@@ -175,7 +244,7 @@ func list(ctx context.Context, c wire.Client, report func(error)) ([]json.RawMes
 			return nil, fmt.Errorf("tools/list: %w", err)
 		}
 		if m.Error != nil {
-			return nil, fmt.Errorf("tools/list: %w", wire.ErrorOf(m))
+			return nil, fmt.Errorf("tools/list: %w", refusal(m))
 		}
 		members, err := wire.Members(m.Result)
 		if err != nil {

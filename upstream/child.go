@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 // The closing ladder, counted from the moment the child's stdin is closed. The
@@ -35,15 +36,16 @@ type child struct {
 	stdin  io.WriteCloser
 	stdout io.ReadCloser
 	stderr *os.File
-	exited chan struct{} // closed when the process is gone and reaped
-	err    error         // its exit, valid after exited
+	clean  func(string) string // takes secrets out
+	exited chan struct{}       // closed when the process is gone and reaped
+	err    error               // its exit, valid after exited
 	wg     sync.WaitGroup
 
 	mu   sync.Mutex
 	last string // the last line it wrote to stderr
 }
 
-func startChild(cfg config.Upstream, r *config.Resolver, log zerolog.Logger) (*child, error) {
+func startChild(cfg config.Upstream, r *config.Resolver, log zerolog.Logger, clean func(string) string) (*child, error) {
 	texts := append([]string{cfg.Command, cfg.Cwd}, cfg.Args...)
 	for i, t := range texts {
 		v, err := r.Resolve(t)
@@ -58,8 +60,11 @@ func startChild(cfg config.Upstream, r *config.Resolver, log zerolog.Logger) (*c
 	}
 	cmd := exec.Command(texts[0], texts[2:]...) //nolint:noctx // its life is the connection's, ended by the ladder
 	cmd.Dir, cmd.Env = texts[1], env
+	if info, err := os.Stat(cmd.Dir); cmd.Dir != "" && (err != nil || !info.IsDir()) {
+		return nil, fmt.Errorf("start %s: its directory %s (cwd) does not exist", cfg.Command, cmd.Dir)
+	}
 	ownGroup(cmd)
-	c := &child{cmd: cmd, exited: make(chan struct{})}
+	c := &child{cmd: cmd, clean: clean, exited: make(chan struct{})}
 	// Pipes of our own: those of exec.Cmd close under a reader when the child
 	// exits, and the last words would be lost.
 	stdinR, stdinW, err := os.Pipe()
@@ -119,10 +124,11 @@ func (c *child) logStderr(log zerolog.Logger) {
 	lines := bufio.NewReaderSize(c.stderr, stderrLine)
 	for {
 		line, err := lines.ReadSlice('\n')
+		text := wire.Printable(c.clean(strings.TrimRight(string(line), "\r\n")), shown)
 		for errors.Is(err, bufio.ErrBufferFull) {
 			_, err = lines.ReadSlice('\n') // the rest of a longer line is not kept
 		}
-		if text := string(printable(trimBreak(line))); text != "" {
+		if text != "" {
 			c.mu.Lock()
 			c.last = text
 			c.mu.Unlock()
@@ -133,8 +139,6 @@ func (c *child) logStderr(log zerolog.Logger) {
 		}
 	}
 }
-
-func trimBreak(b []byte) []byte { return []byte(strings.TrimRight(string(b), "\r\n")) }
 
 // explain adds to the error of a broken pipe what the child died of.
 func (c *child) explain(err error) error {

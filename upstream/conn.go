@@ -12,6 +12,9 @@ import (
 	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
+// shown is how many bytes of a text from a server are shown at most.
+const shown = 200
+
 // conn is one connection to the server, from handshake to end.
 type conn struct {
 	client  wire.Client
@@ -24,14 +27,25 @@ type conn struct {
 
 	mu     sync.Mutex
 	tokens map[string]func(wire.Message) // progress of calls in flight, by wire.IDKey of the token
+	calls  sync.WaitGroup                // calls in flight
 	wg     sync.WaitGroup
+	// replies bounds the answers to the server's own requests that are under
+	// way: one that asks without end is slowed down, not remembered.
+	replies chan struct{}
+}
+
+// refusal is the error of a response, fit to be shown.
+func refusal(m wire.Message) error {
+	e := wire.ErrorOf(m)
+	e.Message = wire.Printable(e.Message, shown)
+	return e
 }
 
 // connect makes a connection, shakes hands and learns the tools.
 func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, u.o.Config.Connect, fmt.Errorf("no answer within %v (timeouts.connect)", u.o.Config.Connect))
 	defer cancel()
-	c := &conn{relist: make(chan struct{}, 1), dead: make(chan struct{}), tokens: map[string]func(wire.Message){}}
+	c := &conn{relist: make(chan struct{}, 1), dead: make(chan struct{}), tokens: map[string]func(wire.Message){}, replies: make(chan struct{}, 16)}
 	if err := u.dial(c); err != nil {
 		return nil, err
 	}
@@ -48,7 +62,7 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 func (u *Upstream) dial(c *conn) error {
 	cfg := u.o.Config
 	if cfg.Command != "" {
-		ch, err := startChild(cfg, u.o.Resolver, u.o.Log)
+		ch, err := startChild(cfg, u.o.Resolver, u.o.Log, u.o.Clean)
 		if err != nil {
 			return err
 		}
@@ -56,7 +70,7 @@ func (u *Upstream) dial(c *conn) error {
 		c.client = wire.NewPipe(ch.stdin, ch.stdout, wire.PipeOptions{
 			Handler: c.handle, MaxMessage: u.o.MaxMessage,
 			Noise: func(line []byte, why error) {
-				u.o.Log.Warn().Err(why).Bytes("line", printable(line)).Msg("the upstream wrote something that is no message; skipped")
+				u.o.Log.Warn().Err(why).Str("line", wire.Printable(u.o.Clean(string(line)), shown)).Msg("the upstream wrote something that is no message; skipped")
 			},
 		})
 		return nil
@@ -79,14 +93,14 @@ func (u *Upstream) header() (http.Header, error) {
 		if err != nil {
 			return nil, fmt.Errorf("header %s: %w", x.Name, err)
 		}
-		h.Add(x.Name, v)
+		h.Add(x.Name, u.o.Resolver.Secret(v))
 	}
 	if u.o.Config.Bearer != "" {
 		v, err := u.o.Resolver.Resolve(u.o.Config.Bearer)
 		if err != nil {
 			return nil, fmt.Errorf("auth.token: %w", err)
 		}
-		h.Set("Authorization", "Bearer "+v)
+		h.Set("Authorization", "Bearer "+u.o.Resolver.Secret(v))
 	}
 	return h, nil
 }
@@ -98,7 +112,7 @@ func httpClient(connect time.Duration) *http.Client {
 	t.MaxIdleConnsPerHost = 64
 	t.TLSHandshakeTimeout = connect
 	return &http.Client{Transport: t, CheckRedirect: func(req *http.Request, via []*http.Request) error {
-		if !sameOrigin(req.URL, via[0].URL) || len(via) > 5 {
+		if !sameOrigin(req.URL, via[0].URL) || req.Method != via[0].Method || len(via) > 5 {
 			return http.ErrUseLastResponse
 		}
 		return nil
@@ -116,7 +130,7 @@ func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error
 		return nil, fmt.Errorf("initialize: %w", err)
 	}
 	if m.Error != nil {
-		return nil, fmt.Errorf("initialize: %w", wire.ErrorOf(m))
+		return nil, fmt.Errorf("initialize: %w", refusal(m))
 	}
 	var result struct {
 		ProtocolVersion string `json:"protocolVersion"`
@@ -132,10 +146,10 @@ func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error
 		return nil, fmt.Errorf("initialize: the result cannot be read: %w", err)
 	}
 	if !wire.KnownLegacy(result.ProtocolVersion) {
-		return nil, fmt.Errorf("initialize: the server speaks protocol %q, which haldir does not", printable([]byte(result.ProtocolVersion)))
+		return nil, fmt.Errorf("initialize: the server speaks protocol %q, which haldir does not", wire.Printable(result.ProtocolVersion, shown))
 	}
 	c.version = result.ProtocolVersion
-	c.server = string(printable([]byte(result.ServerInfo.Name + " " + result.ServerInfo.Version)))
+	c.server = wire.Printable(result.ServerInfo.Name+" "+result.ServerInfo.Version, shown)
 	h, remote := c.client.(*wire.HTTP)
 	if remote {
 		h.SetVersion(c.version)
@@ -194,7 +208,13 @@ func (c *conn) answer(m wire.Message) {
 	if m.Method == "ping" {
 		reply = wire.Result(m.ID, json.RawMessage("{}"))
 	}
-	c.wg.Go(func() { // sending may wait; the stream that brought m must not
+	select {
+	case c.replies <- struct{}{}:
+	case <-c.client.Done():
+		return
+	}
+	c.wg.Go(func() { // sending may wait; the stream that brought m waits only for its turn
+		defer func() { <-c.replies }()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		_ = c.client.Send(ctx, reply) // the connection's end shows elsewhere
@@ -202,6 +222,8 @@ func (c *conn) answer(m wire.Message) {
 }
 
 func (c *conn) call(ctx context.Context, call Call) (wire.Message, error) {
+	c.calls.Add(1)
+	defer c.calls.Done()
 	if call.Token != nil && call.Progress != nil {
 		key := wire.IDKey(call.Token)
 		c.mu.Lock()
@@ -236,6 +258,18 @@ func (c *conn) explain(err error) error {
 	return c.child.explain(err)
 }
 
+// over reports that the connection has ended, or that the server has forgotten
+// its session.
+func (c *conn) over() bool {
+	select {
+	case <-c.dead:
+	case <-c.client.Done():
+	default:
+		return false
+	}
+	return true
+}
+
 func (c *conn) expire() { c.once.Do(func() { close(c.dead) }) }
 
 // close ends the connection, and the child, and returns when all is gone.
@@ -248,20 +282,4 @@ func (c *conn) close() {
 	}
 	c.client.Close()
 	c.wg.Wait()
-}
-
-// printable cuts text from a server to what may be shown: no control
-// characters, no escape sequences, at most 200 bytes.
-func printable(b []byte) []byte {
-	out := make([]byte, 0, min(len(b), 200))
-	for _, r := range string(b) {
-		if len(out) >= 200 {
-			return append(out, "…"...)
-		}
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
-			r = '\ufffd'
-		}
-		out = append(out, string(r)...)
-	}
-	return out
 }

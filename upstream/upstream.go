@@ -32,6 +32,8 @@ type Options struct {
 	Log        zerolog.Logger
 	Version    string // of haldir, for the handshake
 	MaxMessage int    // bytes
+	// Clean takes secrets out of a text of the server's before it is shown.
+	Clean func(string) string
 	// Changed is called after the catalogue has changed, from a goroutine of the
 	// upstream; it must not block for long.
 	Changed func()
@@ -72,6 +74,7 @@ type Upstream struct {
 	failedAt  time.Time
 	news      chan struct{} // closed and replaced when any of the above changes
 
+	ctx    context.Context //nolint:containedctx // the life of the upstream
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
@@ -83,9 +86,12 @@ func New(o Options) *Upstream {
 		panic(err) // strings and numbers
 	}
 	sum := sha256.Sum256(block)
-	return &Upstream{
-		o: o, key: o.Config.Name + ":" + hex.EncodeToString(sum[:12]), wake: make(chan struct{}, 1), news: make(chan struct{}), cancel: func() {},
+	u := &Upstream{o: o, key: o.Config.Name + ":" + hex.EncodeToString(sum[:12]), wake: make(chan struct{}, 1), news: make(chan struct{})}
+	u.ctx, u.cancel = context.WithCancel(context.Background())
+	if u.o.Clean == nil {
+		u.o.Clean = func(s string) string { return s }
 	}
+	return u
 }
 
 // Name returns the upstream's name.
@@ -97,7 +103,7 @@ func (u *Upstream) Bare() bool { return u.o.Config.Bare }
 // Trusted reports whether the annotations of the tools count.
 func (u *Upstream) Trusted() bool { return u.o.Config.TrustAnnotations }
 
-// Restore takes the catalogue of an earlier run from the cache.
+// Restore takes the catalogue of an earlier run from the cache; Start does so too.
 func (u *Upstream) Restore(ctx context.Context) error {
 	cached, err := u.o.Cache.LoadCatalogue(ctx, u.key)
 	if err != nil || cached == nil {
@@ -111,18 +117,22 @@ func (u *Upstream) Restore(ctx context.Context) error {
 	return nil
 }
 
-// Start begins to connect. It does not wait. Close ends what it began.
+// Start begins to connect, once. It does not wait. Close ends what it began.
 func (u *Upstream) Start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	u.cancel = cancel
-	u.set(func() { u.trying = true })
-	u.wg.Go(func() { u.run(ctx) })
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ctx.Err() == nil && !u.trying {
+		u.trying = true
+		u.wg.Go(func() { u.run(u.ctx) })
+	}
 }
 
 // Close ends the connection, and the server if it is a child, and returns when
 // nothing runs on.
 func (u *Upstream) Close() {
+	u.mu.Lock()
 	u.cancel()
+	u.mu.Unlock()
 	u.wg.Wait()
 }
 
@@ -203,6 +213,9 @@ func (u *Upstream) Connected(ctx context.Context) {
 const maxBackoff = 30 * time.Second
 
 func (u *Upstream) run(ctx context.Context) {
+	if err := u.Restore(ctx); err != nil {
+		u.o.Log.Warn().Err(err).Msg("the tools of the last run are not at hand")
+	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 250*time.Millisecond, maxBackoff
 	for ctx.Err() == nil {
@@ -214,8 +227,9 @@ func (u *Upstream) run(ctx context.Context) {
 			u.set(func() { u.conn, u.trying, u.tried, u.err = c, false, true, nil })
 			since := time.Now()
 			err = u.attend(ctx, c)
-			u.set(func() { u.conn, u.err, u.failedAt = nil, err, time.Now() })
-			c.close()
+			// The end of a connection is no failed attempt: the next call may try.
+			u.set(func() { u.conn, u.err, u.failedAt = nil, err, time.Time{} })
+			u.leave(ctx, c)
 			if time.Since(since) > maxBackoff {
 				pause.Reset()
 			}
@@ -233,6 +247,26 @@ func (u *Upstream) run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// leave closes a connection. Calls that a server which has forgotten the session
+// is still to refuse are waited for: each will be made again.
+func (u *Upstream) leave(ctx context.Context, c *conn) {
+	select {
+	case <-c.dead:
+	default:
+		c.close()
+		return
+	}
+	u.wg.Go(func() {
+		over := make(chan struct{})
+		u.wg.Go(func() { c.calls.Wait(); close(over) })
+		select {
+		case <-over:
+		case <-ctx.Done():
+		}
+		c.close()
+	})
 }
 
 // attend keeps a connection's catalogue up to date until it ends.
@@ -254,12 +288,31 @@ func (u *Upstream) attend(ctx context.Context, c *conn) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-c.relist:
-			if raw, err := list(ctx, c.client, u.problem); err == nil {
-				u.learn(ctx, raw)
-			} else if ctx.Err() == nil {
-				u.problem(err)
-			}
+			u.relist(ctx, c)
 		}
+	}
+}
+
+// relist learns the tools anew. It gives up when the connection ends.
+func (u *Upstream) relist(ctx context.Context, c *conn) {
+	ctx, cancel := context.WithTimeout(ctx, u.o.Config.Connect)
+	defer cancel()
+	u.wg.Go(func() {
+		select {
+		case <-c.exited():
+		case <-c.dead:
+		case <-ctx.Done():
+		}
+		cancel()
+	})
+	raw, err := list(ctx, c.client, u.problem)
+	switch {
+	case err == nil:
+		u.learn(ctx, raw)
+	case errors.Is(err, wire.ErrSessionExpired):
+		c.expire()
+	case ctx.Err() == nil:
+		u.problem(err)
 	}
 }
 
@@ -370,10 +423,11 @@ func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
 		m, err := c.call(ctx, call)
 		if errors.Is(err, wire.ErrSessionExpired) {
 			c.expire()
-			if again { // the server did not handle it: it does not know the session
-				u.gone(ctx, c)
-				continue
-			}
+		}
+		unsent := errors.Is(err, wire.ErrNotSent) && c.over()
+		if again && ctx.Err() == nil && (unsent || errors.Is(err, wire.ErrSessionExpired)) {
+			u.gone(ctx, c) // once more, on a new connection and under the same hold
+			continue
 		}
 		if err != nil && ctx.Err() == nil {
 			err = fmt.Errorf("upstream %q: %w", u.Name(), err)
@@ -387,9 +441,6 @@ func (u *Upstream) gone(ctx context.Context, c *conn) {
 	for {
 		u.mu.Lock()
 		same, news := u.conn == c, u.news
-		if !same {
-			u.failedAt = time.Time{} // its end was no failed attempt
-		}
 		u.mu.Unlock()
 		if !same {
 			return

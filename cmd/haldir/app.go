@@ -17,6 +17,7 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/rs/zerolog"
+	"github.com/rs/zerolog/diode"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/config"
@@ -32,6 +33,8 @@ type app struct {
 	out, err io.Writer
 	layers   *config.Layered
 	serving  bool // this is haldir serve
+	hurry    bool // a signal has come: the host kills haldir soon
+	unsignal func()
 
 	cfg      *config.Config
 	settings config.Settings
@@ -63,6 +66,10 @@ func (a *app) set() (err error) {
 
 func (a *app) openLog() error {
 	w := a.err
+	if a.serving { // a host that does not read its server's stderr must not stop it
+		d := diode.NewWriter(a.err, 1000, 0, func(int) {})
+		w = d
+	}
 	tty := false
 	if path := a.settings.LogFile; path != "" {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -145,25 +152,22 @@ func (a *app) server(ctx context.Context) (*proxy.Server, ledger.Use, error) {
 	for _, c := range a.cfg.Upstreams {
 		u := upstream.New(upstream.Options{
 			Config: c, Resolver: resolver, Cache: a.ledger, Log: a.log.With().Str("upstream", c.Name).Logger(), Version: version(),
-			MaxMessage: a.settings.MaxMessage, Changed: func() { srv.Changed() },
+			MaxMessage: a.settings.MaxMessage, Changed: func() { srv.Changed() }, Clean: a.secrets.clean,
 		})
 		a.ups = append(a.ups, u)
 		ups = append(ups, u)
 	}
 	srv = proxy.New(proxy.Options{
 		Upstreams: ups, Engine: a.cfg.Engine, Ledger: a.ledger, Use: use, Session: state, Agent: agent, Config: audit.Hash(a.cfg.SHA256),
-		Detail: a.settings.Arguments, Secrets: a.secrets.list, HideNever: a.settings.DeniedTools == "hide", NameLimit: a.settings.ToolNameLimit,
+		Detail: a.settings.Arguments, Secrets: a.secrets.list, Clean: a.secrets.clean, HideNever: a.settings.DeniedTools == "hide", NameLimit: a.settings.ToolNameLimit,
 		ListWait: a.settings.ListWait, Message: a.settings.MaxMessage, Version: version(), Log: a.log, Initialize: a.start,
 	})
 	return srv, use, nil
 }
 
-// start restores what is known of the upstreams and begins to connect to them.
+// start begins to connect to the upstreams.
 func (a *app) start() {
 	for _, u := range a.ups {
-		if err := u.Restore(context.Background()); err != nil {
-			a.log.Warn().Err(err).Str("upstream", u.Name()).Msg("the tools of the last run are not at hand")
-		}
 		u.Start()
 	}
 }
@@ -175,17 +179,31 @@ func (a *app) stop() {
 		wg.Go(u.Close)
 	}
 	wg.Wait()
-	a.ups = nil
 }
 
 // closeGrace bounds how long the ledger may take at the end.
 const closeGrace = 2 * time.Second
 
+// After a signal, the children's ladder takes 300 ms and the host waits 500.
+const (
+	hurryGrace  = 50 * time.Millisecond
+	hurryLadder = 380 * time.Millisecond
+)
+
 func (a *app) close() error {
-	a.stop()
+	grace, ladder := closeGrace, time.Minute
+	if a.hurry {
+		grace, ladder = hurryGrace, hurryLadder
+	}
+	stopped := make(chan struct{})
+	go func() { a.stop(); close(stopped) }()
+	select {
+	case <-stopped:
+	case <-time.After(ladder): // a host that does not read may hold a reader up
+	}
 	var err error
 	if a.ledger != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
 		defer cancel()
 		err = a.ledger.Close(ctx)
 		a.ledger = nil
@@ -193,6 +211,9 @@ func (a *app) close() error {
 	if a.logFile != nil {
 		err = errors.Join(err, a.logFile.Close())
 		a.logFile = nil
+	}
+	if a.unsignal != nil {
+		a.unsignal()
 	}
 	return err
 }
@@ -206,7 +227,17 @@ type secrets struct {
 func (s *secrets) add(v string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seen = append(s.seen, v)
+	if !slices.Contains(s.seen, v) {
+		s.seen = append(s.seen, v)
+	}
+}
+
+// clean takes the secrets out of a text that was not made by haldir.
+func (s *secrets) clean(text string) string {
+	for _, v := range s.list() {
+		text = strings.ReplaceAll(text, v, audit.Redacted)
+	}
+	return text
 }
 
 func (s *secrets) list() []string {

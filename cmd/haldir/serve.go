@@ -34,8 +34,9 @@ func serveCommand(a *app) *cobra.Command {
 }
 
 func (a *app) serve(ctx context.Context) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	// Until everything is closed, since the host's next signal comes after 100 ms
+	// and must not end haldir in the middle of ending its children.
+	ctx, a.unsignal = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	srv, err := a.prepare(ctx)
 	if err != nil {
 		// Hosts show what initialize answers and hide stderr and exit codes.
@@ -83,6 +84,7 @@ func (a *app) interruptible(ctx context.Context, f func() error) error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
+		a.hurry = true
 	}
 	select {
 	case err := <-done:

@@ -387,6 +387,8 @@ func (c *checker) cost(i int) policy.Cost {
 	switch {
 	case d.USD == nil && d.FromArgument == nil:
 		c.fail(path, "needs usd or from_argument")
+	case d.FromResult != "" && (d.USD == nil || *d.USD == 0):
+		c.fail(path+".from_result", "needs a usd above 0: the ceiling that is reserved until the actual cost is known")
 	case d.USD != nil && d.FromArgument != nil:
 		c.fail(path, "has both usd and from_argument; it can be only one of them")
 	}

@@ -84,7 +84,7 @@ func (r *Resolver) Resolve(text string) (string, error) {
 			if !ok {
 				return "", fmt.Errorf("the variable %s, referred to by ${env:%s}, is not set", name, name)
 			}
-			return r.secret(v), nil
+			return r.Secret(v), nil
 		case "file":
 			b, err := r.File(name)
 			if err != nil {
@@ -93,13 +93,14 @@ func (r *Resolver) Resolve(text string) (string, error) {
 				}
 				return "", fmt.Errorf("the file of ${file:%s} cannot be read: %w", name, err)
 			}
-			return r.secret(strings.TrimRight(string(b), "\r\n")), nil
+			return r.Secret(strings.TrimRight(string(b), "\r\n")), nil
 		}
 		return "", fmt.Errorf("unknown reference ${%s}", joinRef(kind, name))
 	})
 }
 
-func (r *Resolver) secret(v string) string {
+// Secret notes a value that must not be shown, and returns it.
+func (r *Resolver) Secret(v string) string {
 	if r.Seen != nil && len(v) >= 8 { // shorter ones would redact ordinary words
 		r.Seen(v)
 	}

@@ -53,6 +53,7 @@ type Ledger struct {
 
 	// The rest belongs to the writer goroutine.
 	db       *bolt.DB
+	file     *os.File // that the database has open
 	headFile headFile
 	looked   time.Time  // when it was last checked whether another process waits
 	since    time.Time  // when the database was opened
@@ -153,8 +154,8 @@ func (l *Ledger) Suspend(ctx context.Context, stop func()) error {
 	}})
 }
 
-// do runs f in a transaction and waits for the commit. When ctx ends, f may
-// still be committed.
+// do runs f in a transaction and waits for the commit. When ctx ends first, f may
+// be committed all the same.
 func (l *Ledger) do(ctx context.Context, write bool, f func(*tx) error) error {
 	return l.wait(ctx, &op{run: f, write: write, done: make(chan error, 1)})
 }
@@ -171,6 +172,8 @@ func (l *Ledger) wait(ctx context.Context, o *op) error {
 	select {
 	case err := <-o.done:
 		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	case <-l.done:
 		select {
 		case err := <-o.done:
@@ -341,12 +344,13 @@ func (l *Ledger) opened(err error) error {
 	if err != nil {
 		return err
 	}
-	db, err := openDB(l.o.Dir, l.o.NoSync)
+	db, file, err := openDB(l.o.Dir, l.o.NoSync)
 	if err == nil {
+		l.file = file
 		l.db, l.since, l.used = db, time.Now(), time.Now()
 		err = l.recover()
 	}
-	if err != nil {
+	if err != nil && (l.db != nil || db == nil) {
 		l.release()
 	}
 	return err
@@ -420,10 +424,11 @@ func (l *Ledger) run(ops, debts []*op) {
 			return
 		}
 		for _, o := range all {
+			var outcome error
 			if o.then != nil {
-				err = o.then()
+				outcome = o.then()
 			}
-			o.done <- err
+			o.done <- outcome
 		}
 		break
 	}
@@ -507,11 +512,19 @@ func (l *Ledger) commit(ops []*op) error {
 			l.o.Logger.Warn().Err(err).Msg("could not write the ledger's head file")
 		}
 	}
-	if errors.Is(err, ErrDamaged) {
-		l.db = nil // after a fault its Close may hang; the file is not touched again
-		return errors.Join(err, l.turn.give())
+	if errors.Is(err, errFault) {
+		l.abandonDB()
 	}
 	return err
+}
+
+// abandonDB drops a database whose file is damaged: after a memory fault its
+// Close may hang. Closing the file frees bbolt's own lock on it.
+func (l *Ledger) abandonDB() {
+	l.db = nil
+	if err := errors.Join(unlock(l.file), l.file.Close(), l.turn.give()); err != nil {
+		l.o.Logger.Error().Err(err).Msg("free the ledger")
+	}
 }
 
 // release closes the database and lets other processes in.
@@ -548,6 +561,13 @@ func (l *Ledger) depart() {
 	}
 	if l.db != nil {
 		l.release()
+	}
+	if taken := l.taken; taken != nil { // the turn may still come, and must be passed on
+		go func() {
+			if <-taken == nil {
+				_ = l.turn.give() // nobody is left to tell
+			}
+		}()
 	}
 	if l.presence != nil {
 		_ = l.presence.lock.Unlock() // the process ends: the kernel would do it

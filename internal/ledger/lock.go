@@ -112,7 +112,7 @@ func dead(dir, self string) (ids []string, clear func(id string) error, err erro
 		return nil, nil, err
 	}
 	for _, e := range entries {
-		if e.Name() == self {
+		if e.Name() == self || !e.Type().IsRegular() {
 			continue
 		}
 		l := flock.New(filepath.Join(procs, e.Name()), flock.SetFlag(os.O_RDWR))

@@ -79,7 +79,7 @@ func (l *Ledger) Verify(ctx context.Context, progress func(done uint64), extra .
 	list = append(list, extra...)
 	slices.SortStableFunc(list, func(a, b audit.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
 	v := &audit.Verifier{Checkpoints: list}
-	headSeq, headHash, err := l.Walk(ctx, 1, func(key uint64, raw []byte) error {
+	headSeq, headHash, err := l.Walk(ctx, 0, func(key uint64, raw []byte) error {
 		err := v.Add(key, raw)
 		if progress != nil && v.Count()%page == 0 {
 			progress(v.Count())

@@ -274,15 +274,14 @@ func (t *tx) outcome(callID string, h *held, rec *audit.Record) error {
 func (t *tx) abandon(process string) error {
 	prefix := []byte(process + "-")
 	type open struct {
-		id string
-		h  held
+		id  string
+		h   held
+		bad bool
 	}
 	var left []open
 	err := t.space(spaceHolds).each(prefix, func(k, v []byte) error {
 		o := open{id: string(k)}
-		if err := json.Unmarshal(v, &o.h); err != nil {
-			return fmt.Errorf("%w: hold %s: %w", ErrDamaged, k, err)
-		}
+		o.bad = json.Unmarshal(v, &o.h) != nil
 		left = append(left, o)
 		return nil
 	})
@@ -290,6 +289,12 @@ func (t *tx) abandon(process string) error {
 		return err
 	}
 	for _, o := range left {
+		if o.bad { // its counters stay as they are; one bad entry must not shut everyone out
+			if err := t.space(spaceHolds).delete([]byte(o.id)); err != nil {
+				return err
+			}
+			continue
+		}
 		err := t.outcome(o.id, &o.h, &audit.Record{
 			Status: audit.StatusAbandoned, Flagged: true, Cost: int64(o.h.Cost),
 			FlagReason: "haldir ended before the outcome of the call was known",

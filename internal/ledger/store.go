@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -50,56 +51,80 @@ var (
 	ErrNoSession = errors.New("no such session")
 )
 
-func openDB(dir string, noSync bool) (*bolt.DB, error) {
+func openDB(dir string, noSync bool) (db *bolt.DB, file *os.File, err error) {
 	path := filepath.Join(dir, "haldir.db")
 	anchor, err := readHead(dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	info, err := os.Stat(path)
 	switch {
 	case err == nil && info.Size() > 0:
+		if err := preflight(path); err != nil {
+			return nil, nil, err
+		}
 	case err != nil && !errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("open the ledger: %w", err)
+		return nil, nil, fmt.Errorf("open the ledger: %w", err)
 	case anchor.seq > 0:
-		return nil, fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written; restore the file, "+
+		return nil, nil, fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written; restore the file, "+
 			"or move both away to begin anew", ErrDamaged, path, headPath(dir), anchor.seq)
 	}
-	if err == nil {
-		if err := preflight(path); err != nil {
-			return nil, err
-		}
-	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{
-		Timeout: time.Second, PageSize: 4096, FreelistType: bolt.FreelistMapType, NoSync: noSync,
+	err = guard(func() (err error) {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout: time.Second, PageSize: pageSize, FreelistType: bolt.FreelistMapType, NoSync: noSync,
+			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+				f, err := os.OpenFile(name, flag, mode)
+				file = f
+				return f, err
+			},
+		})
+		return err
 	})
 	if err != nil {
-		if errors.Is(err, os.ErrPermission) || errors.Is(err, berrors.ErrTimeout) {
-			return nil, fmt.Errorf("open %s: %w", path, err)
+		if file != nil {
+			_ = unlock(file) // bbolt has closed it, unless a fault kept it from that
+			_ = file.Close()
 		}
-		return nil, fmt.Errorf("%w: open %s: %w", ErrDamaged, path, err)
+		if errors.Is(err, os.ErrPermission) || errors.Is(err, berrors.ErrTimeout) || errors.Is(err, ErrDamaged) {
+			return nil, nil, fmt.Errorf("open %s: %w", path, err)
+		}
+		return nil, nil, fmt.Errorf("%w: open %s: %w", ErrDamaged, path, err)
 	}
 	err = guard(func() error {
-		fresh, err := prepare(db)
+		fresh, err := prepare(db, anchor.seq == 0)
 		if err == nil && fresh {
 			err = syncDir(dir) // or a power cut could take the file with its records
 		}
 		if err != nil {
 			return err
 		}
-		return db.View(func(btx *bolt.Tx) error {
-			seq, _ := (&tx{Tx: btx}).head()
-			if seq < anchor.seq {
-				return fmt.Errorf("%w: %s ends at record %d, but %s says that %d were written: an older copy was put back or its end is lost",
-					ErrDamaged, path, seq, headPath(dir), anchor.seq)
-			}
-			return nil
-		})
+		return db.View(func(btx *bolt.Tx) error { return continues(&tx{Tx: btx}, anchor, path, dir) })
 	})
-	if err != nil {
-		return nil, errors.Join(err, db.Close())
+	if errors.Is(err, errFault) { // the database's own Close may hang
+		return nil, nil, errors.Join(err, unlock(file), file.Close())
 	}
-	return db, nil
+	if err != nil {
+		return nil, nil, errors.Join(err, db.Close())
+	}
+	return db, file, nil
+}
+
+// continues checks that the chain in the database is the one that the head file
+// was written after, or goes on from there.
+func continues(t *tx, anchor head, path, dir string) error {
+	seq, hash := t.head()
+	if seq < anchor.seq {
+		return fmt.Errorf("%w: %s ends at record %d, but %s says that %d were written: an older copy was put back or its end is lost",
+			ErrDamaged, path, seq, headPath(dir), anchor.seq)
+	}
+	if anchor.seq > 0 && seq > anchor.seq {
+		hash = audit.Sum(t.Bucket(bucketAudit).Get(be64(anchor.seq)))
+	}
+	if anchor.seq > 0 && hash != anchor.hash {
+		return fmt.Errorf("%w: record %d in %s is not the one that %s was written after: another database was put there",
+			ErrDamaged, anchor.seq, path, headPath(dir))
+	}
+	return nil
 }
 
 // syncDir makes the entries of a directory durable, where the system can.
@@ -114,13 +139,17 @@ func syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// prepare makes the buckets of a new file and checks the version of an old one.
-func prepare(db *bolt.DB) (fresh bool, err error) {
+// prepare makes the buckets of a new file, if it may be new, and checks the
+// version of an old one.
+func prepare(db *bolt.DB, mayBeNew bool) (fresh bool, err error) {
 	err = db.View(func(btx *bolt.Tx) error {
 		hot := btx.Bucket(bucketHot)
 		if hot == nil {
 			if k, _ := btx.Cursor().First(); k != nil {
 				return fmt.Errorf("%w: it is a bbolt file, but none of haldir", ErrDamaged)
+			}
+			if !mayBeNew {
+				return fmt.Errorf("%w: it is empty, but records were written", ErrDamaged)
 			}
 			fresh = true
 			return nil
@@ -155,6 +184,9 @@ func prepare(db *bolt.DB) (fresh bool, err error) {
 	})
 }
 
+// errFault marks an error that was a panic or a memory fault.
+var errFault = errors.New("it could not be read")
+
 // guard runs f and turns what a damaged file can do to a memory-mapped reader,
 // panics and memory faults, into an error.
 func guard(f func() error) (err error) {
@@ -162,7 +194,7 @@ func guard(f func() error) (err error) {
 	defer func() {
 		debug.SetPanicOnFault(old)
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+			err = fmt.Errorf("%w: %w: %v", ErrDamaged, errFault, r)
 		}
 	}()
 	return f()
@@ -208,6 +240,9 @@ func (t *tx) tick(wall time.Time) error {
 func (t *tx) append(r *audit.Record) error {
 	seq, hash := t.head()
 	r.Seq, r.Prev, r.Time = seq+1, hash, t.now
+	for _, s := range []*string{&r.Session, &r.Agent, &r.Client, &r.Upstream, &r.Tool, &r.FlagReason, &r.Policy, &r.Rule} {
+		*s = strings.ToValidUTF8(*s, "\ufffd") // an export is JSON
+	}
 	for _, th := range threadsOf(r) {
 		*th.link = t.thread(th.name, th.value)
 	}
@@ -274,9 +309,9 @@ func number(v []byte) uint64 {
 
 func counterKey(k policy.CounterKey) []byte {
 	b := append([]byte(k.Counter), 0)
-	if len(k.Of) > 1024 { // bounded like threadKey
+	if len(k.Of) > 16<<10 { // bounded like threadKey
 		sum := audit.Sum([]byte(k.Of))
-		return append(append(b, k.Of[:960]...), sum[:]...)
+		return append(append(b, k.Of[:15<<10]...), sum[:]...)
 	}
 	return append(b, k.Of...)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strconv"
 	"time"
 )
@@ -41,8 +40,9 @@ var ErrNotSent = errors.New("not sent")
 var ErrClosed = errors.New("connection closed")
 
 // ErrSessionExpired is returned when an HTTP upstream no longer knows the
-// session (404): it did not handle the request.
-var ErrSessionExpired = fmt.Errorf("the upstream's session has expired: %w", ErrNotSent)
+// session. A server that keeps to the protocol has not handled the request then;
+// one that does not may have, so it is not [ErrNotSent].
+var ErrSessionExpired = errors.New("the upstream does not know the session any more")
 
 // cancelGrace bounds the notice of a cancellation, which outlives the call.
 const cancelGrace = 5 * time.Second

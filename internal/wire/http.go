@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,8 +56,8 @@ type HTTPError struct {
 
 func (e *HTTPError) Error() string {
 	s := fmt.Sprintf("HTTP %d %s", e.Status, http.StatusText(e.Status))
-	if e.Body != "" {
-		s += ": " + e.Body
+	if body := Printable(strings.TrimSpace(e.Body), 200); body != "" {
+		s += ": " + body
 	}
 	return s
 }
@@ -64,6 +65,9 @@ func (e *HTTPError) Error() string {
 // drainGrace is how long the rest of a stream is read after its response, so
 // that the connection can be used again.
 const drainGrace = 100 * time.Millisecond
+
+// shortStream is a GET stream that ended so soon that the next one has to wait.
+const shortStream = time.Second
 
 // NewHTTP starts a conversation; nothing is sent before the first call.
 func NewHTTP(o HTTPOptions) *HTTP {
@@ -79,6 +83,9 @@ func (h *HTTP) SetVersion(v string) { h.version.Store(&v) }
 
 // Call implements [Client].
 func (h *HTTP) Call(ctx context.Context, method string, params json.RawMessage) (Message, error) {
+	if ctx.Err() != nil {
+		return Message{}, fmt.Errorf("%w: %w", context.Cause(ctx), ErrNotSent)
+	}
 	id := numberID(h.lastID.Add(1))
 	reqCtx, release, stop := h.exchange(ctx)
 	m, rest, err := h.call(reqCtx, id, method, Request(json.RawMessage(id), method, params))
@@ -131,7 +138,7 @@ func (h *HTTP) tellCancelled(id string, cause error) {
 }
 
 // call makes one exchange. A rest is a stream that goes on after the answer.
-func (h *HTTP) call(ctx context.Context, id, method string, msg []byte) (answer Message, rest io.ReadCloser, err error) {
+func (h *HTTP) call(ctx context.Context, id, method string, msg []byte) (answer Message, rest *remains, err error) {
 	resp, err := h.post(ctx, msg)
 	if err != nil {
 		return Message{}, nil, err
@@ -143,18 +150,26 @@ func (h *HTTP) call(ctx context.Context, id, method string, msg []byte) (answer 
 	}
 	ok := resp.StatusCode/100 == 2
 	if ok && mediaType(resp) == "text/event-stream" {
-		answer, err = h.stream(resp.Body, id)
+		events := NewEventReader(resp.Body, h.o.MaxMessage)
+		answer, err = h.stream(events, id)
 		if err != nil {
 			_ = resp.Body.Close() // the error that counts is the stream's
 			return Message{}, nil, err
 		}
-		return answer, resp.Body, nil
+		return answer, &remains{resp.Body, events}, nil
 	}
 	raw, err := readAll(resp, h.o.MaxMessage)
 	if err != nil && ok {
 		return Message{}, nil, err
 	}
+	if resp.StatusCode == http.StatusNotFound && h.session.Load() != nil {
+		return Message{}, nil, ErrSessionExpired
+	}
 	if answer, err = h.body(raw, id); err == nil {
+		// Servers of the TypeScript SDK say it with a 400 about no request.
+		if resp.StatusCode == http.StatusBadRequest && answer.ID == nil && h.session.Load() != nil {
+			return Message{}, nil, ErrSessionExpired
+		}
 		return answer, nil, nil
 	}
 	if ok {
@@ -207,8 +222,7 @@ func (h *HTTP) body(raw []byte, id string) (Message, error) {
 }
 
 // stream reads events up to the response with the given id.
-func (h *HTTP) stream(r io.Reader, id string) (Message, error) {
-	events := NewEventReader(r, h.o.MaxMessage)
+func (h *HTTP) stream(events *EventReader, id string) (Message, error) {
 	for {
 		ev, err := events.Next()
 		if errors.Is(err, io.EOF) {
@@ -217,46 +231,58 @@ func (h *HTTP) stream(r io.Reader, id string) (Message, error) {
 		if err != nil {
 			return Message{}, fmt.Errorf("read the upstream's stream: %w", err)
 		}
-		if answer, ok := h.event(ev, id); ok {
-			return answer, nil
+		if answer, ok, err := h.event(ev, id); ok || err != nil {
+			return answer, err
 		}
 	}
 }
 
 // event handles one event and reports whether it holds the response with id.
-func (h *HTTP) event(ev Event, id string) (Message, bool) {
+// The error is that of a response which cannot be read.
+func (h *HTTP) event(ev Event, id string) (Message, bool, error) {
 	if len(ev.Data) == 0 || ev.Type != "" && ev.Type != "message" {
-		return Message{}, false
+		return Message{}, false, nil
+	}
+	if IsBatch(ev.Data) {
+		answer, err := h.body(ev.Data, id)
+		return answer, err == nil && id != "", nil
 	}
 	m, err := ParseLenient(ev.Data)
 	switch {
+	case err != nil && id != "" && string(findID(ev.Data)) == id:
+		return Message{}, false, fmt.Errorf("the upstream's answer is no valid JSON-RPC message: %w", err)
 	case err != nil:
 		h.o.Problem(fmt.Errorf("an event that is no JSON-RPC message: %w", err))
 	case !m.IsResponse():
 		h.o.Handler(m)
 	case id != "" && (string(m.ID) == id || m.ID == nil && m.Error != nil):
-		return m, true
+		return m, true, nil
 	default:
 		h.o.Problem(fmt.Errorf("a response that nobody waits for on this stream (id %s)", m.ID))
 	}
-	return Message{}, false
+	return Message{}, false, nil
+}
+
+// remains are of a stream that goes on after the answer.
+type remains struct {
+	body   io.ReadCloser
+	events *EventReader
 }
 
 // drain reads the rest of a stream for a moment, then closes it: a body closed
 // before its end costs the connection.
-func (h *HTTP) drain(body io.ReadCloser, stop func()) {
+func (h *HTTP) drain(r *remains, stop func()) {
 	h.wg.Go(func() {
 		defer stop()
 		t := time.AfterFunc(drainGrace, stop)
 		defer t.Stop()
-		events := NewEventReader(body, h.o.MaxMessage)
 		for {
-			ev, err := events.Next()
+			ev, err := r.events.Next()
 			if err != nil {
-				_ = body.Close()
+				_ = r.body.Close() // it has ended, or is given up
 				return
 			}
-			h.event(ev, "")
+			_, _, _ = h.event(ev, "") // nobody waits on it any more
 		}
 	})
 }
@@ -327,8 +353,10 @@ func (h *HTTP) Listen() {
 			if time.Since(opened) > wait.MaxInterval {
 				wait.Reset()
 			}
-			if retry == 0 {
-				retry = wait.NextBackOff()
+			// A server may ask for polling by retry, but one whose streams end at
+			// once is not asked again at once.
+			if time.Since(opened) < retry || retry == 0 || time.Since(opened) < shortStream {
+				retry = max(retry, wait.NextBackOff())
 			}
 			select {
 			case <-time.After(retry):
@@ -354,7 +382,12 @@ func (h *HTTP) listen() (retry time.Duration, err error) {
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode/100 != 2 || mediaType(resp) != "text/event-stream" {
 		raw, _ := readAll(resp, 64<<10)
-		if err := h.statusError(resp, raw); errors.Is(err, ErrSessionExpired) || resp.StatusCode >= 500 {
+		switch err := h.statusError(resp, raw); {
+		case resp.StatusCode == http.StatusMethodNotAllowed || resp.StatusCode == http.StatusNotImplemented || resp.StatusCode/100 == 2:
+			return 0, errNoStream
+		case resp.StatusCode == http.StatusBadRequest && h.session.Load() != nil:
+			return 0, ErrSessionExpired
+		case errors.Is(err, ErrSessionExpired) || resp.StatusCode >= 500:
 			return 0, err
 		}
 		return 0, errNoStream
@@ -368,7 +401,7 @@ func (h *HTTP) listen() (retry time.Duration, err error) {
 		if ev.Retry > 0 {
 			retry = ev.Retry
 		}
-		h.event(ev, "")
+		_, _, _ = h.event(ev, "") // nobody waits on this stream
 	}
 }
 
@@ -425,7 +458,8 @@ func mediaType(resp *http.Response) string {
 func readAll(resp *http.Response, limit int) ([]byte, error) {
 	defer func() { _ = resp.Body.Close() }()
 	if resp.ContentLength > int64(limit) {
-		return nil, &TooLargeError{Limit: limit}
+		head, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // for a message about the status
+		return head, &TooLargeError{Limit: limit}
 	}
 	var buf bytes.Buffer
 	if resp.ContentLength > 0 {
@@ -436,7 +470,7 @@ func readAll(resp *http.Response, limit int) ([]byte, error) {
 		return buf.Bytes(), fmt.Errorf("read the upstream's answer: %w", err)
 	}
 	if n > int64(limit) {
-		return nil, &TooLargeError{Limit: limit}
+		return buf.Bytes(), &TooLargeError{Limit: limit}
 	}
 	return buf.Bytes(), nil
 }

@@ -202,6 +202,22 @@ func KindOf(raw []byte) string {
 	return "no JSON"
 }
 
+// Printable makes text from a peer fit to be shown: at most limit bytes, without
+// control characters, escape sequences and marks that reorder text.
+func Printable(s string, limit int) string {
+	var b strings.Builder
+	for _, r := range s {
+		if b.Len() >= limit {
+			return b.String() + "…"
+		}
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x061c || r >= 0x200e && r <= 0x200f || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+			r = '\ufffd'
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
 // Splice returns raw with the bytes from start to end replaced. raw stays as
 // it is.
 func Splice(raw []byte, start, end int, with []byte) []byte {

@@ -18,6 +18,8 @@ const DefaultMaxMessage = 32 << 20
 type TooLargeError struct {
 	Limit int
 	ID    json.RawMessage // the id of the dropped message, nil if it could not be told
+	// Request tells that the message has a method.
+	Request bool
 }
 
 func (e *TooLargeError) Error() string {
@@ -67,7 +69,9 @@ func (l *LineReader) line() ([]byte, error) {
 		case err == nil, errors.Is(err, io.EOF) && len(line) > 0:
 			line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
 			if len(line) > l.limit {
-				return nil, &TooLargeError{Limit: l.limit, ID: findID(line)}
+				find := idFinder{limit: len(line)}
+				find.write(line)
+				return nil, &TooLargeError{Limit: l.limit, ID: find.id(), Request: find.method}
 			}
 			return line, nil
 		case errors.Is(err, bufio.ErrBufferFull):
@@ -89,7 +93,7 @@ func (l *LineReader) skip(head, part []byte, err error) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	return &TooLargeError{Limit: l.limit, ID: find.id()}
+	return &TooLargeError{Limit: l.limit, ID: find.id(), Request: find.method}
 }
 
 // idFinder finds the top-level "id" of a JSON object that passes by in pieces,
@@ -105,14 +109,15 @@ type idFinder struct {
 	value   []byte // the id's bytes
 	taking  bool   // the bytes of the id's value are passing by
 	found   int
+	method  bool // there is a "method"
 	begun   bool
 	ended   bool // the object is closed
 	limit   int  // bytes of an id
 	foreign bool // not one object, or the id is no scalar
 }
 
-// maxKeyLen is more than any spelling of "id" has.
-const maxKeyLen = 32
+// maxKeyLen is more than any spelling of "id" or "method" has.
+const maxKeyLen = 64
 
 // maxIDLen is the longest id that is kept of a message too large to read.
 const maxIDLen = 256
@@ -174,7 +179,8 @@ func (f *idFinder) step(c byte) {
 			f.wantKey, f.taking = true, false
 		}
 	case ':':
-		if f.depth == 1 && f.keyIsID() {
+		f.method = f.method || f.depth == 1 && f.keyIs("method")
+		if f.depth == 1 && f.keyIs("id") {
 			f.taking = true
 			f.value = f.value[:0]
 			f.found++
@@ -182,13 +188,13 @@ func (f *idFinder) step(c byte) {
 	}
 }
 
-// keyIsID reads escapes, by which a key can be spelt in other ways.
-func (f *idFinder) keyIsID() bool {
+// keyIs reads escapes, by which a key can be spelt in other ways.
+func (f *idFinder) keyIs(name string) bool {
 	if bytes.IndexByte(f.key, '\\') < 0 {
-		return string(f.key) == "id"
+		return string(f.key) == name
 	}
 	s, ok := String(append(append([]byte{'"'}, f.key...), '"'))
-	return ok && s == "id"
+	return ok && s == name
 }
 
 // findID returns the id of a message that cannot be read, if it has exactly one

@@ -3,7 +3,6 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 )
@@ -99,9 +98,6 @@ func strictNames(m Message, members []Member) error {
 	if err := exactCase(members, envelopeNames); err != nil {
 		return err
 	}
-	if v, ok := Find(members, "jsonrpc"); !ok || string(v.Value) != `"2.0"` {
-		return errors.New(`"jsonrpc" must be "2.0"`)
-	}
 	if m.Params == nil {
 		return nil
 	}
@@ -168,6 +164,9 @@ func parse(raw []byte) (Message, []Member, error) {
 			m.Error = f.Value
 		}
 	}
+	if v, ok := Find(members, "jsonrpc"); !ok || string(v.Value) != `"2.0"` {
+		return refuse(`"jsonrpc" must be "2.0"`)
+	}
 	switch {
 	case m.Method != "" && (m.Result != nil || m.Error != nil):
 		return refuse("a message has either a method or a result, not both")
@@ -177,6 +176,8 @@ func parse(raw []byte) (Message, []Member, error) {
 		return refuse("neither method, result nor error")
 	case m.Result != nil && m.Error != nil:
 		return refuse("both result and error")
+	case m.Error != nil && KindOf(m.Error) != "an object":
+		return refuse("the error is %s, not an object", KindOf(m.Error))
 	case m.Result != nil && m.ID == nil:
 		return refuse("a result without an id")
 	}

@@ -1,11 +1,13 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -31,8 +33,18 @@ type Pipe struct {
 }
 
 type outgoing struct {
-	line  []byte
-	state atomic.Int32
+	line    []byte
+	state   atomic.Int32
+	written chan struct{} // closed when the writer is done with it
+}
+
+// drop keeps a message from being written; false if it is too late for that.
+func (o *outgoing) drop() bool {
+	if !o.state.CompareAndSwap(queued, dropped) {
+		return false
+	}
+	o.line = nil // the writer may not come by for long
+	return true
 }
 
 // States of an outgoing message. Who moves it away from queued decides whether
@@ -77,7 +89,7 @@ func (p *Pipe) Call(ctx context.Context, method string, params json.RawMessage) 
 		return m, nil
 	case <-ctx.Done():
 		p.forget(key)
-		if msg.state.CompareAndSwap(queued, dropped) {
+		if msg.drop() {
 			return Message{}, fmt.Errorf("%w: %w", context.Cause(ctx), ErrNotSent)
 		}
 		if method != "initialize" { // MCP lifecycle: it must not be cancelled
@@ -91,26 +103,34 @@ func (p *Pipe) Call(ctx context.Context, method string, params json.RawMessage) 
 		default:
 		}
 		p.forget(key)
-		if msg.state.CompareAndSwap(queued, dropped) {
+		if msg.drop() {
 			return Message{}, fmt.Errorf("%w: %w", p.err, ErrNotSent)
 		}
 		return Message{}, p.err
 	}
 }
 
-// Send implements [Client]. It returns once the message is queued.
-func (p *Pipe) Send(_ context.Context, msg []byte) error {
+// Send implements [Client]. It returns once the message is written.
+func (p *Pipe) Send(ctx context.Context, msg []byte) error {
 	select {
 	case <-p.done:
 		return p.err
 	default:
-		p.enqueue(msg)
+	}
+	o := p.enqueue(msg)
+	select {
+	case <-o.written:
 		return nil
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+		o.drop()
+		return context.Cause(ctx)
 	}
 }
 
 func (p *Pipe) enqueue(msg []byte) *outgoing {
-	o := &outgoing{line: append(OneLine(msg), '\n')}
+	o := &outgoing{line: append(slices.Clone(OneLine(msg)), '\n'), written: make(chan struct{})}
 	p.mu.Lock()
 	p.queue = append(p.queue, o)
 	p.mu.Unlock()
@@ -141,6 +161,7 @@ func (p *Pipe) write() {
 				p.end(fmt.Errorf("write to the upstream: %w", err))
 				return
 			}
+			close(o.written)
 		}
 		if len(batch) > 0 {
 			continue
@@ -159,7 +180,7 @@ func (p *Pipe) read(lines *LineReader) {
 		var large *TooLargeError
 		switch {
 		case errors.As(err, &large):
-			if large.ID != nil {
+			if large.ID != nil && !large.Request {
 				p.tooLarge(large)
 			}
 			p.noise(nil, err)
@@ -177,21 +198,41 @@ func (p *Pipe) read(lines *LineReader) {
 	}
 }
 
+// claims reports that a line which is no message was meant to be a response, as
+// against a line of a log that happens to name an id.
+func claims(line []byte) bool {
+	for _, key := range []string{`"jsonrpc"`, `"result"`, `"error"`} {
+		if bytes.Contains(line, []byte(key)) {
+			return true
+		}
+	}
+	return false
+}
+
 // tooLarge answers a call whose response was too large to read.
 func (p *Pipe) tooLarge(e *TooLargeError) {
-	m, err := ParseLenient(Failure(&Error{ID: e.ID, Code: CodeInternal, Message: "the upstream's answer is a " + e.Error()}))
-	if err == nil {
-		err = p.answer(m)
-	}
-	if err != nil {
+	if err := p.fail(e.ID, "the upstream's answer is a "+e.Error()); err != nil {
 		p.noise(nil, err)
 	}
+}
+
+// fail answers the call with the given id by an error of haldir's.
+func (p *Pipe) fail(id json.RawMessage, message string) error {
+	m, err := ParseLenient(Failure(&Error{ID: id, Code: CodeInternal, Message: message}))
+	if err != nil {
+		return err
+	}
+	return p.answer(m)
 }
 
 func (p *Pipe) dispatch(line []byte) error {
 	if !IsBatch(line) {
 		m, err := ParseLenient(line)
 		if err != nil {
+			// Whoever waits for this answer must not wait for ever.
+			if id := findID(line); id != nil && claims(line) {
+				_ = p.fail(id, "the upstream's answer is no valid JSON-RPC message: "+err.Error())
+			}
 			return err
 		}
 		if m.IsResponse() {
@@ -202,6 +243,10 @@ func (p *Pipe) dispatch(line []byte) error {
 	}
 	messages, err := Elements(line)
 	for _, raw := range messages {
+		if IsBatch(raw) {
+			err = errors.Join(err, errors.New("a batch in a batch"))
+			continue
+		}
 		err = errors.Join(err, p.dispatch(raw))
 	}
 	return err

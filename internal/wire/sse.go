@@ -48,6 +48,7 @@ func (e *EventReader) Next() (Event, error) {
 		}
 		if len(line) == 0 {
 			if !any {
+				ev = Event{} // a type without data goes with its event
 				continue
 			}
 			ev.ID = e.id
@@ -62,6 +63,9 @@ func (e *EventReader) Next() (Event, error) {
 			}
 			ev.Data = append(ev.Data, value...)
 			hasData, any = true, true
+			if len(ev.Data) > e.limit {
+				return Event{}, &TooLargeError{Limit: e.limit}
+			}
 		case "event":
 			ev.Type = string(value)
 		case "id":
