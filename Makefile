@@ -25,5 +25,5 @@ bench:
 	go test -run xxx -bench . ./policy ./proxy ./internal/ledger
 
 soak:
-	HALDIR_KILLS=500 go test -count=1 -timeout 60m ./internal/ledger ./cmd/haldir
+	HALDIR_KILLS=500 go test -tags soak -count=1 -timeout 60m ./...
 	$(MAKE) fuzz FUZZTIME=60s

@@ -27,7 +27,7 @@ var may = map[string][]string{
 	"cmd/haldir":                   {"proxy", "upstream", "internal/ledger", "internal/config", "internal/wire", "audit", "policy", "examples/securitytools"},
 	"examples/securitytools":       {},
 	"examples/securitytools/serve": {"examples/securitytools"},
-	"internal/mcptest":             {"internal/wire"},
+	"internal/mcptest":             {"internal/config", "internal/wire"},
 }
 
 // only says who alone may import a library.

@@ -182,7 +182,7 @@ func (r redactor) suspicious(raw []byte) bool {
 var (
 	keyHints   = [][]byte{[]byte("pass"), []byte("secret"), []byte("token"), []byte("key"), []byte("auth"), []byte("credential"), []byte("cookie"), []byte("bearer"), []byte("signature")}
 	valueHints = [][]byte{
-		[]byte("sk-"), []byte("sk_"), []byte("gh"), []byte("glpat-"), []byte("xox"), []byte("AKIA"), []byte("AIza"), []byte("hld_"), []byte("eyJ"), []byte("-----BEGIN"), []byte("://"),
+		[]byte("sk-"), []byte("sk_"), []byte("gh"), []byte("github_"), []byte("glpat-"), []byte("xox"), []byte("AKIA"), []byte("AIza"), []byte("hld_"), []byte("eyJ"), []byte("-----BEGIN"), []byte("://"),
 	}
 )
 

@@ -39,7 +39,7 @@ func (*echo) Call(context.Context, upstream.Call) (wire.Message, error) {
 // a RAM disk (/dev/shm where there is one), whose syncs take none. The p50 is
 // reported beside the mean.
 func BenchmarkCall(b *testing.B) {
-	dir, err := os.MkdirTemp("/dev/shm", "haldir-bench-")
+	dir, err := os.MkdirTemp("/dev/shm", "haldir-bench-") //nolint:usetesting // a RAM disk
 	if err != nil {
 		dir = b.TempDir()
 	}

@@ -332,7 +332,7 @@ func (u *Upstream) learn(ctx context.Context, raw []json.RawMessage) {
 		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld: a host would drop the whole list for it")
 	}
 	u.take(c, fresh)
-	if err := u.o.Cache.SaveCatalogue(ctx, u.key, fresh); err != nil && ctx.Err() == nil {
+	if err := u.o.Cache.SaveCatalogue(context.WithoutCancel(ctx), u.key, fresh); err != nil {
 		u.o.Log.Warn().Err(err).Msg("the upstream's catalogue could not be kept for the next start")
 	}
 	u.o.Changed()

@@ -418,6 +418,9 @@ func (c *checker) compile(rs policy.Ruleset) *policy.Engine {
 		pos := c.at(path)
 		if re.Line > 0 && pos != nil {
 			// The place inside the text: exact on its first line.
+			if text := c.texts[path]; text != nil {
+				pos = text
+			}
 			p := *pos
 			p.Line += re.Line - 1
 			if re.Line == 1 {

@@ -20,6 +20,7 @@ type decoder struct {
 	file     string
 	problems Problems
 	places   map[string]*token.Position // path → where its value stands
+	texts    map[string]*token.Position // path → where its text begins, if that is elsewhere
 	anchors  map[string]ast.Node
 	depth    int
 }
@@ -156,8 +157,14 @@ func (d *decoder) resolve(n ast.Node, path string) (ast.Node, bool) {
 func (d *decoder) text(n ast.Node, path string) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
+		if t := n.GetToken(); t.Type == token.SingleQuoteType || t.Type == token.DoubleQuoteType {
+			inner := *t.Position
+			inner.Column++ // behind the quote
+			d.texts[path] = &inner
+		}
 		return n.Value, true
 	case *ast.LiteralNode:
+		d.texts[path] = n.Value.GetToken().Position
 		return n.Value.Value, true
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
 		return n.GetToken().Value, true

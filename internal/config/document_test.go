@@ -30,7 +30,7 @@ func TestTheReferenceConfigLoadsWithoutAWarning(t *testing.T) {
 	if len(c.Warnings) > 0 {
 		t.Error(c.Warnings)
 	}
-	if len(c.Upstreams) != 3 || len(c.Ruleset.Policies) != 6 {
+	if len(c.Upstreams) != 3 || len(c.Ruleset.Policies) != 7 {
 		t.Errorf("%d upstreams, %d policies", len(c.Upstreams), len(c.Ruleset.Policies))
 	}
 }
@@ -47,7 +47,6 @@ func TestMistakesCarryTheirPlaceAndASuggestion(t *testing.T) {
 		{"two upstreams of a name", "version: 1\nupstreams:\n  - {name: a, command: x}\n  - {name: a, command: y}\n", `haldir.yaml:4:12: upstreams[1].name: "a" is already the name of upstreams[0]`},
 		{"the reserved name", "version: 1\nupstreams:\n  - {name: haldir, command: x}\n", `haldir.yaml:3:12: upstreams[0].name: the name haldir is reserved for haldir's own tools`},
 		{"http to another machine", "version: 1\nupstreams:\n  - {name: a, url: \"http://example.com/mcp\"}\n", `haldir.yaml:3:20: upstreams[0].url: must be an https URL; http is for this machine (localhost) only`},
-		{"a condition", "version: 1\npolicies:\n  - {type: deny, tools: [x], when: 'args.a == tol'}\n", `haldir.yaml:3:46: policies[0].when: undeclared reference to 'tol' (did you mean 'tool'?)`},
 		{"a limit that is no number", "version: 1\npolicies:\n  - {type: spend_limit, max_usd: .nan}\n", `haldir.yaml:3:34: policies[0].max_usd: ".nan" is no decimal number`},
 		{"a negative limit", "version: 1\nsession: {spend_limit: -1}\n", `haldir.yaml:2:24: session.spend_limit: the amount -1 is negative`},
 		{"a rate without a window", "version: 1\npolicies:\n  - {type: rate_limit, max_calls: 5}\n", `haldir.yaml:3:5: policies[0]: needs window_seconds or window`},

@@ -215,8 +215,10 @@ func (t *tx) settle(callID string, out Outcome) error {
 	returned := out.Result == NotSent || out.Result == Withdrawn
 	if returned {
 		cost = 0
-	} else if out.Actual != nil {
-		cost = *out.Actual
+	} else if a := out.Actual; a != nil && (*a < 0 || *a > maxActual) {
+		flag = join(flag, fmt.Sprintf("absurd actual cost %s; the reserved %s counts", *a, h.Cost))
+	} else if a != nil {
+		cost = *a
 		if cost > h.Cost {
 			flag = join(flag, fmt.Sprintf("overrun: %s reserved, %s actual", h.Cost, cost))
 		}
@@ -246,6 +248,9 @@ func (t *tx) settle(callID string, out Outcome) error {
 		Status: status, Flagged: flag != "", FlagReason: flag, Cost: int64(cost), ResultSHA256: out.ResultSHA256,
 	})
 }
+
+// maxActual is the largest actual cost that is believed: a billion dollars.
+const maxActual = 1_000_000_000 * policy.USD
 
 func join(a, b string) string {
 	if a == "" {

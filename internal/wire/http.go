@@ -83,6 +83,9 @@ func (h *HTTP) SetVersion(v string) { h.version.Store(&v) }
 
 // Call implements [Client].
 func (h *HTTP) Call(ctx context.Context, method string, params json.RawMessage) (Message, error) {
+	if h.ctx.Err() != nil {
+		return Message{}, fmt.Errorf("%w: %w", ErrClosed, ErrNotSent)
+	}
 	if ctx.Err() != nil {
 		return Message{}, fmt.Errorf("%w: %w", context.Cause(ctx), ErrNotSent)
 	}
@@ -318,6 +321,9 @@ func (h *HTTP) head(req *http.Request) {
 
 // Send implements [Client]: it returns when the upstream has accepted msg.
 func (h *HTTP) Send(ctx context.Context, msg []byte) error {
+	if h.ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", ErrClosed, ErrNotSent)
+	}
 	ctx, _, stop := h.exchange(ctx)
 	defer stop()
 	resp, err := h.post(ctx, msg)

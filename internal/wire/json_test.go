@@ -124,9 +124,9 @@ func TestStrictAllowsDepth64AndNotDepth65(t *testing.T) {
 }
 
 // A hostile text must cost time in proportion to its length, and no stack.
-func TestReadingMegabytesOfOpenBracketsIsQuick(t *testing.T) {
+func TestReadingAMegabyteOfOpenBracketsIsQuick(t *testing.T) {
 	for _, c := range []string{"[", "{", `{"a":`, `[{"a":`} {
-		in := []byte(strings.Repeat(c, 4<<20/len(c)))
+		in := []byte(strings.Repeat(c, 1<<20/len(c)))
 		start := time.Now()
 		if wire.Strict(in) == nil || wire.Lenient(in) == nil {
 			t.Errorf("%q repeated is accepted", c)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -157,4 +158,13 @@ func clip(b []byte) []byte {
 		return append(bytes.Clone(b[:200]), "..."...)
 	}
 	return b
+}
+
+// heapInUse is what is reachable. A pool keeps its garbage for one collection.
+func heapInUse() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }

@@ -1,0 +1,4 @@
+package main
+
+// Main lets the tests run themselves as haldir.
+func Main() { main() }

@@ -1,0 +1,223 @@
+package config_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+)
+
+func TestWhatAnUpstreamMaySay(t *testing.T) {
+	remote := func(u string) config.Upstream {
+		return config.Upstream{Name: "a", URL: u, Connect: config.DefaultConnect}
+	}
+	for body, want := range map[string]config.Upstream{
+		`{name: a, url: "https://x.example/mcp?a=b"}`:    remote("https://x.example/mcp?a=b"),
+		`{name: a, url: https://x.example:8443/MCP}`:     remote("https://x.example:8443/MCP"),
+		`{name: a, url: "http://localhost:1/mcp"}`:       remote("http://localhost:1/mcp"),
+		`{name: a, url: "http://LocalHost/"}`:            remote("http://LocalHost/"),
+		`{name: a, url: "http://127.0.0.2/mcp"}`:         remote("http://127.0.0.2/mcp"),
+		`{name: a, url: "http://[::1]:8/mcp"}`:           remote("http://[::1]:8/mcp"),
+		`{name: 0-a, command: x}`:                        {Name: "0-a", Command: "x", Connect: config.DefaultConnect},
+		`{name: a, command: x, expose: prefixed}`:        {Name: "a", Command: "x", Connect: config.DefaultConnect},
+		`{name: a, command: x, expose: bare}`:            {Name: "a", Command: "x", Bare: true, Connect: config.DefaultConnect},
+		`{name: a, command: x, trust_annotations: true}`: {Name: "a", Command: "x", TrustAnnotations: true, Connect: config.DefaultConnect},
+		`{name: a, command: npx, args: [-y, 1.10, 007, 0x1F, 1e3, true, ~x, .5, "", "null", "a b"], cwd: /srv/App.d}`: {
+			Name: "a", Command: "npx", Args: []string{"-y", "1.10", "007", "0x1F", "1e3", "true", "~x", ".5", "", "null", "a b"}, Cwd: "/srv/App.d", Connect: config.DefaultConnect,
+		},
+		`{name: a, command: x, env: ["GITHUB_TOKEN=x.y", "mixedCase=Y=z", "EMPTY="], env_pass: [Other_Name, X]}`: {
+			Name: "a", Command: "x", Env: []string{"GITHUB_TOKEN=x.y", "mixedCase=Y=z", "EMPTY="}, EnvPass: []string{"Other_Name", "X"}, Connect: config.DefaultConnect,
+		},
+		`{name: a, url: "https://x.example", headers: ["X-Api.Key:AbC: d", "x-lower: ${env:T}", "X-Empty:"], auth: {type: bearer, token: "${env:T}"}}`: {
+			Name: "a", URL: "https://x.example", Headers: []config.Header{{Name: "X-Api.Key", Value: "AbC: d"}, {Name: "x-lower", Value: "${env:T}"}, {Name: "X-Empty"}},
+			Bearer: "${env:T}", Connect: config.DefaultConnect,
+		},
+	} {
+		c, err := config.Parse([]byte(inUpstream(body)), "haldir.yaml")
+		if err != nil {
+			t.Errorf("%s: %v", body, err)
+			continue
+		}
+		if diff := cmp.Diff(want, c.Upstreams[0]); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", body, diff)
+		}
+	}
+}
+
+func TestReferencesAreCheckedWhenTheFileIsRead(t *testing.T) {
+	const known = "; known are ${env:NAME}, ${file:PATH} and ${root}"
+	mistakes{
+		{"in every place of a command", inUpstream(`{name: a, command: ‸"${x}", args: [ok, ‸"${env:A"], env: [‸"A=${vault:b}"], cwd: ‸"${env:}"}`), []string{
+			"upstreams[0].command: unknown reference ${x}" + known, `upstreams[0].args[1]: the reference "${env:A" has no closing brace`,
+			"upstreams[0].env[0]: unknown reference ${vault:b}" + known, "upstreams[0].cwd: the reference ${env:} names nothing",
+		}},
+		{"in every place of a url", inUpstream(`{name: a, url: "https://x.example", headers: [‸"X-A: ${env:T", ‸"X-B: ${secret:x}"], auth: {type: bearer, token: ‸"Bearer ${file:}"}}`), []string{
+			`upstreams[0].headers[0]: the reference "${env:T" has no closing brace`, "upstreams[0].headers[1]: unknown reference ${secret:x}" + known,
+			"upstreams[0].auth.token: the reference ${file:} names nothing",
+		}},
+		{"kinds", inUpstream(`{name: a, command: x, args: [‸"${}", ‸"${ENV:A}", ‸"${env}", ‸"${ env:A}"]}`), []string{
+			"upstreams[0].args[0]: unknown reference ${}" + known, "upstreams[0].args[1]: unknown reference ${ENV:A}" + known,
+			"upstreams[0].args[2]: the reference ${env:} names nothing", "upstreams[0].args[3]: unknown reference ${ env:A}" + known,
+		}},
+	}.run(t)
+	for _, text := range []string{"", "$", "$x", "{x}", "$$", "$ {x}", "$${", "$${env:A}", "$$${x}", "${root}", "${env:A}${file:/b}", "a}b", "${file:C:\\x}"} {
+		if err := config.CheckReferences(text); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	for _, text := range []string{"${", "${env:A", "x ${env:A} ${", "${root"} {
+		if err := config.CheckReferences(text); err == nil {
+			t.Errorf("%s is no mistake", text)
+		}
+	}
+}
+
+func TestReferencesAreResolved(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "Key.File")
+	if err := os.WriteFile(file, []byte("from-a-file  \r\n\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HALDIR_TEST_Mixed", "v4lue-of-Mixed ${env:OTHER} $${x}")
+	t.Setenv("HALDIR_TEST_EMPTY", "")
+	t.Setenv("HALDIR_TEST_SHORT", "abc")
+	var seen []string
+	r := config.NewResolver("/the/root", func(s string) { seen = append(seen, s) })
+	for text, want := range map[string]string{
+		"":                                "",
+		"plain $HOME %x {y}":              "plain $HOME %x {y}",
+		"${root}/x":                       "/the/root/x",
+		"a${env:HALDIR_TEST_Mixed}b":      "av4lue-of-Mixed ${env:OTHER} $${x}b", // what was put in is not read again
+		"[${env:HALDIR_TEST_EMPTY}]":      "[]",
+		"${env:HALDIR_TEST_SHORT}${root}": "abc/the/root",
+		"${file:" + file + "}!":           "from-a-file  !",
+		"$${env:HALDIR_TEST_SHORT}":       "${env:HALDIR_TEST_SHORT}",
+		"$$${root}":                       "$${root}",
+		"$$ ${root}":                      "$$ /the/root",
+	} {
+		if got, err := r.Resolve(text); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", text, got, err, want)
+		}
+	}
+	for _, s := range seen {
+		if s == "abc" || s == "" || s == "/the/root" {
+			t.Errorf("%q is taken for a secret", s)
+		}
+	}
+	if len(seen) != 2 {
+		t.Errorf("seen: %q", seen)
+	}
+}
+
+// An error names what is missing and shows nothing of what was there.
+func TestAReferenceThatCannotBeResolvedIsNamedAndNothingIsShown(t *testing.T) {
+	t.Setenv("HALDIR_TEST_SECRET", "s3cret-value")
+	dir := t.TempDir()
+	r := config.NewResolver("/root-of-it", nil)
+	for text, want := range map[string]string{
+		"${env:HALDIR_TEST_NOT_THERE}":                                   "the variable HALDIR_TEST_NOT_THERE, referred to by ${env:HALDIR_TEST_NOT_THERE}, is not set",
+		"${env:HALDIR_TEST_SECRET} ${env:HALDIR_TEST_NO} ${env:ALSO_NO}": "the variable HALDIR_TEST_NO, referred to by ${env:HALDIR_TEST_NO}, is not set",
+		"${env:haldir_test_secret}":                                      "the variable haldir_test_secret, referred to by ${env:haldir_test_secret}, is not set",
+		"${env:HALDIR_TEST_SECRET} ${file:" + dir + "/none}":             "the file of ${file:" + dir + "/none} cannot be read: no such file or directory",
+		"${env:HALDIR_TEST_SECRET} ${file:" + dir + "}":                  "the file of ${file:" + dir + "} cannot be read: is a directory",
+		"${env:HALDIR_TEST_SECRET} ${vault:x}":                           "unknown reference ${vault:x}",
+		"${env:HALDIR_TEST_SECRET} ${env:HALDIR_TEST_SECRET":             `the reference "${env:HALDIR_TEST_SECRET" has no closing brace`,
+	} {
+		_, err := r.Resolve(text)
+		if err == nil || err.Error() != want {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: the error shows the secret", text)
+		}
+	}
+	r.File = func(string) ([]byte, error) { return []byte("s3cret-value"), errors.Join(fs.ErrPermission) }
+	if _, err := r.Resolve("${file:x}"); !errors.Is(err, fs.ErrPermission) || strings.Contains(err.Error(), "s3cret") {
+		t.Error(err)
+	}
+}
+
+func TestWhatAnUpstreamMayNotSay(t *testing.T) {
+	const (
+		noName  = " is no upstream name: use up to 32 of a-z, 0-9 and -, not beginning with -"
+		noURL   = " is no URL such as https://example.com/mcp"
+		https   = "upstreams[0].url: must be an https URL; http is for this machine (localhost) only"
+		secret  = "upstreams[0].url: must not hold credentials; use auth or headers with a reference such as ${env:TOKEN}"
+		header  = `upstreams[0].headers[0]: must be written as "Name: value"`
+		neither = "upstreams[0]: has neither url nor command; it needs one of them"
+	)
+	url := func(u string) string { return inUpstream(`{name: a, url: ‸"` + u + `"}`) }
+	headers := func(list string) string {
+		return inUpstream(`{name: a, url: "https://x.example", headers: [` + list + `]}`)
+	}
+	mistakes{
+		{"no name", inUpstream("‸{command: x}"), []string{"upstreams[0]: has no name"}},
+		{"an empty name", inUpstream(`‸{name: "", command: x}`), []string{"upstreams[0]: has no name"}},
+		{"a capital", inUpstream("{name: ‸Files, command: x}"), []string{`upstreams[0].name: "Files"` + noName}},
+		{"a hyphen in front", inUpstream("{name: ‸-a, command: x}"), []string{`upstreams[0].name: "-a"` + noName}},
+		{"a dot", inUpstream("{name: ‸a.b, command: x}"), []string{`upstreams[0].name: "a.b"` + noName}},
+		{"an underscore", inUpstream("{name: ‸a_b, command: x}"), []string{`upstreams[0].name: "a_b"` + noName}},
+		{"a slash", inUpstream("{name: ‸a/b, command: x}"), []string{`upstreams[0].name: "a/b"` + noName}},
+		{"33 letters", inUpstream("{name: ‸" + strings.Repeat("a", 33) + ", command: x}"), []string{`upstreams[0].name: "` + strings.Repeat("a", 33) + `"` + noName}},
+		{"a line end at the end", inUpstream(`{name: ‸"a\n", command: x}`), []string{`upstreams[0].name: "a\n"` + noName}},
+		{"a reference", inUpstream(`{name: ‸"${env:A}", command: x}`), []string{`upstreams[0].name: "${env:A}"` + noName}},
+		{"haldir", inUpstream("{name: ‸haldir, command: x}"), []string{"upstreams[0].name: the name haldir is reserved for haldir's own tools"}},
+		{"the same twice", in("upstreams:\n  - {name: a, command: x}\n  - {name: b, command: x}\n  - {name: ‸a, command: x}"), []string{`upstreams[2].name: "a" is already the name of upstreams[0]`}},
+
+		{"neither url nor command", inUpstream("‸{name: a}"), []string{neither}},
+		{"an empty url", inUpstream(`‸{name: a, url: ""}`), []string{neither}},
+		{"an empty command", inUpstream(`‸{name: a, command: "", args: [x]}`), []string{neither}},
+		{"url and command", inUpstream(`‸{name: a, url: "https://x.example", command: y}`), []string{"upstreams[0]: has both url and command; it can be only one of them"}},
+
+		{"http", url("http://x.example/mcp"), []string{https}},
+		{"http to a name like localhost", url("http://localhost.x.example/"), []string{https}},
+		{"http to an address like 127.0.0.1", url("http://127.0.0.1.x.example/"), []string{https}},
+		{"http to a user named localhost", url("http://localhost@x.example/"), []string{https}},
+		{"http to every address", url("http://0.0.0.0/"), []string{https}},
+		{"http to the next machine", url("http://10.0.0.1/"), []string{https}},
+		{"ftp", url("ftp://x.example/"), []string{https}},
+		{"a file", url("file:///etc/passwd"), []string{`upstreams[0].url: "file:///etc/passwd"` + noURL}},
+		{"no scheme", url("x.example/mcp"), []string{`upstreams[0].url: "x.example/mcp"` + noURL}},
+		{"no host", url("https://"), []string{`upstreams[0].url: "https://"` + noURL}},
+		{"a space", url("https://x example/"), []string{`upstreams[0].url: "https://x example/"` + noURL}},
+		{"a password", url("https://u:p@x.example/"), []string{secret}},
+		{"a user", url("https://u@x.example/"), []string{secret}},
+		{"a password for localhost", url("http://u:p@localhost/"), []string{secret}},
+
+		{"a header without a colon", headers("‸X-Key"), []string{header}},
+		{"a header with a space in its name", headers(`‸"X Key: a"`), []string{header}},
+		{"a header with a space behind its name", headers(`‸"X-Key : a"`), []string{header}},
+		{"a header without a name", headers(`‸": a"`), []string{header}},
+		{"a header named by a reference", headers(`‸"${env:T}: x"`), []string{header}},
+		{"a header over two lines", headers(`‸"X-Key: a\nX-Other: b"`), []string{"upstreams[0].headers[0]: has a value that HTTP does not allow"}},
+		{"a header of a zero byte", headers(`‸"X-Key: \0"`), []string{"upstreams[0].headers[0]: has a value that HTTP does not allow"}},
+		{"haldir's own headers", headers(`‸"content-type: b", "X-Mine: c", ‸"HOST: x", ‸"mcp-session-id: 1", ‸"MCP-Protocol-Version: 1", ‸"Accept: x", ‸"content-length: 1", ‸"connection: close", ‸"Transfer-Encoding: chunked"`), []string{
+			"upstreams[0].headers[0]: content-type is set by haldir itself", "upstreams[0].headers[2]: HOST is set by haldir itself",
+			"upstreams[0].headers[3]: mcp-session-id is set by haldir itself", "upstreams[0].headers[4]: MCP-Protocol-Version is set by haldir itself",
+			"upstreams[0].headers[5]: Accept is set by haldir itself", "upstreams[0].headers[6]: content-length is set by haldir itself",
+			"upstreams[0].headers[7]: connection is set by haldir itself", "upstreams[0].headers[8]: Transfer-Encoding is set by haldir itself",
+		}},
+
+		{"auth without a type", inUpstream(`{name: a, url: "https://x.example", auth: ‸{token: t}}`), []string{"upstreams[0].auth: has no type"}},
+		{"auth without a token", inUpstream(`{name: a, url: "https://x.example", auth: ‸{type: bearer}}`), []string{"upstreams[0].auth: needs a token, best as a reference such as ${env:TOKEN}"}},
+		{"auth of a misspelt type", inUpstream(`{name: a, url: "https://x.example", auth: {type: ‸bearr, token: t}}`), []string{`upstreams[0].auth.type: "bearr" is no way to sign in that this haldir knows; did you mean "bearer"?`}},
+		{"auth of a later haldir", inUpstream(`{name: a, url: "https://x.example", auth: {type: ‸oauth}}`), []string{`upstreams[0].auth.type: "oauth" is no way to sign in that this haldir knows; known here: bearer`}},
+
+		{"variables", inUpstream(`{name: a, command: x, env: [OK=, ‸A, ‸"=b", ‸"1A=b", ‸"A-B=c"]}`), []string{
+			`upstreams[0].env[1]: must be written as "NAME=value"`, `upstreams[0].env[2]: must be written as "NAME=value"`,
+			`upstreams[0].env[3]: must be written as "NAME=value"`, `upstreams[0].env[4]: must be written as "NAME=value"`,
+		}},
+		{"variables to pass", inUpstream(`{name: a, command: x, env_pass: [OK, ‸"A=b", ‸"", ‸"A B", ‸"${env:A}"]}`), []string{
+			`upstreams[0].env_pass[1]: "A=b" is no variable name`, `upstreams[0].env_pass[2]: "" is no variable name`,
+			`upstreams[0].env_pass[3]: "A B" is no variable name`, `upstreams[0].env_pass[4]: "${env:A}" is no variable name`,
+		}},
+		{"expose", inUpstream("{name: a, command: x, expose: ‸naked}"), []string{`upstreams[0].expose: "naked" is neither prefixed nor bare`}},
+		{"two that are bare", in("upstreams:\n  - {name: a, command: x, expose: bare}\n  - {name: b, command: x, expose: ‸bare}"), []string{"upstreams[1].expose: only one upstream may be bare, and upstreams[0] is"}},
+	}.run(t)
+}

@@ -1,0 +1,212 @@
+package upstream_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/mcptest"
+	"github.com/haldir-mcp/haldir/upstream"
+)
+
+func TestADefinitionUnderAnotherName(t *testing.T) {
+	for _, tt := range []struct{ def, want string }{
+		{`{"name":"a","inputSchema":{"type":"object"}}`, `{"name":"NEW","inputSchema":{"type":"object"}}`},
+		{`{"inputSchema":{"type":"object","properties":{"name":{}}},"name" : "a" }`, `{"inputSchema":{"type":"object","properties":{"name":{}}},"name" : "NEW" }`},
+		{`{"_meta":{"name":"a"},"n\u0061me":"\u0061","inputSchema":{"type":"object"},"x":[1.0,1e3]}`, `{"_meta":{"name":"a"},"n\u0061me":"NEW","inputSchema":{"type":"object"},"x":[1.0,1e3]}`},
+	} {
+		c := upstream.ReadCatalogue([]json.RawMessage{json.RawMessage(tt.def)})
+		if len(c.Tools) != 1 {
+			t.Errorf("%s is withheld: %+v", tt.def, c.Withheld)
+			continue
+		}
+		tool := c.Tools[0]
+		if got := string(tool.As("NEW")); got != tt.want || tool.Name != "a" || string(tool.Raw) != tt.def {
+			t.Errorf("got %s, want %s", got, tt.want)
+		}
+		if got := string(tool.As("q\"\n\x00")); !json.Valid([]byte(got)) {
+			t.Errorf("a name that needs escaping: %s", got)
+		}
+	}
+}
+
+func TestReadOnlyIsWhatTheAnnotationSays(t *testing.T) {
+	for annotations, want := range map[string]bool{
+		``: false, `,"annotations":{}`: false, `,"annotations":{"readOnlyHint":true}`: true, `,"annotations":{"readOnlyHint":false}`: false,
+		`,"annotations":{"readonlyhint":true}`: false, `,"readOnlyHint":true`: false,
+	} {
+		c := upstream.ReadCatalogue([]json.RawMessage{json.RawMessage(`{"name":"a","inputSchema":{"type":"object"}` + annotations + `}`)})
+		if len(c.Tools) != 1 || c.Tools[0].ReadOnly != want {
+			t.Errorf("%q: %+v", annotations, c)
+		}
+	}
+	// Said twice, which one counts is beyond telling: it must not be believed.
+	c := upstream.ReadCatalogue([]json.RawMessage{json.RawMessage(`{"name":"a","inputSchema":{"type":"object"},"annotations":{"readOnlyHint":true,"readOnlyHint":false}}`)})
+	if len(c.Tools) == 1 && c.Tools[0].ReadOnly {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestTheFirstOfTwoToolsOfOneNameCounts(t *testing.T) {
+	first := `{"name":"a","description":"first","inputSchema":{"type":"object"}}`
+	c := upstream.ReadCatalogue([]json.RawMessage{
+		json.RawMessage(first), json.RawMessage(`{"name":"\u0061","description":"second","inputSchema":{"type":"object"}}`), mcptest.Tool("A"), mcptest.Tool("b"),
+	})
+	if !slices.Equal(names(c), []string{"a", "A", "b"}) || string(c.Tools[0].Raw) != first || len(c.Withheld) != 1 || c.Withheld[0].Name != "a" {
+		t.Errorf("%+v", c)
+	}
+	// One that is withheld takes no other's place.
+	c = upstream.ReadCatalogue([]json.RawMessage{json.RawMessage(`{"name":"a"}`), json.RawMessage(first)})
+	if !slices.Equal(names(c), []string{"a"}) || string(c.Tools[0].Raw) != first {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestWithheldToolsAreNamedWithTheReason(t *testing.T) {
+	c := upstream.ReadCatalogue([]json.RawMessage{json.RawMessage(`{"name":"a","inputSchema":{"type":["object"]}}`), json.RawMessage(`{"description":"x"}`), json.RawMessage(`[`)})
+	if len(c.Tools) != 0 || len(c.Withheld) != 3 || c.Withheld[0].Name != "a" || !strings.Contains(c.Withheld[0].Reason, "inputSchema") {
+		t.Errorf("%+v", c)
+	}
+	for _, w := range c.Withheld {
+		if w.Reason == "" {
+			t.Errorf("%+v", w)
+		}
+	}
+}
+
+func FuzzReadCatalogue(f *testing.F) {
+	f.Add([]byte(`{"name":"a","inputSchema":{"type":"object"}}`))
+	f.Add([]byte(`{"n\u0061me":"a","inputSchema":{"type":"object","required":["x"]},"annotations":{"readOnlyHint":true}}`))
+	f.Add([]byte("{\"name\":\"\xff\",\"inputSchema\":{}}"))
+	f.Fuzz(func(t *testing.T, def []byte) {
+		c := upstream.ReadCatalogue([]json.RawMessage{def})
+		if len(c.Tools)+len(c.Withheld) != 1 {
+			t.Fatalf("%+v", c)
+		}
+		for _, tool := range c.Tools {
+			var before, after map[string]json.RawMessage
+			renamed := tool.As("new name")
+			if json.Unmarshal(def, &before) != nil || json.Unmarshal(renamed, &after) != nil {
+				t.Fatalf("not JSON: %q became %q", def, renamed)
+			}
+			if string(after["name"]) != `"new name"` {
+				t.Fatalf("the name of %q is not replaced: %q", def, renamed)
+			}
+			delete(before, "name")
+			delete(after, "name")
+			if d := cmp.Diff(before, after); d != "" {
+				t.Fatalf("more than the name changed: %s", d)
+			}
+		}
+	})
+}
+
+// sleepy is a server that a test can make hang.
+func sleepy(t *testing.T, defs ...json.RawMessage) (srv *mcptest.HTTP, hang *atomic.Bool) {
+	t.Helper()
+	hang = &atomic.Bool{}
+	srv = mcptest.Script{Tools: mcptest.Tools(defs...)}.NewHTTP(t)
+	srv.Before = func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if hang.Load() {
+			<-r.Context().Done()
+		}
+		return hang.Load()
+	}
+	return srv, hang
+}
+
+func TestACatalogueIsKeptForTheNextRun(t *testing.T) {
+	odd := json.RawMessage(`{ "name" : "b", "inputSchema":{"type":"object"}, "x":1.0 }`)
+	srv, hang := sleepy(t, mcptest.Tool("a"), odd, json.RawMessage(`{"name":"bad"}`))
+	first := ready(t, srv.Upstream("up"))
+	if first.changed() != 1 || first.cache.saves != 1 {
+		t.Errorf("%d changes, %d saves", first.changed(), first.cache.saves)
+	}
+	withCache := func(o *upstream.Options) { o.Cache = first.cache }
+
+	// The server hangs, and its tools are there all the same.
+	hang.Store(true)
+	second := open(t, srv.Upstream("up"), withCache)
+	if c := second.Catalogue(); c.Known {
+		t.Errorf("before Start: %+v", c)
+	}
+	second.Start()
+	within(t, 2*time.Second, "Settled", func() { second.Settled(context.Background()) })
+	if c := second.Catalogue(); !c.Known || !slices.Equal(names(c), []string{"a", "b"}) || len(c.Withheld) != 1 || string(c.Tools[1].Raw) != string(odd) {
+		t.Errorf("restored: %+v", c)
+	}
+	if s := second.Status(); s.State == upstream.StateReady {
+		t.Errorf("the upstream is %s", s.State)
+	}
+
+	// When it answers, the same list is no news.
+	hang.Store(false)
+	third := ready(t, srv.Upstream("up"), withCache)
+	if first.cache.saves != 1 || third.changed() != 0 {
+		t.Errorf("the same list was saved %d times and told %d times", first.cache.saves, third.changed())
+	}
+
+	// Another config is another server: nothing is taken over.
+	hang.Store(true)
+	cfg := srv.Upstream("up")
+	cfg.Headers = []config.Header{{Name: "X-Tenant", Value: "other"}}
+	cfg.Connect = 200 * time.Millisecond
+	if c := start(t, cfg, withCache).Catalogue(); c.Known {
+		t.Errorf("another config: %+v", c)
+	}
+}
+
+func TestACacheThatFailsOrIsDamagedChangesNothing(t *testing.T) {
+	srv, hang := sleepy(t, mcptest.Tool("a"))
+	good := ready(t, srv.Upstream("up"))
+	hang.Store(true)
+	for _, damage := range []string{``, `{`, `[]`, `null`, `{"tools":7}`, `{"tool":[]}`, "\xff"} {
+		for k := range good.cache.kept {
+			good.cache.kept[k] = []byte(damage)
+		}
+		r := open(t, srv.Upstream("up"), func(o *upstream.Options) { o.Cache = good.cache })
+		r.Start()
+		eventually(t, "the log tells of it", func() bool { return strings.Contains(r.log.String(), "last run") })
+		if c := r.Catalogue(); c.Known {
+			t.Errorf("%q was restored: %+v", damage, c)
+		}
+	}
+	hang.Store(false)
+	broken := ready(t, srv.Upstream("up"), func(o *upstream.Options) { o.Cache = &memory{err: errors.New("disk full")} })
+	if !slices.Equal(names(broken.Catalogue()), []string{"a"}) || !strings.Contains(broken.log.String(), "disk full") {
+		t.Errorf("%+v; the log: %s", broken.Catalogue(), broken.log)
+	}
+}
+
+func TestTheRevisionGrowsWithEachChange(t *testing.T) {
+	r := ready(t, mcptest.Script{}.Child(t, "up"))
+	before := r.Catalogue().Revision
+	for i := range 3 {
+		r.must("retool", fmt.Sprintf(`{"n":1,"tools":[{"name":"retool","inputSchema":{"type":"object"}},{"name":"t%d","inputSchema":{"type":"object"}}]}`, i))
+		eventually(t, "the tools change", func() bool { return slices.Contains(names(r.Catalogue()), fmt.Sprint("t", i)) })
+		if now := r.Catalogue().Revision; now <= before {
+			t.Errorf("revision %d after %d", now, before)
+		} else {
+			before = now
+		}
+	}
+	if n := r.changed(); n != 4 {
+		t.Errorf("told %d times", n)
+	}
+	// The same list said anew is no change.
+	r.must("retool", `{"n":20,"tools":[{"name":"retool","inputSchema":{"type":"object"}},{"name":"t2","inputSchema":{"type":"object"}}]}`)
+	r.must("retool", `{"n":20,"tools":[{"name":"retool","inputSchema":{"type":"object"}},{"name":"t2","inputSchema":{"type":"object"}}]}`)
+	if now := r.Catalogue().Revision; now != before || r.changed() != 4 {
+		t.Errorf("revision %d, was %d; told %d times", now, before, r.changed())
+	}
+}
