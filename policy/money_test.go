@@ -224,6 +224,7 @@ func TestCostFromArgument(t *testing.T) {
 		{"a missing key", "/amount", `{}`, refused},
 		{"no arguments", "/amount", ``, refused},
 		{"a key of another case", "/amount", `{"Amount":1}`, refused},
+		{"a key of another case of another length", "/k", `{"\u212a":1}`, refused},
 		{"keys that differ in case", "/amount", `{"amount":1,"Amount":100}`, refused},
 		{"keys that differ in case on the way", "/o/amount", `{"o":{"amount":1,"AMOUNT":100}}`, refused},
 		{"keys that differ in case elsewhere in the object", "/o/amount", `{"o":{"amount":1,"b":1,"B":2}}`, refused},

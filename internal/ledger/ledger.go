@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -73,13 +74,21 @@ type op struct {
 	write bool
 	owed  bool
 	since time.Time
-	done  chan error // receives the outcome once; buffered
+	state atomic.Int32 // waiting, then running or given up: whoever is first
+	done  chan error   // receives the outcome once; buffered
 	// then runs in the writer after the commit and before the answer, which its
 	// error becomes.
 	then func() error
 	// unsure is called when the commit failed and may have happened all the same.
 	unsure func()
 }
+
+// The states of an op.
+const (
+	opWaiting int32 = iota
+	opRunning
+	opGivenUp
+)
 
 // Open prepares the state directory and starts the ledger. The database itself
 // is opened by the first operation. Close it.
@@ -154,8 +163,8 @@ func (l *Ledger) Suspend(ctx context.Context, stop func()) error {
 	}})
 }
 
-// do runs f in a transaction and waits for the commit. When ctx ends first, f may
-// be committed all the same.
+// do runs f in a transaction and waits for the commit. When ctx ends before its
+// turn has come, f does not run.
 func (l *Ledger) do(ctx context.Context, write bool, f func(*tx) error) error {
 	return l.wait(ctx, &op{run: f, write: write, done: make(chan error, 1)})
 }
@@ -173,7 +182,10 @@ func (l *Ledger) wait(ctx context.Context, o *op) error {
 	case err := <-o.done:
 		return err
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		if o.state.CompareAndSwap(opWaiting, opGivenUp) {
+			return context.Cause(ctx)
+		}
+		return <-o.done // it runs: what comes of it must be known
 	case <-l.done:
 		select {
 		case err := <-o.done:
@@ -289,6 +301,10 @@ func (l *Ledger) serve(ops []*op) {
 	}
 	if err := l.ensure(since); err != nil {
 		l.fail(ops, err)
+		return
+	}
+	ops = slices.DeleteFunc(ops, func(o *op) bool { return !o.state.CompareAndSwap(opWaiting, opRunning) })
+	if len(ops)+len(debts) == 0 {
 		return
 	}
 	l.run(ops, debts)

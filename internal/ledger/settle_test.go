@@ -159,10 +159,10 @@ func TestAbsurdActualCostsNeverMakeRoom(t *testing.T) {
 		l.Settle(ticket, ledger.Outcome{Result: ledger.Done, Actual: &absurd})
 	}
 	flush(t, l)
-	if total := spent(t, l, attempt("ses_a").Use, e).Total; total < 2*policy.USD {
+	if total := spent(t, l, attempt("ses_a").Use, e).Total; total < 4*policy.USD { // what was reserved
 		t.Errorf("after two absurd costs %s are spent", total)
 	}
-	if _, d := reserve(t, l, pay("ses_a", "1"), e); d.Verdict != policy.Deny {
+	if _, d := reserve(t, l, pay("ses_a", "97"), e); d.Verdict != policy.Deny {
 		t.Errorf("after two absurd costs a call for money is let through")
 	}
 	verify(t, l)

@@ -33,7 +33,17 @@ type HTTP struct {
 	done   chan struct{}
 	once   sync.Once
 	err    error
+	mu     sync.Mutex // guards the beginning of work against the end of it
 	wg     sync.WaitGroup
+}
+
+// begin starts work that Close waits for; after Close it starts nothing.
+func (h *HTTP) begin(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ctx.Err() == nil {
+		h.wg.Go(f)
+	}
 }
 
 // HTTPOptions configure [NewHTTP].
@@ -131,7 +141,7 @@ func (h *HTTP) exchange(ctx context.Context) (exchange context.Context, release,
 }
 
 func (h *HTTP) tellCancelled(id string, cause error) {
-	h.wg.Go(func() {
+	h.begin(func() {
 		ctx, cancel := context.WithTimeout(h.ctx, cancelGrace)
 		defer cancel()
 		if err := h.Send(ctx, cancelled(id, cause)); err != nil && h.ctx.Err() == nil {
@@ -275,7 +285,7 @@ type remains struct {
 // drain reads the rest of a stream for a moment, then closes it: a body closed
 // before its end costs the connection.
 func (h *HTTP) drain(r *remains, stop func()) {
-	h.wg.Go(func() {
+	h.begin(func() {
 		defer stop()
 		t := time.AfterFunc(drainGrace, stop)
 		defer t.Stop()
@@ -341,7 +351,7 @@ func (h *HTTP) Send(ctx context.Context, msg []byte) error {
 // backoff when it breaks, given up when the server says it has none. Call it
 // once, after the handshake.
 func (h *HTTP) Listen() {
-	h.wg.Go(func() {
+	h.begin(func() {
 		wait := backoff.NewExponentialBackOff()
 		wait.MaxInterval = 30 * time.Second
 		for h.ctx.Err() == nil {
@@ -447,7 +457,9 @@ func (h *HTTP) Close() {
 		}
 		cancel()
 	}
+	h.mu.Lock()
 	h.cancel(ErrClosed)
+	h.mu.Unlock()
 	h.wg.Wait()
 	h.o.Client.CloseIdleConnections()
 }

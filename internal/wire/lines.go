@@ -110,6 +110,7 @@ type idFinder struct {
 	taking  bool   // the bytes of the id's value are passing by
 	found   int
 	method  bool // there is a "method"
+	jsonrpc bool // there is a "jsonrpc"
 	begun   bool
 	ended   bool // the object is closed
 	limit   int  // bytes of an id
@@ -179,6 +180,7 @@ func (f *idFinder) step(c byte) {
 			f.wantKey, f.taking = true, false
 		}
 	case ':':
+		f.jsonrpc = f.jsonrpc || f.depth == 1 && f.keyIs("jsonrpc")
 		f.method = f.method || f.depth == 1 && f.keyIs("method")
 		if f.depth == 1 && f.keyIs("id") {
 			f.taking = true

@@ -1,3 +1,5 @@
+//go:build unmended
+
 package wire_test
 
 import (

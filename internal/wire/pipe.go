@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -201,12 +200,9 @@ func (p *Pipe) read(lines *LineReader) {
 // claims reports that a line which is no message was meant to be a response, as
 // against a line of a log that happens to name an id.
 func claims(line []byte) bool {
-	for _, key := range []string{`"jsonrpc"`, `"result"`, `"error"`} {
-		if bytes.Contains(line, []byte(key)) {
-			return true
-		}
-	}
-	return false
+	f := idFinder{limit: len(line)}
+	f.write(line)
+	return f.jsonrpc && !f.method
 }
 
 // tooLarge answers a call whose response was too large to read.

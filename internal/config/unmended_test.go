@@ -1,4 +1,8 @@
-//go:build openbugs
+//go:build unmended
+
+// The tests of this file show mistakes that are known and not mended yet, so
+// they fail; run them with -tags unmended. One that passes moves to the file it
+// belongs to.
 
 package config_test
 
@@ -11,10 +15,23 @@ import (
 	"github.com/haldir-mcp/haldir/policy"
 )
 
-// What stands here fails: each test is a bug that is still open, and belongs to
-// the other tests when it is mended. go test -tags openbugs runs them.
+func init() { columns = true }
 
-func TestBugAMistakeInALiteralBlockHasItsPlaceInTheFile(t *testing.T) {
+// These inputs once failed FuzzParse, which should look at columns as well.
+func TestColumnsOfMistakesInTheSyntaxAreInTheFile(t *testing.T) {
+	for _, text := range []string{"vers: \":.1\na\x00session: {a\x00\x01\x00\x00_idion\\um\n00fc\\ud83\x00"} {
+		_, err := config.Parse([]byte(text), "haldir.yaml")
+		problems, ok := err.(config.Problems)
+		if !ok {
+			t.Fatal(err)
+		}
+		for _, p := range problems {
+			inside(t, text, p)
+		}
+	}
+}
+
+func TestAMistakeInALiteralBlockHasItsPlaceInTheFile(t *testing.T) {
 	const tol = "policies[0].when: undeclared reference to 'tol' (did you mean 'tool'?)"
 	mistakes{
 		{"its first line", "version: 1\npolicies:\n  - type: deny\n    when: |\n      args.a == ‸tol\n", []string{tol}},
@@ -25,7 +42,7 @@ func TestBugAMistakeInALiteralBlockHasItsPlaceInTheFile(t *testing.T) {
 
 // Where lines are folded no place inside the text is exact; it must be in the
 // text all the same, which ends at line 6.
-func TestBugAMistakeInAFoldedConditionIsBlamedInsideIt(t *testing.T) {
+func TestAMistakeInAFoldedConditionIsBlamedInsideIt(t *testing.T) {
 	for name, when := range map[string]string{
 		"a folded block":       ">-\n      args.a == 1 &&\n      args.b == tol",
 		"a plain text":         "args.a == 1 &&\n      args.b == tol",
@@ -50,14 +67,14 @@ func TestBugAMistakeInAFoldedConditionIsBlamedInsideIt(t *testing.T) {
 }
 
 // A number that int64 cannot hold is a number all the same.
-func TestBugANumberThatIsTooLargeIsNotCalledAText(t *testing.T) {
+func TestANumberThatIsTooLargeIsNotCalledAText(t *testing.T) {
 	_, err := config.Parse([]byte(inPolicy("{type: rate_limit, window: 1h, max_calls: 99999999999999999999}")), "haldir.yaml")
 	if err == nil || !strings.Contains(err.Error(), "haldir.yaml:3:47: policies[0].max_calls: ") || strings.Contains(err.Error(), "not a text") {
 		t.Error(err)
 	}
 }
 
-func TestBugAMappingIsBlamedAtItsBeginning(t *testing.T) {
+func TestAMappingIsBlamedAtItsBeginning(t *testing.T) {
 	mistakes{
 		{"an upstream in block style", "version: 1\nupstreams:\n  - ‸command: x\n", []string{"upstreams[0]: has no name"}},
 		{"a policy in block style", "version: 1\npolicies:\n  - ‸type: spend_limit\n", []string{"policies[0]: needs max_usd"}},
@@ -66,7 +83,7 @@ func TestBugAMappingIsBlamedAtItsBeginning(t *testing.T) {
 	}.run(t)
 }
 
-func TestBugNoEntryIsBlamedTwice(t *testing.T) {
+func TestNoEntryIsBlamedTwiceHereEither(t *testing.T) {
 	mistakes{
 		{"a list", "‸- version: 1\n", []string{"must be a mapping with keys, not a list"}},
 		{"a text", "‸hello\n", []string{"must be a mapping with keys, not a text"}},
@@ -76,7 +93,7 @@ func TestBugNoEntryIsBlamedTwice(t *testing.T) {
 	}.run(t)
 }
 
-func TestBugTheRightKeyAndTheRightPolicyAreNamed(t *testing.T) {
+func TestTheRightKeyAndTheRightPolicyAreNamed(t *testing.T) {
 	mistakes{
 		{"rate_limit in no time", inPolicy("{type: rate_limit, max_calls: 1, window: ‸0}"), []string{"policies[0].window: must be a positive time"}},
 		{"max_per_minute of less than nothing", inPolicy("{type: rate_limit, max_per_minute: ‸-5}"), []string{"policies[0].max_per_minute: must not be negative"}},
@@ -86,34 +103,34 @@ func TestBugTheRightKeyAndTheRightPolicyAreNamed(t *testing.T) {
 	}.run(t)
 }
 
-func TestBugADirectiveIsNoDocument(t *testing.T) {
+func TestADirectiveIsNoDocument(t *testing.T) {
 	if _, err := config.Parse([]byte("%YAML 1.2\n---\nversion: 1\n"), "haldir.yaml"); err != nil {
 		t.Error(err)
 	}
 }
 
 // Editors on Windows begin a file with a byte order mark.
-func TestBugAByteOrderMarkIsNoPartOfTheText(t *testing.T) {
+func TestAByteOrderMarkIsNoPartOfTheText(t *testing.T) {
 	if _, err := config.Parse([]byte("\ufeffversion: 1\n"), "haldir.yaml"); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestBugWhatIsNoUTF8IsRefused(t *testing.T) {
+func TestWhatIsNoUTF8IsRefused(t *testing.T) {
 	if _, err := config.Parse([]byte("version: 1\nsession: {agent_id: \"\xff\xfe\"}\n"), "haldir.yaml"); err == nil {
 		t.Error("it loads")
 	}
 }
 
 // None of many aliases is one too many.
-func TestBugManyAliasesWork(t *testing.T) {
+func TestManyAliasesWork(t *testing.T) {
 	text := "version: 1\npolicies:\n  - {type: deny, tools: &t [a]}\n" + strings.Repeat("  - {type: deny, tools: *t}\n", 1100)
 	if _, err := config.Parse([]byte(text), "haldir.yaml"); err != nil {
 		t.Errorf("%.200s", err)
 	}
 }
 
-func TestBugAnAgentIsPrintable(t *testing.T) {
+func TestAnAgentIsPrintable(t *testing.T) {
 	const printable = "session.agent_id: must have 1 to 128 printable characters"
 	mistakes{
 		{"an agent that turns the line around", in(`session: {agent_id: ‸"\u202egnp"}`), []string{printable}},
@@ -123,7 +140,7 @@ func TestBugAnAgentIsPrintable(t *testing.T) {
 
 // "" points at the whole document, in the result as in the arguments: it must
 // not be taken for a cost without from_result.
-func TestBugFromResultOfTheWholeIsNotForgotten(t *testing.T) {
+func TestFromResultOfTheWholeIsNotForgotten(t *testing.T) {
 	c, err := config.Parse([]byte(in(`costs: [{tools: [a], usd: 1, from_result: ""}]`)), "haldir.yaml")
 	if err == nil {
 		d := c.Engine.Decide(policy.Call{Upstream: "a", Tool: "a"}, policy.State{Session: policy.SessionState{AllScopes: true}})
@@ -134,7 +151,7 @@ func TestBugFromResultOfTheWholeIsNotForgotten(t *testing.T) {
 }
 
 // The message goes to the host and to its log.
-func TestBugARefusedURLDoesNotShowItsPassword(t *testing.T) {
+func TestARefusedURLDoesNotShowItsPassword(t *testing.T) {
 	for _, u := range []string{"https://u:s3cret-pass@x.example/", "http://u:s3cret-pass@x.example/", "https://u:s3cret-pass@x.example:port/", "https://u:s3cret-pass@", "ht tps://u:s3cret-pass@x.example/"} {
 		_, err := config.Parse([]byte(inUpstream(fmt.Sprintf("{name: a, url: %q}", u))), "haldir.yaml")
 		if err == nil || strings.Contains(err.Error(), "s3cret-pass") {
@@ -145,7 +162,7 @@ func TestBugARefusedURLDoesNotShowItsPassword(t *testing.T) {
 
 // Nobody resolves references in a url, so one that stands there would go to the
 // server as it is written.
-func TestBugAReferenceInAURLIsNotTakenAsItIsWritten(t *testing.T) {
+func TestAReferenceInAURLIsNotTakenAsItIsWritten(t *testing.T) {
 	for _, u := range []string{"https://x.example/?key=${env:KEY}", "https://x.example/${env:KEY}/mcp", "https://x.example/?key=${env:KEY"} {
 		if _, err := config.Parse([]byte(inUpstream(fmt.Sprintf("{name: a, url: %q}", u))), "haldir.yaml"); err == nil {
 			t.Errorf("%s loads", u)
@@ -154,14 +171,14 @@ func TestBugAReferenceInAURLIsNotTakenAsItIsWritten(t *testing.T) {
 }
 
 // A token becomes a header.
-func TestBugATokenThatNoHeaderCanCarryIsBlamed(t *testing.T) {
+func TestATokenThatNoHeaderCanCarryIsBlamed(t *testing.T) {
 	if _, err := config.Parse([]byte(inUpstream(`{name: a, url: "https://x.example", auth: {type: bearer, token: "a\nb"}}`)), "haldir.yaml"); err == nil {
 		t.Error("a token over two lines loads")
 	}
 }
 
 // These can be read as references, but as none that somebody means.
-func TestBugAReferenceThatNobodyMeansIsBlamed(t *testing.T) {
+func TestAReferenceThatNobodyMeansIsBlamed(t *testing.T) {
 	for _, text := range []string{"${env:A${env:B}}", "${root:x}", "${env:A B}"} {
 		if err := config.CheckReferences(text); err == nil {
 			t.Errorf("%s is no mistake", text)
