@@ -209,7 +209,11 @@ func TestRedactionTouchesNothingElse(t *testing.T) {
 		{`{"html":"<b>&amp;</b>","token":1}`, `{"html":"<b>&amp;</b>","token":"[redacted]"}`},
 		{`{"Ünï":"☕","token":1}`, `{"Ünï":"☕","token":"[redacted]"}`},
 		{`{"":"","token":1}`, `{"":"","token":"[redacted]"}`},
-		{`[]`, `[]`}, {`{}`, `{}`}, {`null`, `null`}, {`1.0`, `1.0`}, {`"x"`, `"x"`},
+		{`[]`, `[]`},
+		{`{}`, `{}`},
+		{`null`, `null`},
+		{`1.0`, `1.0`},
+		{`"x"`, `"x"`},
 		{`{"password":"a","password":"b"}`, `{"password":"[redacted]","password":"[redacted]"}`},
 		{`{"a":["token","password"]}`, `{"a":["token","password"]}`}, // a word is no secret
 		{`{"a":{"token":1},"b":{"x":1}}`, `{"a":{"token":"[redacted]"},"b":{"x":1}}`},

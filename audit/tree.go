@@ -3,6 +3,7 @@ package audit
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -23,7 +24,7 @@ func (t *Tree) Add(leaf Hash) {
 		leaf = Hash(tlog.NodeHash(tlog.Hash(peaks[last]), tlog.Hash(leaf)))
 		peaks = peaks[:last]
 	}
-	t.Peaks = append(peaks[:len(peaks):len(peaks)], leaf)
+	t.Peaks = append(slices.Clip(peaks), leaf)
 	t.Size++
 }
 

@@ -404,15 +404,21 @@ func TestReasonsSayWhatToDo(t *testing.T) {
 		{"a deny", policy.Rule{Type: policy.TypeDeny, Tools: []string{"*"}}, nil, "Tool 'a' is on the deny list"},
 		{"an allow", policy.Rule{Type: policy.TypeAllow}, nil, "Tool 'a' is not on the allow list"},
 		{
-			"a rate limit", policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 3, Window: time.Hour}, used(3),
+			"a rate limit",
+			policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 3, Window: time.Hour},
+			used(3),
 			"Rate limit of 3 calls per 1h reached; the window resets at 2026-11-24T12:50:00Z",
 		},
 		{
-			"a time window in its zone", policy.Rule{Type: policy.TypeTimeWindow, Location: time.FixedZone("CET", 3600), Hours: &policy.Hours{Start: 9 * 60, End: 12*60 + 30}}, nil,
+			"a time window in its zone",
+			policy.Rule{Type: policy.TypeTimeWindow, Location: time.FixedZone("CET", 3600), Hours: &policy.Hours{Start: 9 * 60, End: 12*60 + 30}},
+			nil,
 			"Tool 'a' may be called from 09:00 to 12:30 CET only; the window opens next at 2026-11-25T09:00:00+01:00",
 		},
 		{
-			"a spend limit", policy.Rule{Type: policy.TypeSpendLimit, MaxUSD: 3 * policy.USD / 2}, used(1_250_000),
+			"a spend limit",
+			policy.Rule{Type: policy.TypeSpendLimit, MaxUSD: 3 * policy.USD / 2},
+			used(1_250_000),
 			"Spend limit of $1.50 per session reached: $1.25 used, this call costs $2.00",
 		},
 	}

@@ -121,8 +121,15 @@ func TestAServerThatDiesDuringACall(t *testing.T) {
 			h := beside(t, start(mcptest.Script{}), func(r *rig) { r.rules = prices })
 			h.tools()
 			waiting, line := h.callLine("evil__hang", "{}")
-			if name == "stdio" { // they die with it
+			if name == "stdio" { // it dies with it, once it has arrived
 				h.send(line)
+				eventually(t, "the call arrives", func() bool {
+					var seen mcptest.Seen
+					if err := json.Unmarshal([]byte(h.must("evil__seen", "{}")), &seen); err != nil {
+						t.Fatal(err)
+					}
+					return slices.ContainsFunc(seen.Messages, func(m string) bool { return strings.Contains(m, `"hang"`) })
+				})
 			}
 			r := h.call("evil__die", `{"words":"out of \u001b[31mcheese\u001b[0m","code":7}`)
 			if r.Error == nil || !strings.Contains(r.Error.Message, "evil") {
@@ -137,6 +144,9 @@ func TestAServerThatDiesDuringACall(t *testing.T) {
 				}
 			}
 			for _, e := range h.entries() { // whoever died may have done it: it counts
+				if e.Tool == "seen" {
+					continue
+				}
 				if e.Status != audit.StatusError || string(e.CostUSD) != "1" || !e.Flagged {
 					t.Errorf("on record: %s $%s %s", e.Status, e.CostUSD, e.FlagReason)
 				}

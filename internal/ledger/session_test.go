@@ -266,9 +266,16 @@ func TestAClockThatRunsBackwardsOpensNoWindow(t *testing.T) {
 		step time.Duration
 		want policy.Verdict
 	}{
-		{0, policy.Allow}, {30 * time.Second, policy.Allow}, {29 * time.Second, policy.Deny}, {-time.Hour, policy.Deny},
-		{time.Hour, policy.Deny}, {time.Second, policy.Allow}, {-10 * time.Minute, policy.Allow}, {0, policy.Deny},
-		{11*time.Minute - time.Second, policy.Deny}, {time.Second, policy.Allow}, // a minute after the window opened
+		{0, policy.Allow},
+		{30 * time.Second, policy.Allow},
+		{29 * time.Second, policy.Deny},
+		{-time.Hour, policy.Deny},
+		{time.Hour, policy.Deny},
+		{time.Second, policy.Allow},
+		{-10 * time.Minute, policy.Allow},
+		{0, policy.Deny},
+		{11*time.Minute - time.Second, policy.Deny},
+		{time.Second, policy.Allow}, // a minute after the window opened
 	} {
 		clock.add(c.step)
 		ticket, d := reserve(t, l, call("ses_a", "look", `{}`), e)

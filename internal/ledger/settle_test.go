@@ -56,8 +56,13 @@ func TestWhatACallReservedIsWhatItSpends(t *testing.T) {
 		a      ledger.Attempt
 		micros policy.Micros
 	}{
-		{pay("ses_a", "60"), 60_000_000}, {pay("ses_a", "0.004"), 4000}, {pay("ses_a", `"12.345678"`), 12_345_678},
-		{pay("ses_a", "0.000001"), 1}, {pay("ses_a", "0"), 0}, {call("ses_a", "tip", `{}`), 4000}, {call("ses_a", "ask", `{}`), 2_000_000},
+		{pay("ses_a", "60"), 60_000_000},
+		{pay("ses_a", "0.004"), 4000},
+		{pay("ses_a", `"12.345678"`), 12_345_678},
+		{pay("ses_a", "0.000001"), 1},
+		{pay("ses_a", "0"), 0},
+		{call("ses_a", "tip", `{}`), 4000},
+		{call("ses_a", "ask", `{}`), 2_000_000},
 		{call("ses_a", "look", `{}`), 0},
 	} {
 		for _, result := range []ledger.Result{ledger.Done, ledger.Failed, ledger.Cancelled, ledger.Unknown, ledger.NotSent, ledger.Withdrawn} {
@@ -115,9 +120,14 @@ func TestTheActualCostTakesThePlaceOfTheReserved(t *testing.T) {
 		actual, want policy.Micros
 		flagged      bool
 	}{
-		{0, 0, false}, {1, 1, false}, {1_999_999, 1_999_999, false}, {2_000_000, 2_000_000, false},
-		{2_000_001, 2_000_001, true}, {70_000_000, 70_000_000, true}, // an overrun is booked in full, and flagged
-		{-1, 2_000_000, true}, {math.MinInt64, 2_000_000, true}, // an invalid one keeps the reservation
+		{0, 0, false},
+		{1, 1, false},
+		{1_999_999, 1_999_999, false},
+		{2_000_000, 2_000_000, false},
+		{2_000_001, 2_000_001, true},
+		{70_000_000, 70_000_000, true}, // an overrun is booked in full, and flagged
+		{-1, 2_000_000, true},
+		{math.MinInt64, 2_000_000, true}, // an invalid one keeps the reservation
 	} {
 		t.Run(c.actual.String(), func(t *testing.T) {
 			l, e := quick(t, stateDir(t)), engine(t, shop())

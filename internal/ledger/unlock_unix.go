@@ -10,4 +10,4 @@ import (
 
 // unlock frees bbolt's lock on a file whose mapping cannot be given back: the
 // mapping would keep the lock alive after the file is closed.
-func unlock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_UN) } //nolint:gosec // a descriptor is small
+func unlock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_UN) }
