@@ -34,6 +34,7 @@ func refusal(d policy.Decision, t ledger.Ticket) Refusal {
 	r := Refusal{
 		Error: wire.Printable(d.Reason, 2000), BlockedBy: "haldir", Policy: d.Policy, Rule: d.Rule, Retryable: !d.RetryAt.IsZero(), RetryAt: d.RetryAt, AuditID: t.AuditID(),
 	}
+	r.Retryable = r.Retryable || d.Policy == policyUnavailable
 	switch {
 	case r.Retryable || d.Policy == policyUnknownTool || d.Policy == policyUnavailable:
 	case d.Policy == policy.PolicySession && d.Rule == "expired":

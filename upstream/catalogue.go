@@ -264,6 +264,8 @@ func list(ctx context.Context, c wire.Client, report func(error)) ([]json.RawMes
 			return all, nil
 		}
 		switch cursor, isText := wire.String(next.Value); {
+		case isText && cursor == "":
+			return all, nil
 		case !isText:
 			report(fmt.Errorf("tools/list: nextCursor is %s; what follows it is left out", wire.KindOf(next.Value)))
 			return all, nil

@@ -210,8 +210,15 @@ func (c *conn) answer(m wire.Message) {
 	}
 	select {
 	case c.replies <- struct{}{}:
-	case <-c.client.Done():
-		return
+	default:
+		if c.child == nil {
+			return // a remote server that asks without taking answers gets none
+		}
+		select {
+		case c.replies <- struct{}{}:
+		case <-c.client.Done():
+			return
+		}
 	}
 	c.wg.Go(func() { // sending may wait; the stream that brought m waits only for its turn
 		defer func() { <-c.replies }()
@@ -222,8 +229,6 @@ func (c *conn) answer(m wire.Message) {
 }
 
 func (c *conn) call(ctx context.Context, call Call) (wire.Message, error) {
-	c.calls.Add(1)
-	defer c.calls.Done()
 	if call.Token != nil && call.Progress != nil {
 		key := wire.IDKey(call.Token)
 		c.mu.Lock()

@@ -269,6 +269,9 @@ func (u *Upstream) leave(ctx context.Context, c *conn) {
 	})
 }
 
+// relistPause is how long after one list of the tools the next is asked for.
+const relistPause = 200 * time.Millisecond
+
 // attend keeps a connection's catalogue up to date until it ends.
 func (u *Upstream) attend(ctx context.Context, c *conn) error {
 	for {
@@ -289,6 +292,13 @@ func (u *Upstream) attend(ctx context.Context, c *conn) error {
 			return context.Cause(ctx)
 		case <-c.relist:
 			u.relist(ctx, c)
+			select { // a server that is never done changing its tools is not followed at each step
+			case <-time.After(relistPause):
+			case <-ctx.Done():
+			case <-c.client.Done():
+			case <-c.exited():
+			case <-c.dead:
+			}
 		}
 	}
 }
@@ -329,7 +339,7 @@ func (u *Upstream) learn(ctx context.Context, raw []json.RawMessage) {
 	}
 	c := ReadCatalogue(raw)
 	for _, w := range c.Withheld {
-		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld: a host would drop the whole list for it")
+		u.o.Log.Warn().Str("tool", wire.Printable(w.Name, shown)).Str("reason", w.Reason).Msg("tool withheld: a host would drop the whole list for it")
 	}
 	u.take(c, fresh)
 	if err := u.o.Cache.SaveCatalogue(context.WithoutCancel(ctx), u.key, fresh); err != nil {
@@ -356,13 +366,16 @@ func (e *UnavailableError) Unwrap() []error { return []error{wire.ErrNotSent, e.
 // another one.
 const justFailed = time.Second
 
-// connection returns the current connection, waiting for an attempt under way.
+// connection returns the current connection, counted in its calls, waiting for an attempt under way.
 // When none is, it asks for one.
 func (u *Upstream) connection(ctx context.Context) (*conn, error) {
 	asked := false
 	for {
 		u.mu.Lock()
 		c, trying, err, failedAt, news := u.conn, u.trying, u.err, u.failedAt, u.news
+		if c != nil {
+			c.calls.Add(1) // under the lock: who takes u.conn away waits for all of them
+		}
 		u.mu.Unlock()
 		switch {
 		case c != nil:
@@ -421,6 +434,7 @@ func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
 			return wire.Message{}, err
 		}
 		m, err := c.call(ctx, call)
+		c.calls.Done()
 		if errors.Is(err, wire.ErrSessionExpired) {
 			c.expire()
 		}
