@@ -304,8 +304,8 @@ func TestRealCrash(t *testing.T) {
 // TestRealStart reports how long the start takes with the shipped program. It
 // checks nothing: the figures are for people.
 func TestRealStart(t *testing.T) {
-	if testing.Short() {
-		t.Skip("figures only")
+	if testing.Short() || !testing.Verbose() {
+		t.Skip("it has nothing to say without -v")
 	}
 	hang := filepath.Join(t.TempDir(), "hang")
 	h := mcptest.NewHaldir(t, mcptest.Build(t), "version: 1\nlist_wait: 1s\nupstreams:\n"+

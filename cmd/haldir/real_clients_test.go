@@ -234,7 +234,6 @@ func TestRealInspector(t *testing.T) {
 	wantListed(t, names)
 	for tool, want := range map[string]string{
 		"sdk__rich":               `{\"zeta\":\"z\"}`,
-		"sdk__result_everything":  "the other one",
 		"sdk__pay":                "is on the deny list",
 		"haldir_check_permission": "give a scope or a tool",
 	} {
@@ -246,7 +245,7 @@ func TestRealInspector(t *testing.T) {
 			t.Errorf("%s answers %s", tool, out)
 		}
 	}
-	if all := calls(t, h); len(all) != 3 || !strings.HasPrefix(all[0].Client, "inspector-cli") {
+	if all := calls(t, h); len(all) != 2 || !strings.HasPrefix(all[0].Client, "inspector-cli") {
 		t.Errorf("the audit: %+v", all)
 	}
 }

@@ -19,7 +19,7 @@ func init() { columns = true }
 
 // These inputs once failed FuzzParse, which should look at columns as well.
 func TestColumnsOfMistakesInTheSyntaxAreInTheFile(t *testing.T) {
-	for _, text := range []string{"vers: \":.1\na\x00session: {a\x00\x01\x00\x00_idion\\um\n00fc\\ud83\x00"} {
+	for _, text := range []string{"vers: \":.1\na\x00session: {a\x00\x01\x00\x00_idion\\um\n00fc\\ud83\x00", ")e\x00\r\x01:\t'6\x84\xfe1\rq\x96\t\n\r\n\t"} {
 		_, err := config.Parse([]byte(text), "haldir.yaml")
 		problems, ok := err.(config.Problems)
 		if !ok {
@@ -183,5 +183,13 @@ func TestAReferenceThatNobodyMeansIsBlamed(t *testing.T) {
 		if err := config.CheckReferences(text); err == nil {
 			t.Errorf("%s is no mistake", text)
 		}
+	}
+}
+
+// YAML keeps a tab inside a text; the parser drops it without a word.
+func TestATabInATextIsKept(t *testing.T) {
+	c, err := config.Parse([]byte(inUpstream("{name: a, command: x, args: [delete\tall]}")), "haldir.yaml")
+	if err == nil && c.Upstreams[0].Args[0] != "delete\tall" {
+		t.Errorf("it is read as %q", c.Upstreams[0].Args[0])
 	}
 }
