@@ -36,12 +36,18 @@ type Handler func(Message)
 // never left haldir.
 var ErrNotSent = errors.New("not sent")
 
+// ErrOutcomeUnknown is wrapped by an error of [Client.Call] when the request left
+// and the connection broke before its answer: nobody can tell whether the
+// upstream carried it out.
+var ErrOutcomeUnknown = errors.New("whether the upstream carried it out is unknown")
+
 // ErrClosed is wrapped by errors of a conversation that haldir has ended.
 var ErrClosed = errors.New("connection closed")
 
-// ErrSessionExpired is returned when an HTTP upstream no longer knows the
-// session. A server that keeps to the protocol has not handled the request then;
-// one that does not may have, so it is not [ErrNotSent].
+// ErrSessionExpired is returned when an HTTP upstream refuses a request because
+// it no longer knows the session. A server that keeps to the protocol has not
+// handled the request then; one that does not may have, so it is not
+// [ErrNotSent].
 var ErrSessionExpired = errors.New("the upstream does not know the session any more")
 
 // cancelGrace bounds the notice of a cancellation, which outlives the call.

@@ -7,439 +7,56 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"mime"
 	"net/http"
-	"net/http/httptrace"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
 )
 
 // HTTP is a [Client] over MCP's streamable HTTP transport (revision 2025-11-25,
 // basic/transports): each request is a POST answered by JSON or by a stream of
 // events, and one GET stream carries what the server sends of its own accord.
 type HTTP struct {
-	o       HTTPOptions
-	session atomic.Pointer[string]
-	version atomic.Pointer[string]
-	lastID  atomic.Int64
-
-	ctx    context.Context //nolint:containedctx // the life of the conversation, ended by Close
-	cancel context.CancelCauseFunc
-	done   chan struct{}
-	once   sync.Once
-	err    error
-	mu     sync.Mutex // guards the beginning of work against the end of it
-	wg     sync.WaitGroup
-}
-
-// begin starts work that Close waits for; after Close it starts nothing.
-func (h *HTTP) begin(f func()) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.ctx.Err() == nil {
-		h.wg.Go(f)
-	}
-}
-
-// HTTPOptions configure [NewHTTP].
-type HTTPOptions struct {
-	URL     string
-	Client  *http.Client // the conversation's own: its idle connections are closed at the end
-	Header  http.Header  // sent with every request
-	Handler Handler
-	// Problem takes what goes wrong outside a call, for the log.
-	Problem    func(error)
-	MaxMessage int // bytes of one message; 0 means [DefaultMaxMessage]
-}
-
-// HTTPError is an answer whose status is no success and whose body is no
-// JSON-RPC message.
-type HTTPError struct {
-	Status int
-	Body   string // its first 512 bytes
-}
-
-func (e *HTTPError) Error() string {
-	s := fmt.Sprintf("HTTP %d %s", e.Status, http.StatusText(e.Status))
-	if body := Printable(strings.TrimSpace(e.Body), 200); body != "" {
-		s += ": " + body
-	}
-	return s
+	web
+	drains    chan struct{} // bounds the streams that are read after their answer
+	listening atomic.Bool   // the GET stream is open
+	heard     atomic.Int64  // counts the beginnings and the ends of handling an event of the GET stream
 }
 
 // drainGrace is how long the rest of a stream is read after its response, so
-// that the connection can be used again.
-const drainGrace = 100 * time.Millisecond
-
-// shortStream is a GET stream that ended so soon that the next one has to wait.
-const shortStream = time.Second
+// that the connection can be used again, and maxDrains how many at once.
+const (
+	drainGrace = time.Second
+	maxDrains  = 64
+)
 
 // NewHTTP starts a conversation; nothing is sent before the first call.
 func NewHTTP(o HTTPOptions) *HTTP {
-	if o.MaxMessage <= 0 {
-		o.MaxMessage = DefaultMaxMessage
-	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	return &HTTP{o: o, ctx: ctx, cancel: cancel, done: make(chan struct{})}
+	h := &HTTP{drains: make(chan struct{}, maxDrains)}
+	h.init(o)
+	return h
 }
-
-// SetVersion makes every later request carry MCP-Protocol-Version.
-func (h *HTTP) SetVersion(v string) { h.version.Store(&v) }
 
 // Call implements [Client].
 func (h *HTTP) Call(ctx context.Context, method string, params json.RawMessage) (Message, error) {
-	if h.ctx.Err() != nil {
-		return Message{}, fmt.Errorf("%w: %w", ErrClosed, ErrNotSent)
-	}
-	if ctx.Err() != nil {
-		return Message{}, fmt.Errorf("%w: %w", context.Cause(ctx), ErrNotSent)
+	if err := h.usable(ctx); err != nil {
+		return Message{}, err
 	}
 	id := numberID(h.lastID.Add(1))
 	reqCtx, release, stop := h.exchange(ctx)
-	m, rest, err := h.call(reqCtx, id, method, Request(json.RawMessage(id), method, params))
+	m, rest, err := h.call(reqCtx, id, method, params)
 	release()
-	if rest != nil {
-		h.drain(rest, stop)
-	} else {
+	if rest == nil || !h.drain(rest, stop) {
 		stop()
 	}
-	if err == nil {
-		return m, nil
-	}
-	if h.ctx.Err() != nil {
-		return m, errors.Join(ErrClosed, keepNotSent(err))
-	}
-	if ctx.Err() != nil {
-		if !errors.Is(err, ErrNotSent) && method != "initialize" { // MCP lifecycle: it must not be cancelled
-			h.tellCancelled(id, context.Cause(ctx))
-		}
-		return m, errors.Join(context.Cause(ctx), keepNotSent(err))
+	if err != nil {
+		h.tellCancelled(ctx, h.o.URL, id, method, err)
+		err = h.outcome(ctx, err)
 	}
 	return m, err
 }
 
-func keepNotSent(err error) error {
-	if errors.Is(err, ErrNotSent) {
-		return ErrNotSent
-	}
-	return nil
-}
-
-// exchange returns the context of one exchange. It ends with the conversation,
-// with stop, and, until release, with ctx: what is left of a stream is read
-// after the call it belonged to is over.
-func (h *HTTP) exchange(ctx context.Context) (exchange context.Context, release, stop func()) {
-	x, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	unlinkCall := context.AfterFunc(ctx, cancel)
-	unlinkLife := context.AfterFunc(h.ctx, cancel)
-	return x, func() { unlinkCall() }, func() { unlinkLife(); cancel() }
-}
-
-func (h *HTTP) tellCancelled(id string, cause error) {
-	h.begin(func() {
-		ctx, cancel := context.WithTimeout(h.ctx, cancelGrace)
-		defer cancel()
-		if err := h.Send(ctx, cancelled(id, cause)); err != nil && h.ctx.Err() == nil {
-			h.o.Problem(fmt.Errorf("tell the upstream of a cancelled call: %w", err))
-		}
-	})
-}
-
-// call makes one exchange. A rest is a stream that goes on after the answer.
-func (h *HTTP) call(ctx context.Context, id, method string, msg []byte) (answer Message, rest *remains, err error) {
-	resp, err := h.post(ctx, msg)
-	if err != nil {
-		return Message{}, nil, err
-	}
-	if method == "initialize" {
-		if s := resp.Header.Get("Mcp-Session-Id"); s != "" {
-			h.session.Store(&s)
-		}
-	}
-	ok := resp.StatusCode/100 == 2
-	if ok && mediaType(resp) == "text/event-stream" {
-		events := NewEventReader(resp.Body, h.o.MaxMessage)
-		answer, err = h.stream(events, id)
-		if err != nil {
-			_ = resp.Body.Close() // the error that counts is the stream's
-			return Message{}, nil, err
-		}
-		return answer, &remains{resp.Body, events}, nil
-	}
-	raw, err := readAll(resp, h.o.MaxMessage)
-	if err != nil && ok {
-		return Message{}, nil, err
-	}
-	if resp.StatusCode == http.StatusNotFound && h.session.Load() != nil {
-		return Message{}, nil, ErrSessionExpired
-	}
-	if answer, err = h.body(raw, id); err == nil {
-		// Servers of the TypeScript SDK say it with a 400 about no request.
-		if resp.StatusCode == http.StatusBadRequest && answer.ID == nil && h.session.Load() != nil {
-			return Message{}, nil, ErrSessionExpired
-		}
-		return answer, nil, nil
-	}
-	if ok {
-		return Message{}, nil, fmt.Errorf("the upstream's answer (HTTP %d, content type %q) is no JSON-RPC response: %w",
-			resp.StatusCode, resp.Header.Get("Content-Type"), err)
-	}
-	return Message{}, nil, h.statusError(resp, raw)
-}
-
-func (h *HTTP) statusError(resp *http.Response, body []byte) error {
-	if resp.StatusCode == http.StatusNotFound && h.session.Load() != nil {
-		return ErrSessionExpired
-	}
-	return &HTTPError{Status: resp.StatusCode, Body: string(body[:min(len(body), 512)])}
-}
-
-// body reads a JSON body: the response, or a batch that holds it.
-func (h *HTTP) body(raw []byte, id string) (Message, error) {
-	if IsBatch(raw) {
-		messages, err := Elements(raw)
-		if err != nil {
-			return Message{}, err
-		}
-		var answer Message
-		for _, r := range messages {
-			m, err := ParseLenient(r)
-			switch {
-			case err != nil:
-				return Message{}, err
-			case m.IsResponse() && string(m.ID) == id:
-				answer = m
-			case !m.IsResponse():
-				h.o.Handler(m)
-			}
-		}
-		if answer.Raw == nil {
-			return Message{}, errors.New("the batch holds no response to the request")
-		}
-		return answer, nil
-	}
-	m, err := ParseLenient(raw)
-	if err != nil {
-		return Message{}, err
-	}
-	// An error about a message that the server could not read comes without id.
-	if !m.IsResponse() || (m.ID != nil || m.Error == nil) && string(m.ID) != id {
-		return Message{}, errors.New("it does not answer the request that was sent")
-	}
-	return m, nil
-}
-
-// stream reads events up to the response with the given id.
-func (h *HTTP) stream(events *EventReader, id string) (Message, error) {
-	for {
-		ev, err := events.Next()
-		if errors.Is(err, io.EOF) {
-			return Message{}, errors.New("the upstream ended the stream before it answered")
-		}
-		if err != nil {
-			return Message{}, fmt.Errorf("read the upstream's stream: %w", err)
-		}
-		if answer, ok, err := h.event(ev, id); ok || err != nil {
-			return answer, err
-		}
-	}
-}
-
-// event handles one event and reports whether it holds the response with id.
-// The error is that of a response which cannot be read.
-func (h *HTTP) event(ev Event, id string) (Message, bool, error) {
-	if len(ev.Data) == 0 || ev.Type != "" && ev.Type != "message" {
-		return Message{}, false, nil
-	}
-	if IsBatch(ev.Data) {
-		answer, err := h.body(ev.Data, id)
-		return answer, err == nil && id != "", nil
-	}
-	m, err := ParseLenient(ev.Data)
-	switch {
-	case err != nil && id != "" && string(findID(ev.Data)) == id:
-		return Message{}, false, fmt.Errorf("the upstream's answer is no valid JSON-RPC message: %w", err)
-	case err != nil:
-		h.o.Problem(fmt.Errorf("an event that is no JSON-RPC message: %w", err))
-	case !m.IsResponse():
-		h.o.Handler(m)
-	case id != "" && (string(m.ID) == id || m.ID == nil && m.Error != nil):
-		return m, true, nil
-	default:
-		h.o.Problem(fmt.Errorf("a response that nobody waits for on this stream (id %s)", m.ID))
-	}
-	return Message{}, false, nil
-}
-
-// remains are of a stream that goes on after the answer.
-type remains struct {
-	body   io.ReadCloser
-	events *EventReader
-}
-
-// drain reads the rest of a stream for a moment, then closes it: a body closed
-// before its end costs the connection.
-func (h *HTTP) drain(r *remains, stop func()) {
-	h.begin(func() {
-		defer stop()
-		t := time.AfterFunc(drainGrace, stop)
-		defer t.Stop()
-		for {
-			ev, err := r.events.Next()
-			if err != nil {
-				_ = r.body.Close() // it has ended, or is given up
-				return
-			}
-			_, _, _ = h.event(ev, "") // nobody waits on it any more
-		}
-	})
-}
-
-// post sends msg. Only a connection that never wrote a header makes the error
-// an ErrNotSent.
-func (h *HTTP) post(ctx context.Context, msg []byte) (*http.Response, error) {
-	var sent atomic.Bool
-	trace := &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }, WroteHeaderField: func(string, []string) { sent.Store(true) }}
-	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), http.MethodPost, h.o.URL, bytes.NewReader(msg))
-	if err != nil {
-		return nil, errors.Join(err, ErrNotSent)
-	}
-	h.head(req)
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Accept", "application/json, text/event-stream")
-	resp, err := h.o.Client.Do(req)
-	if err != nil && !sent.Load() {
-		return nil, fmt.Errorf("%w: %w", err, ErrNotSent)
-	}
-	return resp, err
-}
-
-func (h *HTTP) head(req *http.Request) {
-	maps.Copy(req.Header, h.o.Header)
-	if s := h.session.Load(); s != nil {
-		req.Header.Set("Mcp-Session-Id", *s)
-	}
-	if v := h.version.Load(); v != nil {
-		req.Header.Set("Mcp-Protocol-Version", *v)
-	}
-}
-
 // Send implements [Client]: it returns when the upstream has accepted msg.
-func (h *HTTP) Send(ctx context.Context, msg []byte) error {
-	if h.ctx.Err() != nil {
-		return fmt.Errorf("%w: %w", ErrClosed, ErrNotSent)
-	}
-	ctx, _, stop := h.exchange(ctx)
-	defer stop()
-	resp, err := h.post(ctx, msg)
-	if err != nil {
-		return err
-	}
-	raw, _ := readAll(resp, 64<<10) // only of interest when the status is bad
-	if resp.StatusCode/100 == 2 {
-		return nil
-	}
-	return h.statusError(resp, raw)
-}
-
-// Listen keeps the GET stream open until the conversation ends: reopened with
-// backoff when it breaks, given up when the server says it has none. Call it
-// once, after the handshake.
-func (h *HTTP) Listen() {
-	h.begin(func() {
-		wait := backoff.NewExponentialBackOff()
-		wait.MaxInterval = 30 * time.Second
-		for h.ctx.Err() == nil {
-			opened := time.Now()
-			retry, err := h.listen()
-			switch {
-			case errors.Is(err, errNoStream), h.ctx.Err() != nil:
-				return
-			case errors.Is(err, ErrSessionExpired):
-				h.end(err)
-				return
-			case err != nil && !errors.Is(err, io.EOF):
-				h.o.Problem(fmt.Errorf("the upstream's event stream broke: %w", err))
-			}
-			if time.Since(opened) > wait.MaxInterval {
-				wait.Reset()
-			}
-			// A server may ask for polling by retry, but one whose streams end at
-			// once is not asked again at once.
-			if time.Since(opened) < retry || retry == 0 || time.Since(opened) < shortStream {
-				retry = max(retry, wait.NextBackOff())
-			}
-			select {
-			case <-time.After(retry):
-			case <-h.ctx.Done():
-			}
-		}
-	})
-}
-
-var errNoStream = errors.New("the server offers no event stream")
-
-func (h *HTTP) listen() (retry time.Duration, err error) {
-	req, err := http.NewRequestWithContext(h.ctx, http.MethodGet, h.o.URL, nil)
-	if err != nil {
-		return 0, err
-	}
-	h.head(req)
-	req.Header.Set("Accept", "text/event-stream")
-	resp, err := h.o.Client.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode/100 != 2 || mediaType(resp) != "text/event-stream" {
-		raw, _ := readAll(resp, 64<<10)
-		switch err := h.statusError(resp, raw); {
-		case resp.StatusCode == http.StatusMethodNotAllowed || resp.StatusCode == http.StatusNotImplemented || resp.StatusCode/100 == 2:
-			return 0, errNoStream
-		case resp.StatusCode == http.StatusBadRequest && h.session.Load() != nil:
-			return 0, ErrSessionExpired
-		case errors.Is(err, ErrSessionExpired) || resp.StatusCode >= 500:
-			return 0, err
-		}
-		return 0, errNoStream
-	}
-	events := NewEventReader(resp.Body, h.o.MaxMessage)
-	for {
-		ev, err := events.Next()
-		if err != nil {
-			return retry, err
-		}
-		if ev.Retry > 0 {
-			retry = ev.Retry
-		}
-		_, _, _ = h.event(ev, "") // nobody waits on this stream
-	}
-}
-
-func (h *HTTP) end(err error) {
-	h.once.Do(func() {
-		h.err = err
-		close(h.done)
-	})
-}
-
-// Done implements [Client].
-func (h *HTTP) Done() <-chan struct{} { return h.done }
-
-// Err implements [Client].
-func (h *HTTP) Err() error {
-	select {
-	case <-h.done:
-		return h.err
-	default:
-		return nil
-	}
-}
+func (h *HTTP) Send(ctx context.Context, msg []byte) error { return h.send(ctx, h.o.URL, msg) }
 
 // closeGrace bounds the DELETE that ends a session.
 const closeGrace = 100 * time.Millisecond
@@ -457,38 +74,272 @@ func (h *HTTP) Close() {
 		}
 		cancel()
 	}
-	h.mu.Lock()
-	h.cancel(ErrClosed)
-	h.mu.Unlock()
-	h.wg.Wait()
-	h.o.Client.CloseIdleConnections()
+	h.shut()
 }
 
-func mediaType(resp *http.Response) string {
-	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+// call makes one exchange. A rest is a stream that goes on after the answer.
+func (h *HTTP) call(ctx context.Context, id, method string, params json.RawMessage) (answer Message, rest *stream, err error) {
+	resp, err := h.post(ctx, h.o.URL, Request(json.RawMessage(id), method, params))
 	if err != nil {
-		return ""
+		return Message{}, nil, err
 	}
-	return t
+	if method == "initialize" {
+		if s := resp.Header.Get("Mcp-Session-Id"); s != "" {
+			h.session.Store(&s)
+		}
+	}
+	if success(resp) && mediaType(resp) == eventStream {
+		return h.follow(ctx, resp.Body, id)
+	}
+	raw, err := readAll(resp, h.o.MaxMessage)
+	if err != nil && success(resp) {
+		return Message{}, nil, err
+	}
+	answer, err = h.body(raw, id)
+	switch {
+	case h.expired(resp.StatusCode, raw, err == nil && answer.ID != nil):
+		return Message{}, nil, ErrSessionExpired
+	case err == nil:
+		if bytes.Contains(params, []byte("progressToken")) {
+			h.hush(ctx)
+		}
+		return answer, nil, nil
+	case success(resp):
+		return Message{}, nil, fmt.Errorf("the upstream's answer (HTTP %d, content type %q) is no JSON-RPC response: %w",
+			resp.StatusCode, Printable(resp.Header.Get("Content-Type"), 64), err)
+	}
+	return Message{}, nil, statusError(resp.StatusCode, raw)
 }
 
-// readAll reads a body of at most limit bytes to its end and closes it.
-func readAll(resp *http.Response, limit int) ([]byte, error) {
-	defer func() { _ = resp.Body.Close() }()
-	if resp.ContentLength > int64(limit) {
-		head, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // for a message about the status
-		return head, &TooLargeError{Limit: limit}
+// body reads a JSON body: the response, or a batch that holds it.
+func (h *HTTP) body(raw []byte, id string) (Message, error) {
+	if IsBatch(raw) {
+		answer, err := h.take(raw, id)
+		if answer.Raw == nil {
+			return Message{}, errors.Join(err, errors.New("the batch holds no response to the request"))
+		}
+		if err != nil {
+			h.o.Problem(fmt.Errorf("beside an answer: %w", err))
+		}
+		return answer, nil
 	}
-	var buf bytes.Buffer
-	if resp.ContentLength > 0 {
-		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
-	}
-	n, err := buf.ReadFrom(io.LimitReader(resp.Body, int64(limit)+1))
+	m, err := ParseLenient(raw)
 	if err != nil {
-		return buf.Bytes(), fmt.Errorf("read the upstream's answer: %w", err)
+		return Message{}, err
 	}
-	if n > int64(limit) {
-		return buf.Bytes(), &TooLargeError{Limit: limit}
+	if !m.IsResponse() || !answers(m, id) {
+		return Message{}, errors.New("it does not answer the request that was sent")
 	}
-	return buf.Bytes(), nil
+	return m, nil
+}
+
+// answers reports whether a response is the one to the request with id. An error
+// about a message that the server could not read comes without id.
+func answers(m Message, id string) bool {
+	return id != "" && (string(m.ID) == id || m.ID == nil && m.Error != nil)
+}
+
+// take sorts one message, or each of a batch: the response to the request with
+// id is the answer, requests and notifications go to the handler. The error says
+// what is neither.
+func (h *HTTP) take(raw []byte, id string) (answer Message, err error) {
+	if !IsBatch(raw) {
+		m, err := ParseLenient(raw)
+		switch {
+		case err != nil && id != "" && string(findID(raw)) == id:
+			return Message{}, &badAnswer{err}
+		case err != nil:
+			return Message{}, fmt.Errorf("what is no JSON-RPC message: %w", err)
+		case !m.IsResponse():
+			h.o.Handler(m)
+		case answers(m, id):
+			return m, nil
+		default:
+			return Message{}, errUnawaited(m)
+		}
+		return Message{}, nil
+	}
+	messages, err := Elements(raw)
+	for _, r := range messages {
+		if IsBatch(r) {
+			err = errors.Join(err, errNested)
+			continue
+		}
+		m, odd := h.take(r, id)
+		if m.Raw != nil {
+			answer = m
+		}
+		err = errors.Join(err, odd)
+	}
+	return answer, err
+}
+
+// badAnswer is a response that cannot be read. No other will come.
+type badAnswer struct{ error }
+
+func (b *badAnswer) Error() string {
+	return "the upstream's answer is no valid JSON-RPC message: " + b.error.Error()
+}
+
+func (b *badAnswer) Unwrap() error { return b.error }
+
+// event sorts what one event holds. The answer is zero if it does not hold the
+// response to the request with id; the error is a badAnswer.
+func (h *HTTP) event(ev Event, id string) (Message, error) {
+	if len(ev.Data) == 0 || ev.Type != "" && ev.Type != "message" {
+		return Message{}, nil
+	}
+	answer, err := h.take(ev.Data, id)
+	var bad *badAnswer
+	switch {
+	case err == nil:
+	case answer.Raw == nil && errors.As(err, &bad):
+		return Message{}, bad
+	default:
+		h.o.Problem(fmt.Errorf("on the upstream's stream: %w", err))
+	}
+	return answer, nil
+}
+
+// stream is one of events, and where it was left, as its server counts.
+type stream struct {
+	body   io.ReadCloser
+	events *EventReader
+	lastID string
+	retry  time.Duration
+	tries  int // attempts to go on since it got any further
+}
+
+func (s *stream) open(body io.ReadCloser, limit int) {
+	s.body, s.events = body, NewEventReader(body, limit)
+}
+
+func (s *stream) next() (Event, error) {
+	ev, err := s.events.Next()
+	var large *TooLargeError
+	if errors.As(err, &large) && s.events.id != "" {
+		s.lastID = s.events.id // what comes after it is still wanted
+	}
+	if err != nil {
+		return ev, err
+	}
+	if ev.ID != "" && ev.ID != s.lastID {
+		s.lastID, s.tries = ev.ID, 0
+	}
+	if ev.Retry > 0 {
+		s.retry = ev.Retry
+	}
+	return ev, nil
+}
+
+// follow reads the stream of a POST up to the response to the request with id.
+// Where it breaks, or the server closes it to be asked again, it goes on by GET
+// from the last event's id (transports, resumability).
+func (h *HTTP) follow(ctx context.Context, body io.ReadCloser, id string) (Message, *stream, error) {
+	s := &stream{}
+	s.open(body, h.o.MaxMessage)
+	for {
+		ev, err := s.next()
+		if err == nil {
+			answer, err := h.event(ev, id)
+			switch {
+			case err != nil:
+				_ = s.body.Close() // the error that counts is the answer's
+				return Message{}, nil, err
+			case answer.Raw != nil:
+				return answer, s, nil
+			}
+			continue
+		}
+		_ = s.body.Close() // it has ended, or is given up
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the upstream ended the stream before it answered")
+		}
+		var large *TooLargeError
+		if ctx.Err() != nil || errors.As(err, &large) {
+			return Message{}, nil, fmt.Errorf("read the upstream's stream: %w", err)
+		}
+		if err := h.resume(ctx, s, err); err != nil {
+			return Message{}, nil, err
+		}
+	}
+}
+
+// A stream that breaks and gets no further is asked for again so often, and after
+// such a pause, doubled each time, or the longer one that the server names.
+const (
+	maxResumes  = 5
+	resumePause = 100 * time.Millisecond
+)
+
+// resume opens the stream again where it was left.
+func (h *HTTP) resume(ctx context.Context, s *stream, cause error) error {
+	for s.lastID != "" && s.tries < maxResumes {
+		pause := max(s.retry, resumePause<<s.tries)
+		s.tries++
+		if !sleep(ctx, pause) {
+			return context.Cause(ctx)
+		}
+		resp, err := h.get(ctx, s.lastID)
+		if err == nil {
+			s.open(resp.Body, h.o.MaxMessage)
+			return nil
+		}
+		if errors.Is(err, ErrSessionExpired) {
+			// The server had the request: it must not be made again, unlike one
+			// that is refused by this error.
+			h.end(ErrSessionExpired)
+			return fmt.Errorf("%w, and %v: %w", cause, err, ErrOutcomeUnknown) //nolint:errorlint // on purpose
+		}
+		if cause = fmt.Errorf("%w; asked to go on: %w", cause, err); !passing(err) {
+			break
+		}
+	}
+	return fmt.Errorf("%w: %w", cause, ErrOutcomeUnknown)
+}
+
+// passing reports an error that may be gone at the next attempt: the connection's,
+// the server's own, or that it has not noticed the end of the stream yet.
+func passing(err error) bool {
+	var status *HTTPError
+	if !errors.As(err, &status) {
+		return true
+	}
+	switch status.Status {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooManyRequests:
+		return true
+	case http.StatusNotImplemented:
+		return false
+	}
+	return status.Status >= http.StatusInternalServerError
+}
+
+// drain reads the rest of a stream for a moment, then closes it: a body closed
+// before its end costs the connection. It calls stop if it returns true.
+func (h *HTTP) drain(s *stream, stop func()) bool {
+	select {
+	case h.drains <- struct{}{}:
+	default:
+		_ = s.body.Close() // there are enough already
+		return false
+	}
+	ok := h.begin(func() {
+		defer func() { <-h.drains }()
+		defer stop()
+		t := time.AfterFunc(drainGrace, stop)
+		defer t.Stop()
+		for {
+			ev, err := s.next()
+			if err != nil {
+				_ = s.body.Close() // it has ended, or is given up
+				return
+			}
+			_, _ = h.event(ev, "") // nobody waits on it any more
+		}
+	})
+	if !ok {
+		<-h.drains
+		_ = s.body.Close()
+	}
+	return ok
 }

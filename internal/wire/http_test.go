@@ -604,6 +604,25 @@ func TestTheAnswerMayComeInABatch(t *testing.T) {
 	}
 }
 
+func TestAnAnswerToAnotherRequestOnTheStreamIsReportedAndWaitedPast(t *testing.T) {
+	t.Parallel()
+	odd := []string{
+		answer(json.RawMessage(`4711`), `"other"`), `{"jsonrpc":"2.0","id":4712,"error":{"code":1,"message":"m"}}`, `no JSON`, `{"no":"JSON-RPC"}`,
+		`[{"no":"JSON-RPC"}]`, `[1`,
+	}
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request, in request) {
+		sendEvents(w, append(odd, answer(json.RawMessage(`"`+string(in.msg.ID)+`"`), `"a string"`), answer(in.msg.ID, `"mine"`))...)
+	})
+	var problems list[error]
+	h := dial(t, s.URL, wire.HTTPOptions{Problem: problems.add})
+	if m, err := h.Call(t.Context(), "x", nil); err != nil || string(m.Result) != `"mine"` {
+		t.Errorf("Call = %s, %v", m.Raw, err)
+	}
+	if got := problems.all(); len(got) != len(odd)+1 {
+		t.Errorf("%d problems of %d: %v", len(got), len(odd)+1, got)
+	}
+}
+
 // An endless body or event must end the call, not haldir.
 func TestAnAnswerOverTheLimitFailsItsCallAndNoOther(t *testing.T) {
 	t.Parallel()
@@ -997,6 +1016,51 @@ func checkFewConnections(t *testing.T, reply func(w http.ResponseWriter, id json
 	if n := s.conns.Load(); n > 3 {
 		t.Errorf("%d connections for 200 calls, one after the other", n)
 	}
+}
+
+// uvicorn and others end the stream a few milliseconds after the last event. It
+// is read on in the background, so a call never needs more connections than the
+// server has streams open.
+func TestConnectionsAreUsedAgainThoughTheStreamEndsAfterItsAnswer(t *testing.T) {
+	var open, most atomic.Int64
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request, in request) {
+		most.Store(max(most.Load(), open.Add(1)))
+		defer open.Add(-1)
+		sendEvents(w, answer(in.msg.ID, `{}`))
+		time.Sleep(5 * time.Millisecond)
+	})
+	h := dial(t, s.URL, wire.HTTPOptions{Client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}})
+	const calls = 300
+	for range calls {
+		if _, err := h.Call(t.Context(), "tools/call", json.RawMessage(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := s.conns.Load()
+	t.Logf("%d connections for %d calls; at most %d streams were open at once", n, calls, most.Load())
+	if n > 2*most.Load()+3 || n > calls/2 { // net/http dials while it waits for one that becomes idle
+		t.Errorf("%d connections for %d calls, though at most %d streams were open at once", n, calls, most.Load())
+	}
+}
+
+// A server that leaves all its streams open is not read without bound.
+func TestOnlySoManyStreamsAreReadAfterTheirAnswer(t *testing.T) {
+	var open, most atomic.Int64
+	s := serve(t, func(w http.ResponseWriter, r *http.Request, in request) {
+		most.Store(max(most.Load(), open.Add(1)))
+		defer open.Add(-1)
+		sendEvents(w, answer(in.msg.ID, `{}`))
+		hang(r)
+	})
+	h := dial(t, s.URL, wire.HTTPOptions{})
+	for range 300 {
+		if _, err := h.Call(t.Context(), "tools/call", json.RawMessage(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait(t, "those beyond the bound are closed", func() bool { return open.Load() <= 64 })
+	within(t, "Close", h.Close)
+	wait(t, "all are closed", func() bool { return open.Load() == 0 })
 }
 
 func TestNotificationsUseOneConnection(t *testing.T) {

@@ -16,14 +16,13 @@ import (
 type Pipe struct {
 	in     io.WriteCloser // to the peer
 	out    io.ReadCloser  // from the peer
-	handle Handler
 	noise  func(line []byte, why error)
 	lastID atomic.Int64
+	inbox  inbox
 
-	mu      sync.Mutex
-	queue   []*outgoing // waits for the writer; as long as the calls in flight
-	wake    chan struct{}
-	pending map[string]chan Message // by [IDKey]
+	mu    sync.Mutex
+	queue []*outgoing // waits for the writer; as long as the calls in flight
+	wake  chan struct{}
 
 	done chan struct{}
 	once sync.Once
@@ -65,8 +64,7 @@ type PipeOptions struct {
 // NewPipe starts a conversation that writes to in and reads from out.
 func NewPipe(in io.WriteCloser, out io.ReadCloser, o PipeOptions) *Pipe {
 	p := &Pipe{
-		in: in, out: out, handle: o.Handler, noise: o.Noise, wake: make(chan struct{}, 1),
-		pending: map[string]chan Message{}, done: make(chan struct{}),
+		in: in, out: out, noise: o.Noise, inbox: newInbox(o.Handler), wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	p.wg.Go(p.write)
 	p.wg.Go(func() { p.read(NewLineReader(out, o.MaxMessage)) })
@@ -76,18 +74,14 @@ func NewPipe(in io.WriteCloser, out io.ReadCloser, o PipeOptions) *Pipe {
 // Call implements [Client].
 func (p *Pipe) Call(ctx context.Context, method string, params json.RawMessage) (Message, error) {
 	id := numberID(p.lastID.Add(1))
-	key := IDKey(json.RawMessage(id))
-	answer := make(chan Message, 1)
-	p.mu.Lock()
-	p.pending[key] = answer
-	p.mu.Unlock()
+	answer := p.inbox.expect(id)
 	msg := p.enqueue(Request(json.RawMessage(id), method, params))
 
 	select {
 	case m := <-answer:
 		return m, nil
 	case <-ctx.Done():
-		p.forget(key)
+		p.inbox.forget(id)
 		if msg.drop() {
 			return Message{}, fmt.Errorf("%w: %w", context.Cause(ctx), ErrNotSent)
 		}
@@ -101,7 +95,7 @@ func (p *Pipe) Call(ctx context.Context, method string, params json.RawMessage) 
 			return m, nil
 		default:
 		}
-		p.forget(key)
+		p.inbox.forget(id)
 		if msg.drop() {
 			return Message{}, fmt.Errorf("%w: %w", p.err, ErrNotSent)
 		}
@@ -138,12 +132,6 @@ func (p *Pipe) enqueue(msg []byte) *outgoing {
 	default:
 	}
 	return o
-}
-
-func (p *Pipe) forget(key string) {
-	p.mu.Lock()
-	delete(p.pending, key)
-	p.mu.Unlock()
 }
 
 func (p *Pipe) write() {
@@ -191,73 +179,17 @@ func (p *Pipe) read(lines *LineReader) {
 			p.end(fmt.Errorf("read from the upstream: %w", err))
 			return
 		}
-		if err := p.dispatch(line); err != nil {
+		if err := p.inbox.take(line); err != nil {
 			p.noise(line, err)
 		}
 	}
 }
 
-// claims reports that a line which is no message was meant to be a response, as
-// against a line of a log that happens to name an id.
-func claims(line []byte) bool {
-	f := idFinder{limit: len(line)}
-	f.write(line)
-	return f.jsonrpc && !f.method
-}
-
 // tooLarge answers a call whose response was too large to read.
 func (p *Pipe) tooLarge(e *TooLargeError) {
-	if err := p.fail(e.ID, "the upstream's answer is a "+e.Error()); err != nil {
+	if err := p.inbox.fail(e.ID, "the upstream's answer is a "+e.Error()); err != nil {
 		p.noise(nil, err)
 	}
-}
-
-// fail answers the call with the given id by an error of haldir's.
-func (p *Pipe) fail(id json.RawMessage, message string) error {
-	m, err := ParseLenient(Failure(&Error{ID: id, Code: CodeInternal, Message: message}))
-	if err != nil {
-		return err
-	}
-	return p.answer(m)
-}
-
-func (p *Pipe) dispatch(line []byte) error {
-	if !IsBatch(line) {
-		m, err := ParseLenient(line)
-		if err != nil {
-			// Whoever waits for this answer must not wait for ever.
-			if id := findID(line); id != nil && claims(line) {
-				_ = p.fail(id, "the upstream's answer is no valid JSON-RPC message: "+err.Error())
-			}
-			return err
-		}
-		if m.IsResponse() {
-			return p.answer(m)
-		}
-		p.handle(m)
-		return nil
-	}
-	messages, err := Elements(line)
-	for _, raw := range messages {
-		if IsBatch(raw) {
-			err = errors.Join(err, errors.New("a batch in a batch"))
-			continue
-		}
-		err = errors.Join(err, p.dispatch(raw))
-	}
-	return err
-}
-
-func (p *Pipe) answer(m Message) error {
-	p.mu.Lock()
-	ch, ok := p.pending[IDKey(m.ID)]
-	delete(p.pending, IDKey(m.ID))
-	p.mu.Unlock()
-	if !ok {
-		return errors.New("a response that nobody waits for")
-	}
-	ch <- m
-	return nil
 }
 
 func (p *Pipe) end(err error) {

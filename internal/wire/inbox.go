@@ -1,0 +1,102 @@
+package wire
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// inbox sorts what comes on a stream that all calls share: a response goes to
+// the call that waits for it, all else to the handler, which the stream waits
+// for.
+type inbox struct {
+	handle Handler
+
+	mu      sync.Mutex
+	waiting map[string]chan Message // by [IDKey]
+}
+
+func newInbox(handle Handler) inbox {
+	return inbox{handle: handle, waiting: map[string]chan Message{}}
+}
+
+// expect makes room for the answer to the request with the given id, until it
+// comes or forget.
+func (b *inbox) expect(id string) <-chan Message {
+	answer := make(chan Message, 1)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waiting[IDKey(json.RawMessage(id))] = answer
+	return answer
+}
+
+func (b *inbox) forget(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.waiting, IDKey(json.RawMessage(id)))
+}
+
+// take sorts one message, or each of a batch. The error says what of it is noise.
+func (b *inbox) take(raw []byte) error {
+	if !IsBatch(raw) {
+		m, err := ParseLenient(raw)
+		switch {
+		case err != nil:
+			// Whoever waits for this answer must not wait for ever.
+			if id := findID(raw); id != nil && claims(raw) {
+				_ = b.fail(id, "the upstream's answer is no valid JSON-RPC message: "+err.Error())
+			}
+			return err
+		case m.IsResponse():
+			return b.answer(m)
+		}
+		b.handle(m)
+		return nil
+	}
+	messages, err := Elements(raw)
+	for _, m := range messages {
+		if IsBatch(m) {
+			err = errors.Join(err, errNested)
+			continue
+		}
+		err = errors.Join(err, b.take(m))
+	}
+	return err
+}
+
+var errNested = errors.New("a batch in a batch")
+
+// claims reports that a line which is no message was meant to be a response, as
+// against a line of a log that happens to name an id.
+func claims(line []byte) bool {
+	f := idFinder{limit: len(line)}
+	f.write(line)
+	return f.jsonrpc && !f.method
+}
+
+func (b *inbox) answer(m Message) error {
+	key := IDKey(m.ID)
+	b.mu.Lock()
+	ch, ok := b.waiting[key]
+	delete(b.waiting, key)
+	b.mu.Unlock()
+	if !ok {
+		return errUnawaited(m)
+	}
+	ch <- m
+	return nil
+}
+
+func errUnawaited(m Message) error {
+	return fmt.Errorf("a response that nobody waits for on this stream (id %s)", Printable(string(m.ID), 64))
+}
+
+// fail answers the call with the given id by an error of haldir's.
+func (b *inbox) fail(id json.RawMessage, message string) error {
+	m, err := ParseLenient(Failure(&Error{ID: id, Code: CodeInternal, Message: message}))
+	if err != nil {
+		return err
+	}
+	return b.answer(m)
+}
