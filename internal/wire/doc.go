@@ -1,6 +1,6 @@
 // Package wire reads and writes MCP messages as raw bytes and carries them over
-// the transports of the protocol: newline-delimited JSON on pipes and
-// streamable HTTP.
+// the transports of the protocol: newline-delimited JSON on pipes, streamable
+// HTTP, and the HTTP+SSE of revision 2024-11-05.
 //
 // It has two readings of JSON. What a host sends is read strictly
 // ([ParseStrict]), since a policy judges it and the very bytes judged go

@@ -26,7 +26,10 @@ import (
 const initializeParams = `{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}},"clientInfo":{"name":"haldir-test","version":"0"}}`
 
 // handshake is the opening of a session in the handshake era.
-func handshake(t *testing.T, h *wire.HTTP) {
+func handshake(t *testing.T, h interface {
+	wire.Client
+	SetVersion(v string)
+}) {
 	t.Helper()
 	m, err := h.Call(t.Context(), "initialize", json.RawMessage(initializeParams))
 	if err != nil || m.Result == nil {
@@ -43,7 +46,7 @@ func handshake(t *testing.T, h *wire.HTTP) {
 }
 
 // callTool calls a tool and returns the text of its result.
-func callTool(t *testing.T, h *wire.HTTP, name, args string) (text string) {
+func callTool(t *testing.T, h wire.Client, name, args string) (text string) {
 	t.Helper()
 	m, err := h.Call(t.Context(), "tools/call", json.RawMessage(`{"name":"`+name+`","arguments":`+args+`,"_meta":{"progressToken":"tok"}}`))
 	if err != nil {
