@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml/token"
 	"golang.org/x/net/http/httpguts"
@@ -42,7 +44,8 @@ type Session struct {
 }
 
 // Upstream is one MCP server. Exactly one of URL and Command is set. Texts may
-// hold references, which [Resolver] replaces at use.
+// hold references, which are replaced at use: in URL by [Resolver.URL], in values
+// of Headers and in Bearer by [Resolver.Header], elsewhere by [Resolver.Resolve].
 type Upstream struct {
 	Name             string
 	URL              string
@@ -115,7 +118,7 @@ type checker struct {
 	*decoder
 	doc      document
 	warnings Problems
-	rules    []int           // policies that could be translated: index in the file
+	names    []string        // the upstreams, unless a mistake makes them unsure
 	broken   map[string]bool // entries with mistakes that reading them has found
 }
 
@@ -147,10 +150,8 @@ func (c *checker) failAt(pos *token.Position, path, format string, args ...any) 
 }
 
 func (c *checker) warn(path, format string, args ...any) {
-	p := Problem{File: c.file, Where: path, Message: fmt.Sprintf(format, args...), Warning: true}
-	if pos := c.at(path); pos != nil {
-		p.Line, p.Column = pos.Line, pos.Column
-	}
+	p := c.newProblem(c.at(path), path, format, args...)
+	p.Warning = true
 	c.warnings = append(c.warnings, p)
 }
 
@@ -182,7 +183,7 @@ func (c *checker) session() Session {
 	}
 	if c.has("session.agent_id") {
 		s.Agent = d.AgentID
-		if s.Agent == "" || len(s.Agent) > 128 || strings.ContainsFunc(s.Agent, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		if !printable(s.Agent) {
 			c.fail("session.agent_id", "must have 1 to 128 printable characters")
 		}
 	}
@@ -200,6 +201,16 @@ func (c *checker) session() Session {
 	return s
 }
 
+// printable tells what an id may be: what a person can see, and cannot take for
+// something else because of a character that is not seen.
+func printable(id string) bool {
+	n := utf8.RuneCountInString(id)
+	return n >= 1 && n <= 128 && utf8.ValidString(id) && !strings.ContainsFunc(id, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// ownName is the upstream that haldir's own tools belong to.
+const ownName = "haldir"
+
 // upstreamName is what an upstream may be called.
 var upstreamName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 
@@ -215,10 +226,10 @@ func (c *checker) upstreams() []Upstream {
 			c.fail(path, "has no name")
 		case !upstreamName.MatchString(d.Name):
 			c.fail(path+".name", "%q is no upstream name: use up to 32 of a-z, 0-9 and -, not beginning with -", d.Name)
-		case d.Name == "haldir":
+		case d.Name == ownName:
 			c.fail(path+".name", "the name haldir is reserved for haldir's own tools")
 		}
-		if first, taken := names[d.Name]; taken {
+		if first, taken := names[d.Name]; taken && d.Name != "" {
 			c.fail(path+".name", "%q is already the name of upstreams[%d]", d.Name, first)
 		}
 		names[d.Name] = i
@@ -238,8 +249,13 @@ func (c *checker) upstreams() []Upstream {
 		}
 		if t := d.Timeouts; t != nil {
 			u.Call = time.Duration(t.Call)
-			if t.Connect > 0 {
-				u.Connect = time.Duration(t.Connect)
+			if c.has(path+".timeouts.call") && t.Call == 0 {
+				c.fail(path+".timeouts.call", "must be longer than 0; leave it out for no limit")
+			}
+			if c.has(path + ".timeouts.connect") {
+				if u.Connect = time.Duration(t.Connect); u.Connect == 0 {
+					c.fail(path+".timeouts.connect", "must be longer than 0; leave it out for %v", DefaultConnect)
+				}
 			}
 		}
 		switch {
@@ -254,6 +270,10 @@ func (c *checker) upstreams() []Upstream {
 		}
 		c.references(path, d)
 		out = append(out, u)
+		c.names = append(c.names, d.Name)
+	}
+	if slices.ContainsFunc(c.problems, func(p Problem) bool { return strings.HasPrefix(p.Where, "upstreams") }) {
+		c.names = nil
 	}
 	return out
 }
@@ -264,13 +284,7 @@ func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
 			c.fail(path+"."+key, "belongs to a command, but this upstream has a url")
 		}
 	}
-	if parsed, err := url.Parse(d.URL); err != nil || parsed.Host == "" {
-		c.fail(path+".url", "%q is no URL such as https://example.com/mcp", d.URL)
-	} else if parsed.Scheme != "https" && (parsed.Scheme != "http" || !loopback(parsed.Hostname())) {
-		c.fail(path+".url", "must be an https URL; http is for this machine (localhost) only")
-	} else if parsed.User != nil {
-		c.fail(path+".url", "must not hold credentials; use auth or headers with a reference such as ${env:TOKEN}")
-	}
+	c.url(path+".url", d.URL)
 	for i, h := range d.Headers {
 		at := fmt.Sprintf("%s.headers[%d]", path, i)
 		name, value, ok := strings.Cut(h, ":")
@@ -278,10 +292,12 @@ func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
 		switch {
 		case !ok || !httpguts.ValidHeaderFieldName(name):
 			c.fail(at, `must be written as "Name: value"`)
-		case !httpguts.ValidHeaderFieldValue(value):
-			c.fail(at, "has a value that HTTP does not allow")
+		case checkHeader(value) != nil:
+			c.fail(at, "%v", checkHeader(value))
 		case slices.Contains(ownHeaders, http.CanonicalHeaderKey(name)):
 			c.fail(at, "%s is set by haldir itself", name)
+		case d.Auth != nil && http.CanonicalHeaderKey(name) == "Authorization":
+			c.fail(at, "auth sets Authorization as well; keep one of them")
 		}
 		u.Headers = append(u.Headers, Header{name, value})
 	}
@@ -289,6 +305,8 @@ func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
 		switch {
 		case a.Type == "bearer" && a.Token == "":
 			c.fail(path+".auth", "needs a token, best as a reference such as ${env:TOKEN}")
+		case a.Type == "bearer" && checkHeader(a.Token) != nil:
+			c.fail(path+".auth.token", "%v", checkHeader(a.Token))
 		case a.Type == "bearer":
 			u.Bearer = a.Token
 		case a.Type == "":
@@ -301,6 +319,72 @@ func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
 
 // ownHeaders are those of the transport itself.
 var ownHeaders = []string{"Accept", "Content-Type", "Content-Length", "Host", "Mcp-Session-Id", "Mcp-Protocol-Version", "Connection", "Transfer-Encoding"}
+
+// url checks an upstream's url as far as that can be done before its references
+// are resolved.
+func (c *checker) url(path, text string) {
+	plain, err := expand(text, func(_, _ string) (string, error) { return "1", nil })
+	if err != nil {
+		return // references says so
+	}
+	err = checkURL(plain)
+	if early := reference.FindStringIndex(text); early != nil && openHost.MatchString(text[:early[0]]) && !errors.Is(err, errCredentials) {
+		return // where it leads is known at use only
+	}
+	switch {
+	case errors.Is(err, errNoURL):
+		c.fail(path, "%q %v", redact(text), err)
+	case err != nil:
+		c.fail(path, "%v", err)
+	}
+}
+
+// openHost matches the beginning of a URL whose host is not complete.
+var openHost = regexp.MustCompile(`(?i)^(https?://[^/?#]*)?$`)
+
+// What may be wrong with a url. The messages do not show it: it may hold secrets.
+var (
+	errNoURL       = errors.New("is no URL such as https://example.com/mcp")
+	errHTTP        = errors.New("must be an https URL; http is for this machine (localhost) only")
+	errCredentials = errors.New("must not hold credentials; use auth or headers with a reference such as ${env:TOKEN}")
+)
+
+func checkURL(text string) error {
+	switch parsed, err := url.Parse(text); {
+	case err != nil || parsed.Host == "":
+		return errNoURL
+	case parsed.Scheme != "https" && (parsed.Scheme != "http" || !loopback(parsed.Hostname())):
+		return errHTTP
+	case parsed.User != nil:
+		return errCredentials
+	}
+	return nil
+}
+
+// redact takes out of something like a URL what may be secret: user, password
+// and query.
+func redact(text string) string {
+	if i := strings.LastIndex(text, "@"); i >= 0 {
+		scheme, _, ok := strings.Cut(text[:i], "//")
+		if ok {
+			scheme += "//"
+		} else {
+			scheme = ""
+		}
+		text = scheme + "…" + text[i:]
+	}
+	if before, _, ok := strings.Cut(text, "?"); ok {
+		text = before + "?…"
+	}
+	return text
+}
+
+func checkHeader(value string) error {
+	if !httpguts.ValidHeaderFieldValue(value) {
+		return errors.New("holds a line end or another character that HTTP does not allow in a header")
+	}
+	return nil
+}
 
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
@@ -339,6 +423,7 @@ func (c *checker) references(path string, d *upstreamDoc) {
 			check(fmt.Sprintf("%s.%s[%d]", path, name, i), t)
 		}
 	}
+	check(path+".url", d.URL)
 	check(path+".command", d.Command)
 	check(path+".cwd", d.Cwd)
 	list("args", d.Args)
@@ -359,14 +444,12 @@ func (c *checker) ruleset() policy.Ruleset {
 		if len(d.Tools) == 0 {
 			c.fail(path, "has no tools")
 		}
+		c.toolNames(path+".tools", d.Tools)
 		c.scopeNames(path+".require", d.Require)
 		rs.Scopes = append(rs.Scopes, policy.Scope{Tools: d.Tools, Require: d.Require})
 	}
 	for i := range c.doc.Policies {
-		if r, ok := c.policy(i); ok {
-			rs.Policies = append(rs.Policies, r)
-			c.rules = append(c.rules, i)
-		}
+		rs.Policies = append(rs.Policies, c.policy(i))
 	}
 	return rs
 }
@@ -378,6 +461,7 @@ func (c *checker) cost(i int) policy.Cost {
 	if len(d.Tools) == 0 {
 		c.fail(path, "has no tools")
 	}
+	c.toolNames(path+".tools", d.Tools)
 	if d.USD != nil {
 		out.USD = policy.Micros(*d.USD)
 	}
@@ -387,6 +471,8 @@ func (c *checker) cost(i int) policy.Cost {
 	switch {
 	case d.USD == nil && d.FromArgument == nil:
 		c.fail(path, "needs usd or from_argument")
+	case c.has(path+".from_result") && d.FromResult == "":
+		c.fail(path+".from_result", "points at the whole result, which is no amount; point at the amount in it, such as /_meta/cost_usd")
 	case d.FromResult != "" && (d.USD == nil || *d.USD == 0):
 		c.fail(path+".from_result", "needs a usd above 0: the ceiling that is reserved until the actual cost is known")
 	case d.USD != nil && d.FromArgument != nil:
@@ -407,32 +493,37 @@ func (c *checker) compile(rs policy.Ruleset) *policy.Engine {
 			c.problem(nil, "", "%v", e)
 			continue
 		}
-		index := re.Index
-		if re.List == "policies" {
-			index = c.rules[index]
-		}
-		path := fmt.Sprintf("%s[%d].%s", re.List, index, re.Field)
-		if re.Item >= 0 {
-			path += fmt.Sprintf("[%d]", re.Item)
-		}
+		path := c.written(re)
 		pos := c.at(path)
-		if re.Line > 0 && pos != nil {
-			// The place inside the text: exact on its first line.
-			if text := c.texts[path]; text != nil {
-				pos = text
-			}
-			p := *pos
-			p.Line += re.Line - 1
-			if re.Line == 1 {
-				p.Column += re.Column - 1
-			} else {
-				p.Column = re.Column
-			}
-			pos = &p
+		if text := c.texts[path]; text != nil && re.Line > 0 {
+			pos = c.src.within(text, rs.Policies[re.Index].When, re.Line, re.Column)
 		}
 		c.failAt(pos, path, "%v", re.Err)
 	}
 	return nil
+}
+
+// written is the path of what a mistake concerns, as the file spells it.
+func (c *checker) written(re *policy.RuleError) string {
+	entry := fmt.Sprintf("%s[%d].", re.List, re.Index)
+	path := entry + re.Field
+	if re.Item >= 0 {
+		path += fmt.Sprintf("[%d]", re.Item)
+	}
+	if !c.has(path) {
+		for _, key := range spellings[re.Field] {
+			if c.has(entry + key) {
+				return entry + key
+			}
+		}
+	}
+	return path
+}
+
+// spellings are the other keys that set a field of a rule.
+var spellings = map[string][]string{
+	"tools": {"tool"}, "max_usd": {"max"}, "max_calls": {"max", "max_per_minute"}, "window_seconds": {"window", "max_per_minute"},
+	"allowed_hours": {"start_hour"},
 }
 
 func unjoin(err error) []error {

@@ -1,15 +1,20 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 )
@@ -18,35 +23,59 @@ import (
 // of everything it reads.
 type decoder struct {
 	file     string
+	src      *source
 	problems Problems
 	places   map[string]*token.Position // path → where its value stands
-	texts    map[string]*token.Position // path → where its text begins, if that is elsewhere
+	texts    map[string]*token.Token    // path → the scalar whose value its text is
 	anchors  map[string]ast.Node
-	depth    int
+	values   int // how many were decoded
 }
 
+// maxValues bounds what a few anchors and many aliases can stand for. Lists in
+// lists, which would grow faster, are mistakes at any depth.
+const maxValues = 100_000
+
 // scalar is implemented by field types that read the text of one YAML scalar.
-type scalar interface{ setText(text string) error }
+type scalar interface {
+	setText(text string) error
+	what() string // it is, for the message about something else
+}
 
 // parse reads a whole document into v, a pointer to a struct. It reports whether
 // there was a document to read, with or without mistakes in it.
 func (d *decoder) parse(data []byte, v any) bool {
-	file, err := parser.ParseBytes(data, 0)
+	d.src = newSource(data)
+	if offset, what := d.src.unreadable(); what != "" {
+		d.problem(d.src.position(offset), "", "%s", what)
+		return false
+	}
+	tokens := lexer.Tokenize(d.src.text)
+	file, err := parser.Parse(tokens, 0)
+	d.src.place(tokens)
+	if tabs := d.src.tabs(tokens); len(tabs) > 0 {
+		for _, p := range tabs {
+			d.problem(p, "", `a tab stands inside a text; write it as \t in double quotes, or write a space`)
+		}
+		return false
+	}
 	if err != nil {
 		d.syntax(err)
 		return false
 	}
-	docs := slices.DeleteFunc(file.Docs, func(doc *ast.DocumentNode) bool { return doc.Body == nil })
+	docs := slices.DeleteFunc(file.Docs, func(doc *ast.DocumentNode) bool {
+		_, directive := doc.Body.(*ast.DirectiveNode)
+		return directive || doc.Body == nil
+	})
 	switch {
 	case len(docs) == 0:
 		d.problem(nil, "", "the file is empty; it needs at least: version: 1")
 		return false
 	case len(docs) > 1:
-		d.problem(docs[1].Body.GetToken().Position, "", "the file holds more than one document")
+		d.problem(begin(docs[1].Body), "", "the file holds more than one document; keep one of them")
 		return false
 	}
-	d.struct_(docs[0].Body, reflect.ValueOf(v).Elem(), "")
-	return true
+	body, ok := d.resolve(docs[0].Body, "")
+	return ok && d.struct_(body, reflect.ValueOf(v).Elem(), "")
 }
 
 func (d *decoder) syntax(err error) {
@@ -62,11 +91,22 @@ func (d *decoder) syntax(err error) {
 }
 
 func (d *decoder) problem(pos *token.Position, where, format string, args ...any) {
-	p := Problem{File: d.file, Where: where, Message: fmt.Sprintf(format, args...)}
+	d.problems = append(d.problems, d.newProblem(pos, where, format, args...))
+}
+
+// newProblem makes a message of one line, whatever texts of the file it holds.
+func (d *decoder) newProblem(pos *token.Position, where, format string, args ...any) Problem {
+	p := Problem{File: d.file, Where: where, Message: strings.Map(func(r rune) rune {
+		if r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return utf8.RuneError
+	}, fmt.Sprintf(format, args...))}
 	if pos != nil {
-		p.Line, p.Column = pos.Line, pos.Column
+		at := d.src.clamp(*pos)
+		p.Line, p.Column = at.Line, at.Column
 	}
-	d.problems = append(d.problems, p)
+	return p
 }
 
 // at returns the place of a path, or of the nearest thing around it.
@@ -92,9 +132,15 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	if !ok {
 		return
 	}
-	d.places[path] = n.GetToken().Position
+	if d.values++; d.values >= maxValues {
+		if d.values == maxValues {
+			d.problem(begin(n), path, "the file has more than %d values, those of aliases counted; split it up or write fewer", maxValues)
+		}
+		return
+	}
+	d.places[path] = begin(n)
 	if s, ok := reflect.TypeAssert[scalar](v.Addr()); ok {
-		text, ok := d.text(n, path)
+		text, ok := d.text(n, path, s.what())
 		if ok {
 			if err := s.setText(text); err != nil {
 				d.problem(d.places[path], path, "%v", err)
@@ -111,7 +157,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	case reflect.Slice:
 		d.list(n, v, path)
 	case reflect.String:
-		if text, ok := d.text(n, path); ok {
+		if text, ok := d.text(n, path, "a text"); ok {
 			v.SetString(text)
 		}
 	case reflect.Int, reflect.Int64:
@@ -128,20 +174,37 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	}
 }
 
-// resolve follows anchors and aliases.
+// begin is the place where a node begins; the parser says that a block mapping
+// is where its first colon is.
+func begin(n ast.Node) *token.Position {
+	switch m := n.(type) {
+	case *ast.MappingValueNode:
+		return m.Key.GetToken().Position
+	case *ast.MappingNode:
+		if !m.IsFlowStyle && len(m.Values) > 0 {
+			return begin(m.Values[0])
+		}
+	}
+	return n.GetToken().Position
+}
+
+// resolve follows anchors and aliases. An anchor is known from behind its value
+// on, so that no alias leads to itself.
 func (d *decoder) resolve(n ast.Node, path string) (ast.Node, bool) {
 	switch n := n.(type) {
 	case *ast.AnchorNode:
-		d.anchors[n.Name.GetToken().Value] = n.Value
-		return d.resolve(n.Value, path)
+		target, ok := d.resolve(n.Value, path)
+		if ok {
+			d.anchors[n.Name.GetToken().Value] = target
+		}
+		return target, ok
 	case *ast.AliasNode:
 		name := n.Value.GetToken().Value
 		target, ok := d.anchors[name]
-		if d.depth++; !ok || d.depth > 1000 {
+		if !ok {
 			d.problem(n.GetToken().Position, path, "there is no anchor &%s above this alias", name)
-			return nil, false
 		}
-		return d.resolve(target, path)
+		return target, ok
 	case *ast.TagNode:
 		d.problem(n.GetToken().Position, path, "YAML tags (%s) are not supported", n.Start.Value)
 		return nil, false
@@ -154,32 +217,50 @@ func (d *decoder) resolve(n ast.Node, path string) (ast.Node, bool) {
 
 // text returns the text of a scalar as it stands in the file, so that 1.10 and
 // 007 are not changed by being read as numbers.
-func (d *decoder) text(n ast.Node, path string) (string, bool) {
+func (d *decoder) text(n ast.Node, path, what string) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
-		if t := n.GetToken(); t.Type == token.SingleQuoteType || t.Type == token.DoubleQuoteType {
-			inner := *t.Position
-			inner.Column++ // behind the quote
-			d.texts[path] = &inner
-		}
+		d.texts[path] = n.GetToken()
 		return n.Value, true
 	case *ast.LiteralNode:
-		d.texts[path] = n.Value.GetToken().Position
+		d.texts[path] = n.Value.GetToken()
 		return n.Value.Value, true
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
 		return n.GetToken().Value, true
 	}
-	d.problem(d.at(path), path, "must be a text, not %s", kind(n))
+	d.problem(d.at(path), path, "must be %s, not %s", what, kind(n))
 	return "", false
 }
 
-func (d *decoder) integer(n ast.Node, v reflect.Value, path string) {
-	i, err := strconv.ParseInt(n.GetToken().Value, 10, 64)
-	if _, ok := n.(*ast.IntegerNode); !ok || err != nil {
-		d.problem(d.at(path), path, "must be a whole number, not %s", kind(n))
-		return
+var wholeNumber = regexp.MustCompile(`^[-+]?[0-9]+$`)
+
+// zeroFirst refuses numbers that are another in YAML 1.1 (and in C).
+func zeroFirst(text string) error {
+	digits := strings.TrimLeft(text, "+-")
+	if wholeNumber.MatchString(text) && len(digits) > 1 && digits[0] == '0' {
+		return fmt.Errorf("%s begins with a zero, which makes it octal for some readers; write %s", text, cmp.Or(strings.TrimLeft(digits, "0"), "0"))
 	}
-	v.SetInt(i)
+	return nil
+}
+
+func (d *decoder) integer(n ast.Node, v reflect.Value, path string) {
+	text := n.GetToken().Value
+	i, err := strconv.ParseInt(text, 10, 64)
+	switch {
+	case quoted(n.GetToken()) || !wholeNumber.MatchString(text):
+		d.problem(d.at(path), path, "must be a whole number, not %s", kind(n))
+	case zeroFirst(text) != nil:
+		d.problem(d.at(path), path, "%v", zeroFirst(text))
+	case err != nil || v.OverflowInt(i):
+		d.problem(d.at(path), path, "the number %s is too large", text)
+	default:
+		v.SetInt(i)
+	}
+}
+
+// quoted tells a token that is a text whatever it looks like.
+func quoted(t *token.Token) bool {
+	return t.Type == token.SingleQuoteType || t.Type == token.DoubleQuoteType
 }
 
 func (d *decoder) list(n ast.Node, v reflect.Value, path string) {
@@ -194,8 +275,9 @@ func (d *decoder) list(n ast.Node, v reflect.Value, path string) {
 	}
 }
 
-// struct_ decodes a mapping whose keys are the yaml tags of v's fields.
-func (d *decoder) struct_(n ast.Node, v reflect.Value, path string) {
+// struct_ decodes a mapping whose keys are the yaml tags of v's fields. It
+// reports whether there is a mapping.
+func (d *decoder) struct_(n ast.Node, v reflect.Value, path string) bool {
 	var values []*ast.MappingValueNode
 	switch n := n.(type) {
 	case *ast.MappingNode:
@@ -204,7 +286,7 @@ func (d *decoder) struct_(n ast.Node, v reflect.Value, path string) {
 		values = []*ast.MappingValueNode{n}
 	default:
 		d.problem(n.GetToken().Position, path, "must be a mapping with keys, not %s", kind(n))
-		return
+		return false
 	}
 	fields := map[string]int{}
 	var known []string
@@ -241,6 +323,7 @@ func (d *decoder) struct_(n ast.Node, v reflect.Value, path string) {
 		}
 		d.value(mv.Value, v.Field(i), where)
 	}
+	return true
 }
 
 func kind(n ast.Node) string {

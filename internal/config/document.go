@@ -38,7 +38,7 @@ type sessionDoc struct {
 
 type upstreamDoc struct {
 	Name             string       `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9-]{0\\,31}$" doc:"The upstream's name, the first part of its tools' canonical ids."`
-	URL              string       `yaml:"url" doc:"The address of a streamable HTTP server."`
+	URL              string       `yaml:"url" doc:"The address of a streamable HTTP server; https, or http for this machine."`
 	Command          string       `yaml:"command" doc:"The program of a stdio server."`
 	Args             []string     `yaml:"args" doc:"The arguments of command."`
 	Env              []string     `yaml:"env" doc:"Variables for command as NAME=value, beside a base environment."`
@@ -57,8 +57,8 @@ type authDoc struct {
 }
 
 type timeoutsDoc struct {
-	Connect duration `yaml:"connect" doc:"For connecting and the handshake. Default 30s."`
-	Call    duration `yaml:"call" doc:"For one call. Default: none."`
+	Connect duration `yaml:"connect" doc:"For connecting and the handshake, more than 0. Default 30s."`
+	Call    duration `yaml:"call" doc:"For one call, more than 0. Default: none."`
 }
 
 type costDoc struct {
@@ -78,8 +78,8 @@ type policyDoc struct {
 	ID        string   `yaml:"id" doc:"A name for the rule in refusals and the audit. Default: its type and number."`
 	Mode      string   `yaml:"mode" jsonschema:"enum=enforce,enum=shadow" doc:"shadow records what the rule would have done and lets the call pass. Default enforce."`
 	Tools     []string `yaml:"tools" doc:"Patterns of tools: name, or upstream/name, with *, ? and [a-z]."`
-	Upstreams []string `yaml:"upstreams" doc:"Globs of upstream names; the rule concerns their tools only."`
-	Agents    []string `yaml:"agents" doc:"Globs of agent ids; the rule concerns them only."`
+	Upstreams []string `yaml:"upstreams" jsonschema:"minItems=1" doc:"Globs of upstream names; the rule concerns their tools only."`
+	Agents    []string `yaml:"agents" jsonschema:"minItems=1" doc:"Globs of agent ids; the rule concerns them only."`
 	When      string   `yaml:"when" doc:"A CEL condition over args, tool, upstream, agent, session, cost_usd and now."`
 
 	MaxUSD        *usd      `yaml:"max_usd" for:"spend_limit" doc:"spend_limit: the most that may be spent, in dollars."`
@@ -117,6 +117,8 @@ type logDoc struct {
 // usd is an amount of dollars.
 type usd policy.Micros
 
+func (*usd) what() string { return "an amount such as 25.00" }
+
 func (u *usd) setText(text string) error {
 	m, err := policy.ParseUSD(text)
 	*u = usd(m)
@@ -131,7 +133,12 @@ func (usd) JSONSchema() *jsonschema.Schema {
 // duration is a time such as 90s or 8h, or a number of seconds.
 type duration time.Duration
 
+func (*duration) what() string { return "a duration such as 90s, or a number of seconds" }
+
 func (d *duration) setText(text string) error {
+	if err := zeroFirst(text); err != nil {
+		return err
+	}
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
 		if n < 0 || n > int64(time.Duration(1<<62)/time.Second) {
 			return fmt.Errorf("%s seconds are out of range", text)
@@ -163,6 +170,8 @@ func (duration) JSONSchema() *jsonschema.Schema {
 // clock is a time of day in minutes after midnight.
 type clock int
 
+func (*clock) what() string { return "a time of day such as 09:00" }
+
 func (c *clock) setText(text string) error {
 	h, m, colon := strings.Cut(text, ":")
 	if !colon {
@@ -171,7 +180,7 @@ func (c *clock) setText(text string) error {
 	hours, err1 := strconv.Atoi(h)
 	minutes, err2 := strconv.Atoi(m)
 	if err1 != nil || err2 != nil || hours < 0 || hours > 24 || minutes < 0 || minutes > 59 || hours == 24 && minutes > 0 ||
-		colon && (len(m) != 2 || len(h) > 2) {
+		len(h) > 2 || colon && len(m) != 2 {
 		return fmt.Errorf("%q is no time of day; write it like 09:00", text)
 	}
 	*c = clock(hours*60 + minutes)
@@ -189,6 +198,8 @@ func (clock) JSONSchema() *jsonschema.Schema {
 type day time.Weekday
 
 var dayNames = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
+
+func (*day) what() string { return "a day such as mon" }
 
 func (d *day) setText(text string) error {
 	for i, name := range dayNames {

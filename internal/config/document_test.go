@@ -179,7 +179,7 @@ func TestReferencesAreResolvedAtUseAndNamedWhenMissing(t *testing.T) {
 	for text, want := range map[string]string{
 		"${env:NOPE}":  "the variable NOPE, referred to by ${env:NOPE}, is not set",
 		"${file:/no}":  "the file of ${file:/no} cannot be read: file does not exist",
-		"${vault:x}":   "unknown reference ${vault:x}",
+		"${vault:x}":   "unknown reference ${vault:x}; known are ${env:NAME}, ${file:PATH} and ${root}",
 		"a ${env:OPEN": `the reference "${env:OPEN" has no closing brace`,
 	} {
 		if _, err := r.Resolve(text); err == nil || err.Error() != want {

@@ -15,14 +15,14 @@ var policyTypes = []string{"deny", "allow", "spend_limit", "rate_limit", "time_w
 // typeAliases are old names of policy types.
 var typeAliases = map[string]string{"deny_list": "deny", "allow_list": "allow", "block_tool": "deny"}
 
-// policy translates one policy; ok is false after a mistake that makes the rest
-// of it meaningless.
-func (c *checker) policy(i int) (policy.Rule, bool) {
+// policy translates one policy; the zero rule stands for one with a mistake that
+// makes the rest of it meaningless.
+func (c *checker) policy(i int) policy.Rule {
 	d := &c.doc.Policies[i]
 	path := fmt.Sprintf("policies[%d]", i)
 	if d.Type == "" {
 		c.fail(path, "has no type; known: %s", strings.Join(policyTypes, ", "))
-		return policy.Rule{}, false
+		return policy.Rule{}
 	}
 	if now, old := typeAliases[d.Type]; old {
 		c.warn(path+".type", "%q is the old name of %q", d.Type, now)
@@ -30,10 +30,10 @@ func (c *checker) policy(i int) (policy.Rule, bool) {
 	}
 	if !slices.Contains(policyTypes, d.Type) {
 		c.fail(path+".type", "unknown policy type %q%s", d.Type, suggest(d.Type, policyTypes))
-		return policy.Rule{}, false
+		return policy.Rule{}
 	}
 	if !c.belong(path, d) {
-		return policy.Rule{}, false
+		return policy.Rule{}
 	}
 	r := policy.Rule{
 		ID: d.ID, Type: policy.Type(d.Type), Tools: d.Tools, Upstreams: d.Upstreams, Agents: d.Agents, When: d.When, Per: d.Per,
@@ -54,6 +54,7 @@ func (c *checker) policy(i int) (policy.Rule, bool) {
 	}
 	if d.Tool != nil {
 		c.warn(path+".tool", "is the old form of tools: [%s]", *d.Tool)
+		c.toolName(path+".tool", *d.Tool)
 		r.Tools = append(slices.Clone(r.Tools), *d.Tool)
 	}
 	if d.Timezone != "" {
@@ -80,8 +81,55 @@ func (c *checker) policy(i int) (policy.Rule, bool) {
 	if c.has(path+".tools") && len(d.Tools) == 0 && r.Type != policy.TypeAllow {
 		c.fail(path+".tools", "is empty: the rule would concern no tool; leave tools out to concern all")
 	}
-	return r, true
+	if c.has(path+".upstreams") && len(d.Upstreams) == 0 {
+		c.fail(path+".upstreams", "is empty: the rule would concern no upstream; leave upstreams out to concern all")
+	}
+	if c.has(path+".agents") && len(d.Agents) == 0 {
+		c.fail(path+".agents", "is empty: the rule would concern no agent; leave agents out to concern all")
+	}
+	c.toolNames(path+".tools", d.Tools)
+	c.upstreamNames(path+".upstreams", d.Upstreams)
+	return r
 }
+
+// toolNames warns of patterns that can match nothing.
+func (c *checker) toolNames(path string, patterns []string) {
+	for i, p := range patterns {
+		c.toolName(fmt.Sprintf("%s[%d]", path, i), p)
+	}
+}
+
+func (c *checker) toolName(path, pattern string) {
+	switch name, _, both := strings.Cut(pattern, "/"); {
+	case !both || strings.ContainsAny(name, globs):
+	case name == ownName:
+		c.warn(path, "%q matches nothing: policies do not govern haldir's own tools", pattern)
+	case len(c.names) > 0 && !slices.Contains(c.names, name):
+		c.warn(path, "%q matches nothing: there is no upstream %q%s", pattern, name, suggest(name, c.names))
+	}
+}
+
+// upstreamNames reports globs of upstreams that match none.
+func (c *checker) upstreamNames(path string, patterns []string) {
+	for i, p := range patterns {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		matches := func(name string) bool { return policy.MatchTool(p+"/*", name, "any") }
+		switch {
+		case p == ownName:
+			c.fail(at, "policies do not govern haldir's own tools; remove it")
+		case strings.Contains(p, "/"):
+			c.fail(at, "%q is no name of an upstream; patterns with a slash belong to tools", p)
+		case p == "" || len(c.names) == 0 || slices.ContainsFunc(c.names, matches):
+		case strings.ContainsAny(p, globs):
+			c.warn(at, "%q matches no upstream%s", p, suggest(p, c.names))
+		default:
+			c.fail(at, "there is no upstream %q%s", p, suggest(p, c.names))
+		}
+	}
+}
+
+// globs are the characters that make a name a pattern.
+const globs = `*?[\`
 
 // belong reports keys that are known, but not for this type of policy.
 func (c *checker) belong(path string, d *policyDoc) bool {
@@ -193,7 +241,7 @@ func (c *checker) timeWindow(path string, d *policyDoc, r *policy.Rule) {
 			return
 		}
 		r.Hours = &policy.Hours{Start: int(d.AllowedHours.Start), End: int(d.AllowedHours.End)}
-	case len(d.Days) == 0:
+	case !c.has(path + ".days"):
 		c.fail(path, "needs allowed_hours or days")
 	}
 }

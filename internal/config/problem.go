@@ -55,9 +55,9 @@ func (ps Problems) sort() {
 	})
 }
 
-// suggest returns `; did you mean "x"?` for the known word nearest to got, or a
-// list of the known words when none is near.
-func suggest(got string, known []string) string {
+// near returns `; did you mean "x"?` for the known word nearest to got, or "" if
+// none is near.
+func near(got string, known []string) string {
 	best, distance := "", 3
 	for _, k := range known {
 		d := levenshtein.Distance(strings.ToLower(got), strings.ToLower(k), nil)
@@ -68,8 +68,16 @@ func suggest(got string, known []string) string {
 			best, distance = k, d
 		}
 	}
-	if best != "" {
-		return fmt.Sprintf("; did you mean %q?", best)
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %q?", best)
+}
+
+// suggest is near, or the list of the known words when none is near.
+func suggest(got string, known []string) string {
+	if best := near(got, known); best != "" {
+		return best
 	}
 	if len(known) > 12 {
 		return ""

@@ -14,48 +14,49 @@ var reference = regexp.MustCompile(`\$?\$\{([^}]*)\}?`)
 // CheckReferences reports the first reference in text that cannot be resolved
 // by anybody.
 func CheckReferences(text string) error {
-	_, err := expand(text, func(kind, name string) (string, error) {
-		switch kind {
-		case "env", "file":
-			if name == "" {
-				return "", fmt.Errorf("the reference ${%s:} names nothing", kind)
-			}
-			return "", nil
-		case "root":
-			return "", nil
-		}
-		return "", fmt.Errorf("unknown reference ${%s}; known are ${env:NAME}, ${file:PATH} and ${root}", joinRef(kind, name))
-	})
+	_, err := expand(text, func(_, _ string) (string, error) { return "", nil })
 	return err
 }
 
-func joinRef(kind, name string) string {
-	if name == "" {
-		return kind
-	}
-	return kind + ":" + name
-}
-
+// expand replaces the references in text by their values.
 func expand(text string, value func(kind, name string) (string, error)) (string, error) {
 	var first error
 	out := reference.ReplaceAllStringFunc(text, func(m string) string {
 		if strings.HasPrefix(m, "$${") {
 			return m[1:]
 		}
-		if !strings.HasSuffix(m, "}") {
-			if first == nil {
-				first = fmt.Errorf("the reference %q has no closing brace", m)
-			}
-			return m
+		kind, name, err := parseReference(m)
+		if err == nil {
+			m, err = value(kind, name)
 		}
-		kind, name, _ := strings.Cut(m[2:len(m)-1], ":")
-		v, err := value(kind, name)
-		if err != nil && first == nil {
+		if first == nil {
 			first = err
 		}
-		return v
+		return m
 	})
 	return out, first
+}
+
+// parseReference takes ${kind:name} apart.
+func parseReference(text string) (kind, name string, err error) {
+	inner, closed := strings.CutSuffix(text[len("${"):], "}")
+	kind, name, named := strings.Cut(inner, ":")
+	switch {
+	case strings.Contains(inner, "${"):
+		err = fmt.Errorf("the reference %q stands around another one; refer to one variable that holds the whole", text)
+	case !closed:
+		err = fmt.Errorf("the reference %q has no closing brace", text)
+	case kind == "root" && named:
+		err = fmt.Errorf("the reference ${%s} takes no name; write ${root}", inner)
+	case kind == "root":
+	case kind != "env" && kind != "file":
+		err = fmt.Errorf("unknown reference ${%s}; known are ${env:NAME}, ${file:PATH} and ${root}", inner)
+	case name == "":
+		err = fmt.Errorf("the reference ${%s:} names nothing", kind)
+	case kind == "env" && !variableName.MatchString(name):
+		err = fmt.Errorf("the reference ${%s} names no variable: a name has letters, digits and _ only", inner)
+	}
+	return kind, name, err
 }
 
 // Resolver replaces references when a value is used. What it returned is a
@@ -95,8 +96,34 @@ func (r *Resolver) Resolve(text string) (string, error) {
 			}
 			return r.Secret(strings.TrimRight(string(b), "\r\n")), nil
 		}
-		return "", fmt.Errorf("unknown reference ${%s}", joinRef(kind, name))
+		panic("haldir: config: a reference of kind " + kind) // a mistake in parseReference
 	})
+}
+
+// URL resolves an upstream's url and checks what has come of it. The error shows
+// no value.
+func (r *Resolver) URL(text string) (string, error) {
+	u, err := r.Resolve(text)
+	if err != nil {
+		return "", err
+	}
+	if err := checkURL(u); err != nil {
+		return "", fmt.Errorf("the url %s, once its references are resolved, %w", redact(text), err)
+	}
+	return u, nil
+}
+
+// Header resolves the value of an HTTP header, or a part of it such as a token,
+// and checks what has come of it. The error shows no value.
+func (r *Resolver) Header(text string) (string, error) {
+	v, err := r.Resolve(text)
+	if err != nil {
+		return "", err
+	}
+	if err := checkHeader(v); err != nil {
+		return "", err
+	}
+	return v, nil
 }
 
 // Secret notes a value that must not be shown, and returns it.

@@ -10,7 +10,7 @@ import (
 )
 
 func newDecoder(file string) *decoder {
-	return &decoder{file: file, places: map[string]*token.Position{}, texts: map[string]*token.Position{}, anchors: map[string]ast.Node{}}
+	return &decoder{file: file, places: map[string]*token.Position{}, texts: map[string]*token.Token{}, anchors: map[string]ast.Node{}}
 }
 
 // Schema returns the JSON Schema of haldir.yaml for editors, made from the same

@@ -47,7 +47,7 @@ func AllSettings() []Setting {
 	return []Setting{
 		{Env: "HALDIR_CONFIG", Flag: "config", Doc: "the config file"},
 		{Env: "HALDIR_STATE_DIR", Flag: "state-dir", Doc: "the directory of the ledger"},
-		{Env: "HALDIR_SESSION_ID", Flag: "session", Doc: "join this session"},
+		{Env: "HALDIR_SESSION_ID", Flag: "session", Doc: "join this session", valid: aSession},
 		{Key: "denied_tools", Env: "HALDIR_DENIED_TOOLS", Default: "hide", Doc: "list tools that policy could never allow: hide or show", valid: oneOf("hide", "show")},
 		{Key: "tool_name_limit", Env: "HALDIR_TOOL_NAME_LIMIT", Default: "89", Doc: "the longest tool name", valid: number(16, 128)},
 		{Key: "list_wait", Env: "HALDIR_LIST_WAIT", Default: "5s", Doc: "how long tools/list waits for unknown upstreams", valid: aDuration},
@@ -71,7 +71,7 @@ func oneOf(words ...string) func(string) error {
 		if slices.Contains(words, v) {
 			return nil
 		}
-		return fmt.Errorf("%q is none of %s%s", v, strings.Join(words, ", "), suggest(v, words))
+		return fmt.Errorf("%q is none of %s%s", v, strings.Join(words, ", "), near(v, words))
 	}
 }
 
@@ -83,6 +83,13 @@ func number(low, high int) func(string) error {
 		}
 		return nil
 	}
+}
+
+func aSession(v string) error {
+	if v != "" && !printable(v) {
+		return fmt.Errorf("%q is no session id: it must have 1 to 128 printable characters", v)
+	}
+	return nil
 }
 
 func aDuration(v string) error { var d duration; return d.setText(v) }

@@ -61,7 +61,7 @@ var settings = map[string]struct {
 	bad    string // "" if every text is good
 }{
 	"HALDIR_STATE_DIR":         {[3]string{"", "/from/env", "/from/flag"}, func(s config.Settings) string { return s.StateDir }, ""},
-	"HALDIR_SESSION_ID":        {[3]string{"", "ses_env", "ses_flag"}, func(s config.Settings) string { return s.SessionID }, ""},
+	"HALDIR_SESSION_ID":        {[3]string{"", "ses_env", "ses_flag"}, func(s config.Settings) string { return s.SessionID }, "ses_\u202egnp"},
 	"HALDIR_DENIED_TOOLS":      {[3]string{"show", "hide", ""}, func(s config.Settings) string { return s.DeniedTools }, "maybe"},
 	"HALDIR_TOOL_NAME_LIMIT":   {[3]string{"50", "60", ""}, func(s config.Settings) string { return fmt.Sprint(s.ToolNameLimit) }, "8"},
 	"HALDIR_LIST_WAIT":         {[3]string{"3s", "4s", ""}, func(s config.Settings) string { return s.ListWait.String() }, "soon"},
@@ -163,7 +163,7 @@ func TestABadValueNamesItsLayer(t *testing.T) {
 					t.Errorf("%s at %q: %v", layer, tt.bad, err)
 				}
 			}
-			if _, err := config.Parse([]byte(inFile(s.Key, tt.bad)), "haldir.yaml"); err == nil || !strings.HasPrefix(err.Error(), "haldir.yaml:2:") || !strings.Contains(err.Error(), ": "+s.Key+": ") {
+			if _, err := config.Parse([]byte(inFile(s.Key, tt.bad)), "haldir.yaml"); s.Key != "" && (err == nil || !strings.HasPrefix(err.Error(), "haldir.yaml:2:") || !strings.Contains(err.Error(), ": "+s.Key+": ")) {
 				t.Errorf("the file at %q: %v", tt.bad, err)
 			}
 			if s.Flag != "" {

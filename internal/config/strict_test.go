@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 	_ "time/tzdata" // as in cmd/haldir: the zones must be there where the system has none
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -56,16 +57,16 @@ func (ms mistakes) run(t *testing.T) {
 func unmark(marked string) (text string, places []string) {
 	line, column := 1, 1
 	var b strings.Builder
-	for _, r := range marked {
-		switch r {
-		case '‸':
+	for i, r := range marked {
+		if r == '‸' {
 			places = append(places, fmt.Sprintf("%d:%d", line, column))
 			continue
-		case '\n':
-			line, column = line+1, 0
 		}
-		column++
-		b.WriteRune(r)
+		if column++; r == '\n' || r == '\r' && !strings.HasPrefix(marked[i:], "\r\n") {
+			line, column = line+1, 1
+		}
+		_, size := utf8.DecodeRuneInString(marked[i:])
+		b.WriteString(marked[i : i+size]) // not the rune: it may be no UTF-8
 	}
 	return b.String(), places
 }
@@ -198,8 +199,28 @@ func TestTheWrongKindOfValueIsBlamed(t *testing.T) {
 		{"calls with a point", inPolicy("{type: rate_limit, window: 1h, max_calls: ‸1.5}"), []string{"policies[0].max_calls: must be a whole number, not the number 1.5"}},
 		{"calls in quotes", inPolicy(`{type: rate_limit, window: 1h, max_calls: ‸"5"}`), []string{"policies[0].max_calls: must be a whole number, not a text"}},
 		{"calls in hexadecimal", inPolicy("{type: rate_limit, window: 1h, max_calls: ‸0x10}"), []string{"policies[0].max_calls: must be a whole number, not the number 0x10"}},
+		{"calls beyond all numbers", inPolicy("{type: rate_limit, window: 1h, max_calls: ‸99999999999999999999}"), []string{"policies[0].max_calls: the number 99999999999999999999 is too large"}},
+		{"calls in octal, or not", inPolicy("{type: rate_limit, window: 1h, max_calls: ‸010}"), []string{"policies[0].max_calls: 010 begins with a zero, which makes it octal for some readers; write 10"}},
+		{"seconds in octal, or not", in("session: {ttl: ‸0600}"), []string{"session.ttl: 0600 begins with a zero, which makes it octal for some readers; write 600"}},
+		{"an hour in octal, or not", inPolicy("{type: time_window, end_hour: 17, start_hour: ‸010}"), []string{`policies[0].start_hour: "010" is no time of day; write it like 09:00`}},
+		{"a list of amounts", in("session: {spend_limit: ‸[1]}"), []string{"session.spend_limit: must be an amount such as 25.00, not a list"}},
+		{"a list of durations", in("list_wait: ‸[1]"), []string{"list_wait: must be a duration such as 90s, or a number of seconds, not a list"}},
+		{"a mapping of times", inPolicy("{type: time_window, allowed_hours: {start: ‸{h: 9}, end: 10}}"), []string{"policies[0].allowed_hours.start: must be a time of day such as 09:00, not a mapping"}},
+		{"a list of days in a list", inPolicy("{type: time_window, days: [‸[mon]]}"), []string{"policies[0].days[0]: must be a day such as mon, not a list"}},
+		{"a header without quotes", inUpstream(`{name: a, url: "https://x.example", headers: [‸X: 1]}`), []string{"upstreams[0].headers[0]: must be a text, not a mapping"}},
 		{"calls with an underscore", inPolicy("{type: rate_limit, window: 1h, max_calls: ‸1_000}"), []string{"policies[0].max_calls: must be a whole number, not the number 1_000"}},
 	}.run(t)
+}
+
+// A file that holds one mistake has one message about it.
+func TestWhatIsNoMappingIsBlamedOnce(t *testing.T) {
+	mistakes{
+		{"a list", "‸- version: 1\n", []string{"must be a mapping with keys, not a list"}},
+		{"a text", "‸hello\n", []string{"must be a mapping with keys, not a text"}},
+		{"a tag", "‸!!map\nversion: 1\n", []string{"YAML tags (!!map) are not supported"}},
+		{"an alias", "‸*a\n", []string{"there is no anchor &a above this alias"}},
+	}.run(t)
+	parse(t, "&all\nversion: 1\n")
 }
 
 func TestTagsAndMergeKeysAreBlamed(t *testing.T) {
@@ -235,9 +256,16 @@ policies:
 		t.Errorf("%+v", p)
 	}
 	mistakes{
+		{"of itself", in("session: &s ‸{agent_id: *s}"), []string{"session.agent_id: must be a text, not a mapping"}},
 		{"below the alias", in("policies:\n  - {type: deny, tools: ‸*t}\n  - {type: deny, tools: &t [a]}"), []string{"policies[0].tools: there is no anchor &t above this alias"}},
 		{"nowhere", inPolicy("{type: deny, tools: ‸*t}"), []string{"policies[0].tools: there is no anchor &t above this alias"}},
 	}.run(t)
+}
+
+// None of many aliases is one too many.
+func TestManyAliasesWork(t *testing.T) {
+	text := "version: 1\npolicies:\n  - {type: deny, tools: &t [a]}\n" + strings.Repeat("  - {type: deny, tools: *t}\n", 1100)
+	parse(t, text)
 }
 
 func TestAliasBombsEndQuickly(t *testing.T) {
@@ -253,6 +281,8 @@ func TestAliasBombsEndQuickly(t *testing.T) {
 		"a policy of itself":           "version: 1\npolicies:\n  - &p {type: *p, tools: [*p, *p], when: *p}\n",
 		"one list in many policies":    "version: 1\npolicies:\n  - {type: deny, tools: &t " + list("a", 300) + "}\n" + strings.Repeat("  - {type: deny, tools: *t}\n", 600),
 		"one mistake in many policies": "version: 1\npolicies:\n  - &p {type: deny, tools: [a], maxx_calls: 1}\n" + strings.Repeat("  - *p\n", 600),
+		"many long lists":              "version: 1\npolicies:\n  - {type: deny, tools: &t " + list("a", 5000) + "}\n" + strings.Repeat("  - {type: deny, tools: *t}\n", 5000),
+		"an anchor of its own alias":   "version: 1\nsession: {agent_id: &a *a}\n",
 		"an alias of an alias":         "version: 1\nsession: {agent_id: &a x, scopes: &b [*a, *a], ttl: *b}\n",
 		"deep flows":                   "version: 1\nsession: " + strings.Repeat("{scopes: ", 2000) + strings.Repeat("}", 2000) + "\n",
 		"deep lists":                   "version: 1\npolicies: " + strings.Repeat("[", 2000) + strings.Repeat("]", 2000) + "\n",
@@ -328,10 +358,11 @@ func TestAFileWithoutADocumentIsBlamed(t *testing.T) {
 
 func TestTwoDocumentsAreBlamed(t *testing.T) {
 	mistakes{
-		{"in flow style", "{version: 1}\n---\n‸{version: 1}\n", []string{"the file holds more than one document"}},
+		{"in flow style", "{version: 1}\n---\n‸{version: 1}\n", []string{"the file holds more than one document; keep one of them"}},
+		{"in block style", "version: 1\n---\n‸version: 1\n", []string{"the file holds more than one document; keep one of them"}},
 		{"one that is empty does not count", "---\nversion: ‸2\n---\n", []string{"version: is 2; this haldir knows version 1"}},
 	}.run(t)
-	for _, text := range []string{"---\nversion: 1\n", "---\nversion: 1\n...\n", "version: 1\n---\n"} {
+	for _, text := range []string{"---\nversion: 1\n", "---\nversion: 1\n...\n", "version: 1\n---\n", "%YAML 1.2\n---\nversion: 1\n", "# x\n%YAML 1.2\n---\nversion: 1\n...\n"} {
 		if _, err := config.Parse([]byte(text), "haldir.yaml"); err != nil {
 			t.Errorf("%q is one document: %v", text, err)
 		}
@@ -345,6 +376,17 @@ func TestWhatIsNoYAMLIsBlamed(t *testing.T) {
 		{"a tab", "version: 1\n‸\tsession: {}\n", []string{"not valid YAML: found character '\t' that cannot start any token"}},
 		{"an indent", "version: 1\npolicies:\n  - type: deny\n  ‸tools: [a]\n", []string{"not valid YAML: value is not allowed in this context"}},
 	}.run(t)
+	// These were once placed outside of the file.
+	for _, text := range []string{"vers: \":.1\na\x00session: {a\x00\x01\x00\x00_idion\\um\n00fc\\ud83\x00", ")e\x00\r\x01:\t'6\x84\xfe1\rq\x96\t\n\r\n\t", "a: \"\n\n", "a:\t\"\t\n", "a: !!x"} {
+		_, err := config.Parse([]byte(text), "haldir.yaml")
+		problems, ok := err.(config.Problems)
+		if !ok {
+			t.Fatalf("%q: %v", text, err)
+		}
+		for _, p := range problems {
+			inside(t, text, p)
+		}
+	}
 	for _, text := range []string{"\x00", "{", "]", "version: 1\n? [a]\n: 1\n", "a: b: c\n", "&a", "*a", "@", "`", "%", "!", "|", "? ? ?", "- - - -", ":\n:\n:"} {
 		if _, err := config.Parse([]byte(text), "haldir.yaml"); err == nil {
 			t.Errorf("%q loads", text)
@@ -354,14 +396,80 @@ func TestWhatIsNoYAMLIsBlamed(t *testing.T) {
 	}
 }
 
+// Editors on Windows begin a file with a byte order mark.
+func TestAByteOrderMarkIsNoPartOfTheText(t *testing.T) {
+	parse(t, "\ufeffversion: 1\n")
+	_, err := config.Parse([]byte("\ufeff{version: 2}\n"), "haldir.yaml")
+	if err == nil || err.Error() != "haldir.yaml:1:11: version: is 2; this haldir knows version 1" {
+		t.Error(err)
+	}
+}
+
+func TestWhatMustNotStandInTheFileIsBlamed(t *testing.T) {
+	const turns = ", which changes the direction of the text around it, must not stand in the file; remove it"
+	mistakes{
+		{"a byte that is no UTF-8", in("session: {agent_id: \"ü‸\xff\"}"), []string{"the byte 0xff is no UTF-8; save the file as UTF-8"}},
+		{"half a character", "version: 1 # ‸\xc3\n", []string{"the byte 0xc3 is no UTF-8; save the file as UTF-8"}},
+		{"UTF-16", "‸\xff\xfev\x00e\x00", []string{"the file is UTF-16; save it as UTF-8"}},
+		{"a zero byte", in("session: {agent_id: a‸\x00}"), []string{"the control character U+0000 must not stand in the file; remove it, or write it as an escape in double quotes"}},
+		{"an escape", in("session: {agent_id: a} # ‸\x1b[31m"), []string{"the control character U+001B must not stand in the file; remove it, or write it as an escape in double quotes"}},
+		{"a control character of 8 bits", in("session: {agent_id: a‸\u009b31m}"), []string{"the control character U+009B must not stand in the file; remove it, or write it as an escape in double quotes"}},
+		{"a text that turns around", in("session: {agent_id: a‸\u202eb}"), []string{"the invisible character U+202E" + turns}},
+		{"a comment that turns around", in("# ‸\u2066 x"), []string{"the invisible character U+2066" + turns}},
+	}.run(t)
+	parse(t, in("session: {agent_id: \"\ufffd\"} # \ufffd, \u200e and \ufeff"))
+}
+
+// YAML keeps a tab inside a text; the parser drops it without a word.
+func TestATabInATextIsBlamed(t *testing.T) {
+	const tab = `a tab stands inside a text; write it as \t in double quotes, or write a space`
+	mistakes{
+		{"in a flow", inUpstream("{name: a, command: x, args: [delete‸\tall]}"), []string{tab}},
+		{"in a block", "version: 1\nsession:\n  agent_id: a‸\tb # x\n", []string{tab}},
+		{"two", inUpstream("{name: a, command: x, args: [a‸\tb, c ‸\t d]}"), []string{tab, tab}},
+		{"in double quotes", inUpstream("{name: a, command: x, args: [\"a‸\tb\", c]}"), []string{tab}},
+		{"in a number", inPolicy("{type: rate_limit, window: 1h, max_calls: 5‸\t6}"), []string{tab}},
+		{"in a key", in("session: {agent‸\tid: a}"), []string{tab}},
+		{"in the second line", "version: 1\nsession:\n  agent_id: a\n    b‸\tc\n", []string{tab}},
+		{"behind letters of several bytes", in("session: {agent_id: ü‸\tü}"), []string{tab}},
+	}.run(t)
+	c := parse(t, "version:\t1\t# one\nupstreams:\n  - name:\ta\t\n    command: |\n      x\ty\n    args: ['a\tb', 'c\td', \t\"\\te\",\tf\t]\t#\tcomment\n")
+	if u := c.Upstreams[0]; u.Name != "a" || u.Command != "x\ty\n" {
+		t.Errorf("%+v", u)
+	}
+	if diff := cmp.Diff([]string{"a\tb", "c\td", "\te", "f"}, c.Upstreams[0].Args); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Tabs, spaces at the ends of lines and texts over several lines confuse the
+// parser's places.
+func TestPlacesAreExact(t *testing.T) {
+	mistakes{
+		{"behind tabs", "version:\t1\nsession:\t{agent_id:\ta, ‸scops: [a]}\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
+		{"before spaces at the end", "version: ‸2  \nsession: {}\n", []string{"version: is 2; this haldir knows version 1"}},
+		{"behind a text in quotes over several lines", "version: 1\nsession: {agent_id: \"a\n  b\", ‸scops: [a]}\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
+		{"behind escapes", in(`session: {agent_id: "\u00fc\ud83d\ude00\x41\\\"", ‸scops: [a]}`), []string{`session: unknown key "scops"; did you mean "scopes"?`}},
+		{"behind quotes in quotes", in(`session: {agent_id: 'it''s', ‸scops: [a]}`), []string{`session: unknown key "scops"; did you mean "scopes"?`}},
+		{"behind an anchor", in("session: {agent_id: &a\t b, ‸scops: [a]}"), []string{`session: unknown key "scops"; did you mean "scopes"?`}},
+		{"below a block with a comment", "version: 1\nsession:\n  agent_id: >- # a\n\n    b\n      c\n  ‸scops: [a]\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
+		{"with line ends of old", "version: 1\rsession: {\r  agent_id: a,\r  ‸scops: [a]}\r", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
+		{"an upstream in block style", "version: 1\nupstreams:\n  - ‸command: x\n", []string{"upstreams[0]: has no name"}},
+		{"a policy in block style", "version: 1\npolicies:\n  - ‸type: spend_limit\n", []string{"policies[0]: needs max_usd"}},
+	}.run(t)
+}
+
 func TestNoEntryIsBlamedTwice(t *testing.T) {
 	mistakes{
+		{"upstreams without names", in("upstreams:\n  - ‸{command: x}\n  - ‸{command: y}"), []string{"upstreams[0]: has no name", "upstreams[1]: has no name"}},
+		{"days without a day", inPolicy("{type: time_window, days: ‸[]}"), []string{"policies[0].days: is empty: the window would never open"}},
+		{"a name of an upstream that is none", in("upstreams:\n  - {name: ‸A, command: x}\npolicies:\n  - {type: deny, tools: [a/b], upstreams: [b]}"), []string{`upstreams[0].name: "A" is no upstream name: use up to 32 of a-z, 0-9 and -, not beginning with -`}},
 		{"an unreadable policy is not checked", inPolicy("{type: spend_limit, ‸maxx_usd: 5, per: year, timezone: Mars}"), []string{`policies[0]: unknown key "maxx_usd"; did you mean "max_usd"?`}},
 		{"one with an unknown type neither", inPolicy("{type: ‸denny, tools: ['['], when: tol}"), []string{`policies[0].type: unknown policy type "denny"; did you mean "deny"?`}},
 		{"one of another type's keys neither", inPolicy("{type: deny, max_usd: ‸5}"), []string{"policies[0].max_usd: is no key of deny, but of spend_limit; it has none of its own"}},
 		{"a wrong number", inPolicy("{type: spend_limit, max_usd: ‸-1}"), []string{"policies[0].max_usd: the amount -1 is negative"}},
 		{"a wrong time", inPolicy("{type: rate_limit, max_calls: 5, window: ‸soon}"), []string{`policies[0].window: "soon" is no duration; write it like 90s, 15m, 8h or 7d, or as a number of seconds`}},
 		{"an unreadable upstream", inUpstream("{name: A, ‸comand: x}"), []string{`upstreams[0]: unknown key "comand"; did you mean "command"?`}},
-		{"what others rest on", in("session: ‸5\ndenied_tools: ‸maybe"), []string{"session: must be a mapping with keys, not the number 5", `denied_tools: "maybe" is none of hide, show; known here: hide, show`}},
+		{"what others rest on", in("session: ‸5\ndenied_tools: ‸maybe"), []string{"session: must be a mapping with keys, not the number 5", `denied_tools: "maybe" is none of hide, show`}},
 	}.run(t)
 }

@@ -2,9 +2,11 @@ package config_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,6 +62,15 @@ func TestReferencesAreCheckedWhenTheFileIsRead(t *testing.T) {
 		{"in every place of a url", inUpstream(`{name: a, url: "https://x.example", headers: [‸"X-A: ${env:T", ‸"X-B: ${secret:x}"], auth: {type: bearer, token: ‸"Bearer ${file:}"}}`), []string{
 			`upstreams[0].headers[0]: the reference "${env:T" has no closing brace`, "upstreams[0].headers[1]: unknown reference ${secret:x}" + known,
 			"upstreams[0].auth.token: the reference ${file:} names nothing",
+		}},
+		{"in a url", inUpstream(`{name: a, url: ‸"https://x.example/?key=${env:KEY"}`), []string{`upstreams[0].url: the reference "${env:KEY" has no closing brace`}},
+		{"that nobody means", inUpstream(`{name: a, command: x, args: [‸"${env:A${env:B}}", ‸"${root:x}", ‸"${root:}", ‸"${env:A B}", ‸"${env:A:-b}", ‸"${env:A\e[31m}"]}`), []string{
+			`upstreams[0].args[0]: the reference "${env:A${env:B}" stands around another one; refer to one variable that holds the whole`,
+			"upstreams[0].args[1]: the reference ${root:x} takes no name; write ${root}",
+			"upstreams[0].args[2]: the reference ${root:} takes no name; write ${root}",
+			"upstreams[0].args[3]: the reference ${env:A B} names no variable: a name has letters, digits and _ only",
+			"upstreams[0].args[4]: the reference ${env:A:-b} names no variable: a name has letters, digits and _ only",
+			"upstreams[0].args[5]: the reference ${env:A\ufffd[31m} names no variable: a name has letters, digits and _ only",
 		}},
 		{"kinds", inUpstream(`{name: a, command: x, args: [‸"${}", ‸"${ENV:A}", ‸"${env}", ‸"${ env:A}"]}`), []string{
 			"upstreams[0].args[0]: unknown reference ${}" + known, "upstreams[0].args[1]: unknown reference ${ENV:A}" + known,
@@ -126,7 +137,7 @@ func TestAReferenceThatCannotBeResolvedIsNamedAndNothingIsShown(t *testing.T) {
 		"${env:haldir_test_secret}":                                      "the variable haldir_test_secret, referred to by ${env:haldir_test_secret}, is not set",
 		"${env:HALDIR_TEST_SECRET} ${file:" + dir + "/none}":             "the file of ${file:" + dir + "/none} cannot be read: no such file or directory",
 		"${env:HALDIR_TEST_SECRET} ${file:" + dir + "}":                  "the file of ${file:" + dir + "} cannot be read: is a directory",
-		"${env:HALDIR_TEST_SECRET} ${vault:x}":                           "unknown reference ${vault:x}",
+		"${env:HALDIR_TEST_SECRET} ${vault:x}":                           "unknown reference ${vault:x}; known are ${env:NAME}, ${file:PATH} and ${root}",
 		"${env:HALDIR_TEST_SECRET} ${env:HALDIR_TEST_SECRET":             `the reference "${env:HALDIR_TEST_SECRET" has no closing brace`,
 	} {
 		_, err := r.Resolve(text)
@@ -143,14 +154,69 @@ func TestAReferenceThatCannotBeResolvedIsNamedAndNothingIsShown(t *testing.T) {
 	}
 }
 
+// The message goes to the host and to its log.
+func TestARefusedURLDoesNotShowItsPassword(t *testing.T) {
+	for _, u := range []string{"https://u:s3cret-pass@x.example/", "http://u:s3cret-pass@x.example/", "https://u:s3cret-pass@x.example:port/", "https://u:s3cret-pass@", "ht tps://u:s3cret-pass@x.example/", "u:s3cret-pass@x.example"} {
+		_, err := config.Parse([]byte(inUpstream(fmt.Sprintf("{name: a, url: %q}", u))), "haldir.yaml")
+		if err == nil || strings.Contains(err.Error(), "s3cret-pass") {
+			t.Errorf("%s: %v", u, err)
+		}
+	}
+}
+
+func TestReferencesInAURLAreResolvedAndWhatComesOfThemIsChecked(t *testing.T) {
+	for _, u := range []string{"https://x.example/?key=${env:KEY}", "${env:URL}", "${file:/url}", "https://${env:HOST}/mcp", "http://localhost:${env:PORT}/", "https://x.example/$${a}"} {
+		if c := parse(t, inUpstream(fmt.Sprintf("{name: a, url: %q}", u))); c.Upstreams[0].URL != u {
+			t.Errorf("%s became %s", u, c.Upstreams[0].URL)
+		}
+	}
+	var seen []string
+	values := map[string]string{
+		"KEY": "s3cret-k3y", "URL": "https://y.example/s3cret-path", "HTTP": "http://y.example/s3cret", "LOGIN": "https://u:s3cret@y.example/", "HOST": "y.example",
+		"LINES": "s3cret\nX-Other: y", "WORDS": "s3cret words", "TOKEN": "s3cret-token",
+	}
+	r := &config.Resolver{Root: "/root", Env: func(n string) (string, bool) { v, ok := values[n]; return v, ok }, Seen: func(s string) { seen = append(seen, s) }}
+	for text, want := range map[string]string{
+		"https://x.example/?key=${env:KEY}": "https://x.example/?key=s3cret-k3y", "${env:URL}": "https://y.example/s3cret-path", "https://${env:HOST}/mcp": "https://y.example/mcp",
+		"https://x.example/$${a}": "https://x.example/${a}",
+	} {
+		if got, err := r.URL(text); err != nil || got != want {
+			t.Errorf("%s: %s, %v", text, got, err)
+		}
+	}
+	if !slices.Contains(seen, "s3cret-k3y") {
+		t.Errorf("the key is not taken for a secret: %q", seen)
+	}
+	const once = ", once its references are resolved, "
+	for text, want := range map[string]string{
+		"${env:HTTP}":             "the url ${env:HTTP}" + once + "must be an https URL; http is for this machine (localhost) only",
+		"${env:LOGIN}":            "the url ${env:LOGIN}" + once + "must not hold credentials; use auth or headers with a reference such as ${env:TOKEN}",
+		"${env:WORDS}":            "the url ${env:WORDS}" + once + "is no URL such as https://example.com/mcp",
+		"https://x/?k=${env:NO}":  "the variable NO, referred to by ${env:NO}, is not set",
+		"https://${env:LINES}/":   "the url https://${env:LINES}/" + once + "is no URL such as https://example.com/mcp",
+		"https://${env:KEY}:x/?y": "the url https://${env:KEY}:x/?…" + once + "is no URL such as https://example.com/mcp",
+	} {
+		if got, err := r.URL(text); err == nil || err.Error() != want || got != "" {
+			t.Errorf("%s: %q, %v", text, got, err)
+		}
+	}
+	if got, err := r.Header("Bearer ${env:TOKEN}"); err != nil || got != "Bearer s3cret-token" {
+		t.Error(got, err)
+	}
+	if got, err := r.Header("${env:LINES}"); err == nil || got != "" || err.Error() != "holds a line end or another character that HTTP does not allow in a header" {
+		t.Error(got, err)
+	}
+}
+
 func TestWhatAnUpstreamMayNotSay(t *testing.T) {
 	const (
-		noName  = " is no upstream name: use up to 32 of a-z, 0-9 and -, not beginning with -"
-		noURL   = " is no URL such as https://example.com/mcp"
-		https   = "upstreams[0].url: must be an https URL; http is for this machine (localhost) only"
-		secret  = "upstreams[0].url: must not hold credentials; use auth or headers with a reference such as ${env:TOKEN}"
-		header  = `upstreams[0].headers[0]: must be written as "Name: value"`
-		neither = "upstreams[0]: has neither url nor command; it needs one of them"
+		noName   = " is no upstream name: use up to 32 of a-z, 0-9 and -, not beginning with -"
+		noURL    = " is no URL such as https://example.com/mcp"
+		https    = "upstreams[0].url: must be an https URL; http is for this machine (localhost) only"
+		secret   = "upstreams[0].url: must not hold credentials; use auth or headers with a reference such as ${env:TOKEN}"
+		header   = `upstreams[0].headers[0]: must be written as "Name: value"`
+		noHeader = "holds a line end or another character that HTTP does not allow in a header"
+		neither  = "upstreams[0]: has neither url nor command; it needs one of them"
 	)
 	url := func(u string) string { return inUpstream(`{name: a, url: ‸"` + u + `"}`) }
 	headers := func(list string) string {
@@ -189,14 +255,21 @@ func TestWhatAnUpstreamMayNotSay(t *testing.T) {
 		{"a password", url("https://u:p@x.example/"), []string{secret}},
 		{"a user", url("https://u@x.example/"), []string{secret}},
 		{"a password for localhost", url("http://u:p@localhost/"), []string{secret}},
+		{"a password by reference", url("https://u:${env:P}@x.example/"), []string{secret}},
+		{"http by reference", url("http://x.example/${env:P}"), []string{https}},
+		{"no URL with a reference", url("x.example/?key=${env:P}"), []string{`upstreams[0].url: "x.example/?…"` + noURL}},
+		{"a URL with a query that is none", url("https://x example/?key=secret"), []string{`upstreams[0].url: "https://x example/?…"` + noURL}},
+		{"a password and a port that is none", url("https://u:p@x.example:port/"), []string{`upstreams[0].url: "https://…@x.example:port/"` + noURL}},
+		{"a password with a slash", url("https://u:p/q@x.example/"), []string{`upstreams[0].url: "https://…@x.example/"` + noURL}},
 
 		{"a header without a colon", headers("‸X-Key"), []string{header}},
 		{"a header with a space in its name", headers(`‸"X Key: a"`), []string{header}},
 		{"a header with a space behind its name", headers(`‸"X-Key : a"`), []string{header}},
 		{"a header without a name", headers(`‸": a"`), []string{header}},
 		{"a header named by a reference", headers(`‸"${env:T}: x"`), []string{header}},
-		{"a header over two lines", headers(`‸"X-Key: a\nX-Other: b"`), []string{"upstreams[0].headers[0]: has a value that HTTP does not allow"}},
-		{"a header of a zero byte", headers(`‸"X-Key: \0"`), []string{"upstreams[0].headers[0]: has a value that HTTP does not allow"}},
+		{"a header over two lines", headers(`‸"X-Key: a\nX-Other: b"`), []string{"upstreams[0].headers[0]: " + noHeader}},
+		{"a header of a zero byte", headers(`‸"X-Key: \0"`), []string{"upstreams[0].headers[0]: " + noHeader}},
+		{"Authorization beside auth", inUpstream(`{name: a, url: "https://x.example", headers: ["X-A: b", ‸"authorization: Basic x"], auth: {type: bearer, token: t}}`), []string{"upstreams[0].headers[1]: auth sets Authorization as well; keep one of them"}},
 		{"haldir's own headers", headers(`‸"content-type: b", "X-Mine: c", ‸"HOST: x", ‸"mcp-session-id: 1", ‸"MCP-Protocol-Version: 1", ‸"Accept: x", ‸"content-length: 1", ‸"connection: close", ‸"Transfer-Encoding: chunked"`), []string{
 			"upstreams[0].headers[0]: content-type is set by haldir itself", "upstreams[0].headers[2]: HOST is set by haldir itself",
 			"upstreams[0].headers[3]: mcp-session-id is set by haldir itself", "upstreams[0].headers[4]: MCP-Protocol-Version is set by haldir itself",
@@ -206,6 +279,8 @@ func TestWhatAnUpstreamMayNotSay(t *testing.T) {
 
 		{"auth without a type", inUpstream(`{name: a, url: "https://x.example", auth: ‸{token: t}}`), []string{"upstreams[0].auth: has no type"}},
 		{"auth without a token", inUpstream(`{name: a, url: "https://x.example", auth: ‸{type: bearer}}`), []string{"upstreams[0].auth: needs a token, best as a reference such as ${env:TOKEN}"}},
+		{"a token over two lines", inUpstream(`{name: a, url: "https://x.example", auth: {type: bearer, token: ‸"a\nb"}}`), []string{"upstreams[0].auth.token: " + noHeader}},
+		{"a token with a line end of Windows", inUpstream(`{name: a, url: "https://x.example", auth: {type: bearer, token: ‸"a\r"}}`), []string{"upstreams[0].auth.token: " + noHeader}},
 		{"auth of a misspelt type", inUpstream(`{name: a, url: "https://x.example", auth: {type: ‸bearr, token: t}}`), []string{`upstreams[0].auth.type: "bearr" is no way to sign in that this haldir knows; did you mean "bearer"?`}},
 		{"auth of a later haldir", inUpstream(`{name: a, url: "https://x.example", auth: {type: ‸oauth}}`), []string{`upstreams[0].auth.type: "oauth" is no way to sign in that this haldir knows; known here: bearer`}},
 

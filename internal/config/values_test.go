@@ -94,6 +94,11 @@ func TestDurations(t *testing.T) {
 			{"list_wait " + text, in("list_wait: ‸" + text), []string{"list_wait: " + want}},
 		}.run(t)
 	}
+	mistakes{
+		{"to connect in no time", inUpstream("{name: a, command: x, timeouts: {connect: ‸0}}"), []string{"upstreams[0].timeouts.connect: must be longer than 0; leave it out for 30s"}},
+		{"to connect in less", inUpstream("{name: a, command: x, timeouts: {connect: ‸-1}}"), []string{"upstreams[0].timeouts.connect: -1 seconds are out of range"}},
+		{"a call in no time", inUpstream("{name: a, command: x, timeouts: {call: ‸0s}}"), []string{"upstreams[0].timeouts.call: must be longer than 0; leave it out for no limit"}},
+	}.run(t)
 	mistakes{{"a session of no time", in("session: {ttl: ‸0}"), []string{"session.ttl: must be longer than 0; leave it out for a session that does not expire"}}}.run(t)
 }
 
@@ -128,6 +133,7 @@ scopes:
 		{"only from_result", cost("‸{tools: [a], from_result: /b}"), []string{"costs[0]: needs usd or from_argument"}},
 		{"usd and from_argument", cost("‸{tools: [a], usd: 0, from_argument: /a}"), []string{"costs[0]: has both usd and from_argument; it can be only one of them"}},
 		{"from_result without a ceiling", cost("{tools: [a], usd: 0, from_result: ‸/b}"), []string{"costs[0].from_result: needs a usd above 0: the ceiling that is reserved until the actual cost is known"}},
+		{"from_result of the whole", cost(`{tools: [a], usd: 1, from_result: ‸""}`), []string{"costs[0].from_result: points at the whole result, which is no amount; point at the amount in it, such as /_meta/cost_usd"}},
 		{"no pointer", cost("{tools: [a], from_argument: ‸amount}"), []string{`costs[0].from_argument: the JSON pointer "amount" must begin with / (RFC 6901)`}},
 		{"a pointer with a bare ~", cost("{tools: [a], from_argument: ‸/a~2}"), []string{`costs[0].from_argument: in the JSON pointer "/a~2" a ~ is not followed by 0 or 1 (RFC 6901)`}},
 		{"no pointer into the result", cost("{tools: [a], usd: 1, from_result: ‸cost}"), []string{`costs[0].from_result: the JSON pointer "cost" must begin with / (RFC 6901)`}},
@@ -143,13 +149,13 @@ scopes:
 func TestSettingsInTheFile(t *testing.T) {
 	mistakes{
 		{"denied_tools", in("denied_tools: ‸hidden"), []string{`denied_tools: "hidden" is none of hide, show; did you mean "hide"?`}},
-		{"denied_tools, empty", in(`denied_tools: ‸""`), []string{`denied_tools: "" is none of hide, show; known here: hide, show`}},
+		{"denied_tools, empty", in(`denied_tools: ‸""`), []string{`denied_tools: "" is none of hide, show`}},
 		{"tool_name_limit, low", in("tool_name_limit: ‸15"), []string{`tool_name_limit: "15" is no whole number from 16 to 128`}},
 		{"tool_name_limit, high", in("tool_name_limit: ‸129"), []string{`tool_name_limit: "129" is no whole number from 16 to 128`}},
 		{"tool_name_limit, a text", in(`tool_name_limit: ‸"64"`), []string{"tool_name_limit: must be a whole number, not a text"}},
 		{"max_message_bytes", in("max_message_bytes: ‸10"), []string{`max_message_bytes: "10" is no whole number from 1024 to 1073741824`}},
 		{"audit.arguments", in("audit: {arguments: ‸ful}"), []string{`audit.arguments: "ful" is none of full, redacted, digest; did you mean "full"?`}},
-		{"log.level", in("log: {level: ‸trace}"), []string{`log.level: "trace" is none of auto, debug, info, warn, error; known here: auto, debug, info, warn, error`}},
+		{"log.level", in("log: {level: ‸trace}"), []string{`log.level: "trace" is none of auto, debug, info, warn, error`}},
 		{"log.format", in("log: {format: ‸jsn}"), []string{`log.format: "jsn" is none of auto, console, json; did you mean "json"?`}},
 	}.run(t)
 }
@@ -163,7 +169,7 @@ func TestSessions(t *testing.T) {
 	if c.Session.AllScopes || len(c.Session.Scopes) > 0 {
 		t.Errorf("no scopes are %+v", c.Session)
 	}
-	for _, id := range []string{"Research.Bot-7", "team/a b", "ÄGENT", "a.b.c", "UPPER", strings.Repeat("a", 128)} {
+	for _, id := range []string{"Research.Bot-7", "team/a b", "ÄGENT", "a.b.c", "UPPER", strings.Repeat("a", 128), strings.Repeat("ü", 128), "🎉"} {
 		c := parse(t, in(fmt.Sprintf("session: {agent_id: %q}\npolicies:\n  - {type: deny, tools: [x], agents: [%q]}", id, id)))
 		if c.Session.Agent != id || c.Ruleset.Policies[0].Agents[0] != id {
 			t.Errorf("%q became %q and %q", id, c.Session.Agent, c.Ruleset.Policies[0].Agents[0])
@@ -179,6 +185,9 @@ func TestSessions(t *testing.T) {
 		{"an agent over two lines", in(`session: {agent_id: ‸"a\nb"}`), []string{printable}},
 		{"an agent with a zero byte", in(`session: {agent_id: ‸"a\0b"}`), []string{printable}},
 		{"an agent with an escape", in(`session: {agent_id: ‸"\e[31mred"}`), []string{printable}},
+		{"an agent that turns the line around", in(`session: {agent_id: ‸"\u202egnp"}`), []string{printable}},
+		{"an agent with a control character of 8 bits", in(`session: {agent_id: ‸"a\u009b31m"}`), []string{printable}},
+		{"an agent with a space of no width", in(`session: {agent_id: ‸"a\u200bb"}`), []string{printable}},
 		{"an agent of 129", in("session: {agent_id: ‸" + strings.Repeat("a", 129) + "}"), []string{printable}},
 		{"scopes", in(`session: {scopes: [read, ‸Read, ‸"a b", ‸""]}`), []string{
 			`session.scopes[1]: "Read" is no scope; use lower-case names such as read, execute, spend`,
