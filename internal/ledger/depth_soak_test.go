@@ -1,0 +1,5 @@
+//go:build soak
+
+package ledger_test
+
+const soaking = true
