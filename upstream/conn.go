@@ -3,9 +3,9 @@ package upstream
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"sync"
 	"time"
 
@@ -18,16 +18,17 @@ const shown = 200
 // conn is one connection to the server, from handshake to end.
 type conn struct {
 	client  wire.Client
-	child   *child // nil for a remote server
-	server  string // what it says it is
+	web     wire.HTTPOptions // of a remote server
+	child   *child           // nil for a remote server
+	server  string           // what it says it is
 	version string
 	relist  chan struct{}
 	dead    chan struct{} // closed when the server has forgotten the session
 	once    sync.Once
 
 	mu     sync.Mutex
-	tokens map[string]func(wire.Message) // progress of calls in flight, by wire.IDKey of the token
-	calls  sync.WaitGroup                // calls in flight
+	tokens map[string]*audience // of calls in flight, by wire.IDKey of the token
+	calls  sync.WaitGroup       // calls in flight
 	wg     sync.WaitGroup
 	// replies bounds the answers to the server's own requests that are under
 	// way: one that asks without end is slowed down, not remembered.
@@ -45,7 +46,7 @@ func refusal(m wire.Message) error {
 func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, u.o.Config.Connect, fmt.Errorf("no answer within %v (timeouts.connect)", u.o.Config.Connect))
 	defer cancel()
-	c := &conn{relist: make(chan struct{}, 1), dead: make(chan struct{}), tokens: map[string]func(wire.Message){}, replies: make(chan struct{}, 16)}
+	c := &conn{relist: make(chan struct{}, 1), dead: make(chan struct{}), tokens: map[string]*audience{}, replies: make(chan struct{}, 16)}
 	if err := u.dial(c); err != nil {
 		return nil, err
 	}
@@ -79,9 +80,28 @@ func (u *Upstream) dial(c *conn) error {
 	if err != nil {
 		return err
 	}
-	c.client = wire.NewHTTP(wire.HTTPOptions{
+	c.web = wire.HTTPOptions{
 		URL: cfg.URL, Client: httpClient(cfg.Connect), Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem,
-	})
+	}
+	c.client = wire.NewHTTP(c.web)
+	return nil
+}
+
+// fallBack goes over to the transport of 2024-11-05 when a server has refused
+// initialize as one that does not know streamable HTTP does (transports,
+// backwards compatibility). The error is the refusal, if that is no such one or
+// the server does not have the other transport either.
+func (c *conn) fallBack(ctx context.Context, refusal error) error {
+	var e *wire.HTTPError
+	if !errors.As(refusal, &e) || e.Status != http.StatusBadRequest && e.Status != http.StatusNotFound && e.Status != http.StatusMethodNotAllowed {
+		return refusal
+	}
+	sse, err := wire.DialSSE(ctx, c.web)
+	if err != nil {
+		return fmt.Errorf("%w; %w", refusal, err)
+	}
+	c.client.Close()
+	c.client = sse
 	return nil
 }
 
@@ -112,20 +132,23 @@ func httpClient(connect time.Duration) *http.Client {
 	t.MaxIdleConnsPerHost = 64
 	t.TLSHandshakeTimeout = connect
 	return &http.Client{Transport: t, CheckRedirect: func(req *http.Request, via []*http.Request) error {
-		if !sameOrigin(req.URL, via[0].URL) || req.Method != via[0].Method || len(via) > 5 {
+		if !wire.SameOrigin(req.URL, via[0].URL) || req.Method != via[0].Method || len(via) > 5 {
 			return http.ErrUseLastResponse
 		}
 		return nil
 	}}
 }
 
-func sameOrigin(a, b *url.URL) bool { return a.Scheme == b.Scheme && a.Host == b.Host }
-
 // greet shakes hands (MCP lifecycle, initialization) and lists the tools.
 func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error) {
 	params := fmt.Appendf(nil, `{"protocolVersion":%s,"capabilities":{},"clientInfo":{"name":"haldir","version":%s}}`,
 		wire.Quote(wire.LatestLegacy), wire.Quote(u.o.Version))
 	m, err := c.client.Call(ctx, "initialize", params)
+	if err != nil {
+		if err = c.fallBack(ctx, err); err == nil {
+			m, err = c.client.Call(ctx, "initialize", params)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("initialize: %w", err)
 	}
@@ -150,21 +173,32 @@ func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error
 	}
 	c.version = result.ProtocolVersion
 	c.server = wire.Printable(result.ServerInfo.Name+" "+result.ServerInfo.Version, shown)
-	h, remote := c.client.(*wire.HTTP)
-	if remote {
-		h.SetVersion(c.version)
+	if remote, ok := c.client.(interface{ SetVersion(v string) }); ok {
+		remote.SetVersion(c.version)
 	}
 	if err := c.client.Send(ctx, wire.Notification("notifications/initialized", nil)); err != nil {
 		return nil, fmt.Errorf("notifications/initialized: %w", err)
 	}
-	if remote {
-		h.Listen()
+	if h, ok := c.client.(*wire.HTTP); ok {
+		// Once the stream is open nothing that belongs to the first call is lost.
+		opened := h.Listen()
+		defer func() {
+			select {
+			case <-opened:
+			case <-time.After(openGrace):
+			case <-ctx.Done():
+			}
+		}()
 	}
 	if len(result.Capabilities.Tools) == 0 || string(result.Capabilities.Tools) == "null" {
 		return nil, nil
 	}
 	return list(ctx, c.client, u.problem)
 }
+
+// openGrace is how long a server may take to answer that it has a stream of its
+// own; some say nothing before its first event.
+const openGrace = 250 * time.Millisecond
 
 // handle takes what the server sends of its own accord.
 func (c *conn) handle(m wire.Message) {
@@ -174,8 +208,8 @@ func (c *conn) handle(m wire.Message) {
 	}
 	switch m.Method {
 	case "notifications/progress":
-		if f := c.progress(m); f != nil {
-			f(m)
+		if a := c.audience(m); a != nil {
+			a.tell(m)
 		}
 	case "notifications/tools/list_changed":
 		select {
@@ -185,9 +219,31 @@ func (c *conn) handle(m wire.Message) {
 	}
 }
 
-// progress finds the call that a progress notification is about. A token that
+// audience is whoever wants to hear of a call's progress.
+type audience struct {
+	mu   sync.Mutex
+	hear func(wire.Message) // nil once the call is over
+}
+
+func (a *audience) tell(m wire.Message) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.hear != nil {
+		a.hear(m)
+	}
+}
+
+// leave returns when nothing more will be told: what belongs to a call must not
+// come after its response.
+func (a *audience) leave() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.hear = nil
+}
+
+// audience finds the call that a progress notification is about. A token that
 // no call of this server has is nobody's: a server cannot speak for another.
-func (c *conn) progress(m wire.Message) func(wire.Message) {
+func (c *conn) audience(m wire.Message) *audience {
 	members, err := wire.Members(m.Params)
 	if err != nil {
 		return nil
@@ -230,14 +286,17 @@ func (c *conn) answer(m wire.Message) {
 
 func (c *conn) call(ctx context.Context, call Call) (wire.Message, error) {
 	if call.Token != nil && call.Progress != nil {
-		key := wire.IDKey(call.Token)
+		key, a := wire.IDKey(call.Token), &audience{hear: call.Progress}
 		c.mu.Lock()
-		c.tokens[key] = call.Progress
+		c.tokens[key] = a
 		c.mu.Unlock()
 		defer func() {
+			a.leave()
 			c.mu.Lock()
-			delete(c.tokens, key)
-			c.mu.Unlock()
+			defer c.mu.Unlock()
+			if c.tokens[key] == a {
+				delete(c.tokens, key)
+			}
 		}()
 	}
 	m, err := c.client.Call(ctx, call.Method, call.Params)

@@ -277,7 +277,11 @@ func (u *Upstream) attend(ctx context.Context, c *conn) error {
 	for {
 		select {
 		case <-c.client.Done():
-			return c.explain(c.client.Err())
+			err := c.client.Err()
+			if errors.Is(err, wire.ErrSessionExpired) {
+				c.expire()
+			}
+			return c.explain(err)
 		case <-c.exited():
 			// What the process left behind may keep its output open; whoever
 			// waits for an answer waits no longer.

@@ -20,6 +20,7 @@ type HTTP struct {
 	drains    chan struct{} // bounds the streams that are read after their answer
 	listening atomic.Bool   // the GET stream is open
 	heard     atomic.Int64  // counts the beginnings and the ends of handling an event of the GET stream
+	trials    atomic.Int64  // counts the answers that waited for that stream before it brought anything
 }
 
 // drainGrace is how long the rest of a stream is read after its response, so
@@ -147,7 +148,7 @@ func (h *HTTP) take(raw []byte, id string) (answer Message, err error) {
 		m, err := ParseLenient(raw)
 		switch {
 		case err != nil && id != "" && string(findID(raw)) == id:
-			return Message{}, &badAnswer{err}
+			return Message{}, &badAnswerError{err}
 		case err != nil:
 			return Message{}, fmt.Errorf("what is no JSON-RPC message: %w", err)
 		case !m.IsResponse():
@@ -174,23 +175,23 @@ func (h *HTTP) take(raw []byte, id string) (answer Message, err error) {
 	return answer, err
 }
 
-// badAnswer is a response that cannot be read. No other will come.
-type badAnswer struct{ error }
+// badAnswerError is a response that cannot be read. No other will come.
+type badAnswerError struct{ error }
 
-func (b *badAnswer) Error() string {
+func (b *badAnswerError) Error() string {
 	return "the upstream's answer is no valid JSON-RPC message: " + b.error.Error()
 }
 
-func (b *badAnswer) Unwrap() error { return b.error }
+func (b *badAnswerError) Unwrap() error { return b.error }
 
 // event sorts what one event holds. The answer is zero if it does not hold the
-// response to the request with id; the error is a badAnswer.
+// response to the request with id; the error is a badAnswerError.
 func (h *HTTP) event(ev Event, id string) (Message, error) {
 	if len(ev.Data) == 0 || ev.Type != "" && ev.Type != "message" {
 		return Message{}, nil
 	}
 	answer, err := h.take(ev.Data, id)
-	var bad *badAnswer
+	var bad *badAnswerError
 	switch {
 	case err == nil:
 	case answer.Raw == nil && errors.As(err, &bad):

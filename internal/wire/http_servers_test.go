@@ -25,11 +25,14 @@ import (
 
 const initializeParams = `{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}},"clientInfo":{"name":"haldir-test","version":"0"}}`
 
-// handshake is the opening of a session in the handshake era.
-func handshake(t *testing.T, h interface {
+// remote is a conversation over either HTTP transport.
+type remote interface {
 	wire.Client
 	SetVersion(v string)
-}) {
+}
+
+// handshake is the opening of a session in the handshake era.
+func handshake(t *testing.T, h remote) {
 	t.Helper()
 	m, err := h.Call(t.Context(), "initialize", json.RawMessage(initializeParams))
 	if err != nil || m.Result == nil {

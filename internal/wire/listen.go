@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -17,15 +18,20 @@ const shortStream = time.Second
 // Listen keeps the GET stream open until the conversation ends: reopened with
 // backoff when it breaks, where it was left if the server counts its events,
 // given up when the server says it has none. Call it once, after the handshake.
-func (h *HTTP) Listen() {
+// The channel is closed once the server has answered for the first time.
+func (h *HTTP) Listen() <-chan struct{} {
+	answered := make(chan struct{})
 	h.begin(func() {
+		first := sync.OnceFunc(func() { close(answered) })
+		defer first()
 		wait := backoff.NewExponentialBackOff()
 		wait.MaxInterval = 30 * time.Second
 		s := &stream{}
 		for h.ctx.Err() == nil {
 			opened := time.Now()
 			s.retry = 0
-			err := h.listen(s)
+			err := h.listen(s, first)
+			first()
 			var refused *HTTPError
 			switch {
 			case h.ctx.Err() != nil:
@@ -56,10 +62,11 @@ func (h *HTTP) Listen() {
 			}
 		}
 	})
+	return answered
 }
 
 // listen opens the stream and hands on what it brings, until it ends.
-func (h *HTTP) listen(s *stream) error {
+func (h *HTTP) listen(s *stream, opened func()) error {
 	resp, err := h.get(h.ctx, s.lastID)
 	if err != nil {
 		return err
@@ -67,6 +74,7 @@ func (h *HTTP) listen(s *stream) error {
 	defer func() { _ = resp.Body.Close() }()
 	h.listening.Store(true)
 	defer h.listening.Store(false)
+	opened()
 	s.open(resp.Body, h.o.MaxMessage)
 	for {
 		ev, err := s.next()
@@ -81,26 +89,33 @@ func (h *HTTP) listen(s *stream) error {
 
 // A server that answers by JSON sends what belongs to a call on the GET stream,
 // where the answer overtakes it (go-sdk with JSONResponse). The answer waits
-// until that stream has been quiet for a moment, and no longer than maxHush
-// while it is not.
+// until nothing has come there for some moments in a row (more than one, for a
+// reader that is not scheduled in time), and no longer than maxHush otherwise. A
+// server from which nothing has come there by the time of maxTrials answers is
+// not waited for any more, until something comes.
 const (
-	quiet   = 2 * time.Millisecond
-	maxHush = 500 * time.Millisecond
+	moment    = time.Millisecond
+	moments   = 3
+	maxHush   = 500 * time.Millisecond
+	maxTrials = 20
 )
 
 // hush waits for the GET stream, if there is one, to be quiet. The time that the
 // host takes to read does not count: what waits for it waits in order.
 func (h *HTTP) hush(ctx context.Context) {
-	for left := maxHush; left > 0 && h.listening.Load(); {
+	if h.heard.Load() == 0 && h.trials.Add(1) > maxTrials {
+		return
+	}
+	for still, left := 0, maxHush; still < moments && left > 0 && h.listening.Load(); {
 		before := h.heard.Load()
-		if !sleep(ctx, quiet) {
+		if !sleep(ctx, moment) {
 			return
 		}
 		switch now := h.heard.Load(); {
 		case now != before:
-			left -= quiet
+			still, left = 0, left-moment
 		case now%2 == 0: // else the handler has not come back
-			return
+			still++
 		}
 	}
 }
