@@ -118,7 +118,7 @@ type checker struct {
 	*decoder
 	doc      document
 	warnings Problems
-	names    []string        // the upstreams, unless a mistake makes them unsure
+	names    []string        // of the upstreams, unless one of them cannot be right
 	broken   map[string]bool // entries with mistakes that reading them has found
 }
 
@@ -183,8 +183,8 @@ func (c *checker) session() Session {
 	}
 	if c.has("session.agent_id") {
 		s.Agent = d.AgentID
-		if !printable(s.Agent) {
-			c.fail("session.agent_id", "must have 1 to 128 printable characters")
+		if err := CheckID(s.Agent); err != nil {
+			c.fail("session.agent_id", "%v", err)
 		}
 	}
 	if c.has("session.scopes") {
@@ -201,11 +201,14 @@ func (c *checker) session() Session {
 	return s
 }
 
-// printable tells what an id may be: what a person can see, and cannot take for
-// something else because of a character that is not seen.
-func printable(id string) bool {
+// CheckID reports what is wrong with the id of an agent or a session, from
+// wherever it comes: a person must see all of it, lest it be taken for another.
+func CheckID(id string) error {
 	n := utf8.RuneCountInString(id)
-	return n >= 1 && n <= 128 && utf8.ValidString(id) && !strings.ContainsFunc(id, func(r rune) bool { return !unicode.IsPrint(r) })
+	if n < 1 || n > 128 || !utf8.ValidString(id) || strings.ContainsFunc(id, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return errors.New("must have 1 to 128 printable characters")
+	}
+	return nil
 }
 
 // ownName is the upstream that haldir's own tools belong to.
@@ -272,7 +275,7 @@ func (c *checker) upstreams() []Upstream {
 		out = append(out, u)
 		c.names = append(c.names, d.Name)
 	}
-	if slices.ContainsFunc(c.problems, func(p Problem) bool { return strings.HasPrefix(p.Where, "upstreams") }) {
+	if slices.ContainsFunc(c.names, func(name string) bool { return !upstreamName.MatchString(name) }) {
 		c.names = nil
 	}
 	return out

@@ -234,6 +234,9 @@ func TestNamesOfUpstreamsAreHeldAgainstTheUpstreams(t *testing.T) {
 	const two = "version: 1\nupstreams:\n  - {name: files, command: x}\n  - {name: payments, command: x}\n"
 	mistakes{
 		{"a misspelt one", two + "policies:\n  - {type: deny, upstreams: [files, ‸fils]}\n", []string{`policies[0].upstreams[1]: there is no upstream "fils"; did you mean "files"?`}},
+		{"beside an upstream with a mistake", two + "  - {name: x, url: ‸'ftp://x.example'}\npolicies:\n  - {type: deny, upstreams: [‸fils]}\n", []string{
+			"upstreams[2].url: must be an https URL; http is for this machine (localhost) only", `policies[0].upstreams[0]: there is no upstream "fils"; did you mean "files"?`,
+		}},
 		{"another one", two + "policies:\n  - {type: deny, upstreams: [‸search]}\n", []string{`policies[0].upstreams[0]: there is no upstream "search"; known here: files, payments`}},
 		{"a pattern of tools", two + "policies:\n  - {type: deny, upstreams: [‸files/*]}\n", []string{`policies[0].upstreams[0]: "files/*" is no name of an upstream; patterns with a slash belong to tools`}},
 		{"haldir", two + "policies:\n  - {type: deny, upstreams: [‸haldir]}\n", []string{"policies[0].upstreams[0]: policies do not govern haldir's own tools; remove it"}},

@@ -86,8 +86,8 @@ func number(low, high int) func(string) error {
 }
 
 func aSession(v string) error {
-	if v != "" && !printable(v) {
-		return fmt.Errorf("%q is no session id: it must have 1 to 128 printable characters", v)
+	if err := CheckID(v); v != "" && err != nil {
+		return fmt.Errorf("the id %q %w", v, err)
 	}
 	return nil
 }
