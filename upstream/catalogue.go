@@ -10,10 +10,14 @@ import (
 	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
-// Bounds on what one server may list.
+// Bounds on what one server may list. Tools beyond them are withheld.
 const (
 	maxPages = 1000
 	maxTools = 10000
+	maxBytes = 8 << 20 // of all definitions together; the largest servers in use list some 100 KiB
+	maxName  = 1 << 10 // bytes of a tool's name; MCP recommends 128 characters at most
+	// maxWithheld is how many are told by name.
+	maxWithheld = 100
 )
 
 // Catalogue is what a server offers.
@@ -39,7 +43,8 @@ func (t Tool) As(name string) []byte {
 }
 
 // Withheld is a tool that is not passed on, because hosts would drop the whole
-// list for its sake.
+// list for its sake, or because the server lists too much. Its name is fit to be
+// shown.
 type Withheld struct {
 	Name   string `json:"name"`
 	Reason string `json:"reason"`
@@ -48,20 +53,50 @@ type Withheld struct {
 // ReadCatalogue vets a list of tool definitions.
 func ReadCatalogue(raw []json.RawMessage) Catalogue {
 	c := Catalogue{Known: true}
+	more := 0
+	withhold := func(t Tool, why error) {
+		if len(c.Withheld) < maxWithheld {
+			c.Withheld = append(c.Withheld, Withheld{wire.Printable(t.Name, shown), why.Error()})
+		} else {
+			more++
+		}
+	}
 	seen := map[string]bool{}
-	for _, def := range raw {
+	fit, beyond := within(raw)
+	for _, def := range fit {
 		t, err := readTool(def)
 		if err == nil && seen[t.Name] {
 			err = errors.New("the server lists another tool of this name before it")
 		}
 		if err != nil {
-			c.Withheld = append(c.Withheld, Withheld{t.Name, err.Error()})
+			withhold(t, err)
 			continue
 		}
 		seen[t.Name] = true
 		c.Tools = append(c.Tools, t)
 	}
+	for _, def := range beyond {
+		t, _ := readTool(def) // its name, if it has one
+		withhold(t, fmt.Errorf("the server lists more than %d tools or %d MiB of them", maxTools, maxBytes>>20))
+	}
+	if more > 0 {
+		c.Withheld = append(c.Withheld, Withheld{Reason: fmt.Sprintf("%d more tools, not told by name", more)})
+	}
 	return c
+}
+
+// within separates the definitions that fit within the bounds from the rest.
+func within(raw []json.RawMessage) (fit, beyond []json.RawMessage) {
+	size := 0
+	for _, def := range raw {
+		if len(fit) == maxTools || size+len(def) > maxBytes {
+			beyond = append(beyond, def)
+			continue
+		}
+		size += len(def)
+		fit = append(fit, def)
+	}
+	return fit, beyond
 }
 
 func readTool(def json.RawMessage) (Tool, error) {
@@ -76,6 +111,9 @@ func readTool(def json.RawMessage) (Tool, error) {
 	}
 	if t.Name, ok = wire.String(name.Value); !ok || t.Name == "" {
 		return t, errors.New("its name is no text")
+	}
+	if len(t.Name) > maxName {
+		return t, fmt.Errorf("its name is longer than %d bytes", maxName)
 	}
 	t.nameStart, t.nameEnd = name.Start, name.End
 	for _, key := range []string{"description", "title"} {
@@ -238,6 +276,7 @@ func list(ctx context.Context, c wire.Client, report func(error)) ([]json.RawMes
 	var all []json.RawMessage
 	var params json.RawMessage
 	cursors := map[string]bool{}
+	size := 0
 	for range maxPages {
 		m, err := c.Call(ctx, "tools/list", params)
 		if err != nil {
@@ -259,6 +298,7 @@ func list(ctx context.Context, c wire.Client, report func(error)) ([]json.RawMes
 			return nil, fmt.Errorf("tools/list: tools: %w", err)
 		}
 		all = append(all, elements...)
+		size += len(m.Raw) // all of the page is held on to
 		next, ok := wire.Find(members, "nextCursor")
 		if !ok || string(next.Value) == "null" {
 			return all, nil
@@ -272,8 +312,8 @@ func list(ctx context.Context, c wire.Client, report func(error)) ([]json.RawMes
 		case cursors[cursor]:
 			report(errors.New("tools/list: the server repeats a cursor; the list is taken to end there"))
 			return all, nil
-		case len(all) > maxTools:
-			report(fmt.Errorf("tools/list: more than %d tools; the rest is left out", maxTools))
+		case len(all) > maxTools, size > maxBytes:
+			report(fmt.Errorf("tools/list: more than %d tools or %d MiB of them; the pages that follow are left out", maxTools, maxBytes>>20))
 			return all, nil
 		default:
 			cursors[cursor] = true

@@ -84,6 +84,84 @@ func TestWithheldToolsAreNamedWithTheReason(t *testing.T) {
 	}
 }
 
+// What one server may list is bounded, by number and by bytes; what is beyond is
+// reported by names that are fit to be shown, and so many at most.
+func TestACatalogueIsBounded(t *testing.T) {
+	def := func(name string, size int) json.RawMessage {
+		return json.RawMessage(`{"name":"` + name + `","description":"` + strings.Repeat("x", size) + `","inputSchema":{"type":"object"}}`)
+	}
+	var many, big []json.RawMessage
+	for i := range 10_200 {
+		many = append(many, def(fmt.Sprintf("t%d", i), 0))
+	}
+	for i := range 12 {
+		big = append(big, def(fmt.Sprintf("t%d", i), 1<<20))
+	}
+	for name, c := range map[string]struct {
+		list  []json.RawMessage
+		tools int
+		names []string // of the first withheld
+	}{
+		"more than 10,000":              {many, 10_000, []string{"t10000", "t10001"}},
+		"more than 8 MiB":               {big, 7, []string{"t7", "t8"}},
+		"one that is larger":            {[]json.RawMessage{def("huge", 9<<20), def("b", 1)}, 1, []string{"huge"}},
+		"a name without end":            {[]json.RawMessage{def(strings.Repeat("n", 2000), 1), def("b", 1)}, 1, []string{strings.Repeat("n", 200) + "…"}},
+		"a name that plays with colour": {[]json.RawMessage{json.RawMessage(`{"name":"\u001b[31mred\u202e"}`)}, 0, []string{"\ufffd[31mred\ufffd"}},
+	} {
+		got := upstream.ReadCatalogue(c.list)
+		if len(got.Tools) != c.tools {
+			t.Errorf("%s: %d tools", name, len(got.Tools))
+		}
+		for i, want := range c.names {
+			if len(got.Withheld) <= i || got.Withheld[i].Name != want || got.Withheld[i].Reason == "" {
+				t.Errorf("%s: withheld: %d, want the name %s", name, len(got.Withheld), want)
+			}
+		}
+		if n := len(got.Withheld); n > 101 || n == 101 && !strings.Contains(got.Withheld[100].Reason, "100 more") {
+			t.Errorf("%s: %d withheld by name: %+v", name, n, got.Withheld[n-1])
+		}
+	}
+}
+
+// A server whose pages never end must not fill memory: neither with tools, nor
+// with what is beside them, nor with cursors.
+func TestPagesThatNeverEndAreNotFollowedForEver(t *testing.T) {
+	pad := strings.Repeat("x", 1<<20)
+	for name, page := range map[string]string{
+		"of tools":   `"tools":[{"name":"t%d","description":"` + pad + `","inputSchema":{"type":"object"}}],"nextCursor":"%d"`,
+		"of padding": `"tools":[{"name":"t%d","inputSchema":{"type":"object"}}],"_meta":{"pad":"` + pad + `"},"nextCursor":"%d"`,
+		"of cursors": `"tools":[{"name":"t%d","inputSchema":{"type":"object"}}],"nextCursor":"` + pad + `%d"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := mcptest.Script{}.NewHTTP(t)
+			var pages atomic.Int64
+			srv.Before = func(w http.ResponseWriter, _ *http.Request, body []byte) bool {
+				var m struct {
+					ID     json.RawMessage
+					Method string
+				}
+				if json.Unmarshal(body, &m) != nil || m.Method != "tools/list" {
+					return false
+				}
+				n := pages.Add(1)
+				w.Header().Set("Content-Type", "application/json")
+				fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"result":{`+page+`}}`, m.ID, n, n)
+				return true
+			}
+			r := ready(t, srv.Upstream("up"))
+			if n := pages.Load(); n < 8 || n > 10 {
+				t.Errorf("%d pages of 1 MiB were asked for", n)
+			}
+			if !strings.Contains(r.log.String(), "left out") {
+				t.Errorf("the log does not tell: %s", clip(r.log.String()))
+			}
+			if r.must("echo", `{"text":"x"}`) != "x" {
+				t.Error("it does not work any more")
+			}
+		})
+	}
+}
+
 func FuzzReadCatalogue(f *testing.F) {
 	f.Add([]byte(`{"name":"a","inputSchema":{"type":"object"}}`))
 	f.Add([]byte(`{"n\u0061me":"a","inputSchema":{"type":"object","required":["x"]},"annotations":{"readOnlyHint":true}}`))

@@ -334,16 +334,21 @@ func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(err).Msg("upstream") 
 
 // learn takes a fresh list of tools.
 func (u *Upstream) learn(ctx context.Context, raw []json.RawMessage) {
-	fresh := encode(raw)
+	fit, beyond := within(raw)
+	fresh := encode(fit)
 	u.mu.Lock()
 	same := bytes.Equal(fresh, u.listed)
 	u.mu.Unlock()
 	if same {
 		return
 	}
-	c := ReadCatalogue(raw)
+	// What is kept anyway is read again, so that the pages it came on can go.
+	if kept, err := decode(fresh); err == nil {
+		fit = kept
+	}
+	c := ReadCatalogue(append(fit, beyond...))
 	for _, w := range c.Withheld {
-		u.o.Log.Warn().Str("tool", wire.Printable(w.Name, shown)).Str("reason", w.Reason).Msg("tool withheld: a host would drop the whole list for it")
+		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld")
 	}
 	u.take(c, fresh)
 	if err := u.o.Cache.SaveCatalogue(context.WithoutCancel(ctx), u.key, fresh); err != nil {

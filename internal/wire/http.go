@@ -145,34 +145,37 @@ func answers(m Message, id string) bool {
 // what is neither.
 func (h *HTTP) take(raw []byte, id string) (answer Message, err error) {
 	if !IsBatch(raw) {
-		m, err := ParseLenient(raw)
-		switch {
-		case err != nil && id != "" && string(findID(raw)) == id:
-			return Message{}, &badAnswerError{err}
-		case err != nil:
-			return Message{}, fmt.Errorf("what is no JSON-RPC message: %w", err)
-		case !m.IsResponse():
-			h.o.Handler(m)
-		case answers(m, id):
-			return m, nil
-		default:
-			return Message{}, errUnawaited(m)
-		}
-		return Message{}, nil
+		return h.takeOne(raw, id)
 	}
-	messages, err := Elements(raw)
-	for _, r := range messages {
-		if IsBatch(r) {
-			err = errors.Join(err, errNested)
-			continue
-		}
-		m, odd := h.take(r, id)
+	var bad *badAnswerError
+	err = each(raw, func(r []byte) error {
+		m, err := h.takeOne(r, id)
 		if m.Raw != nil {
 			answer = m
 		}
-		err = errors.Join(err, odd)
+		_ = errors.As(err, &bad)
+		return err
+	})
+	if bad != nil {
+		err = bad
 	}
 	return answer, err
+}
+
+func (h *HTTP) takeOne(raw []byte, id string) (answer Message, err error) {
+	m, err := ParseLenient(raw)
+	switch {
+	case err != nil && id != "" && string(findID(raw)) == id:
+		return Message{}, &badAnswerError{err}
+	case err != nil:
+		return Message{}, fmt.Errorf("what is no JSON-RPC message: %w", err)
+	case !m.IsResponse():
+		h.o.Handler(m)
+		return Message{}, nil
+	case answers(m, id):
+		return m, nil
+	}
+	return Message{}, errUnawaited(m)
 }
 
 // badAnswerError is a response that cannot be read. No other will come.

@@ -1382,3 +1382,29 @@ func TestCallsAndCloseMayRace(t *testing.T) {
 		wg.Wait()
 	}
 }
+
+// A batch may hold millions of messages that are none. It is told of in one
+// short line, whatever the transport.
+func TestABatchOfNoiseIsToldOfInOneLine(t *testing.T) {
+	t.Parallel()
+	noise := "[" + strings.Repeat("1,", 200_000) + `{"` + strings.Repeat("n", 5000) + `":1,"` + strings.Repeat("n", 5000) + `":2}]`
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request, in request) {
+		sendEvents(w, noise, answer(in.msg.ID, `{}`))
+	})
+	var problems list[error]
+	if _, err := dial(t, s.URL, wire.HTTPOptions{Problem: problems.add}).Call(t.Context(), "x", nil); err != nil {
+		t.Error(err)
+	}
+	p, peer := connect(t, wire.PipeOptions{Noise: func(_ []byte, why error) { problems.add(why) }})
+	call := start(t.Context(), p, "ping", "")
+	peer.write(noise, answer(peer.read()["id"], `{}`))
+	receive(t, "the call", call)
+	for _, err := range problems.all() {
+		if text := err.Error(); len(text) > 500 || !strings.Contains(text, "200000 more") {
+			t.Errorf("%d bytes: %s", len(text), clip([]byte(text)))
+		}
+	}
+	if n := len(problems.all()); n != 2 {
+		t.Errorf("%d problems", n)
+	}
+}

@@ -54,18 +54,31 @@ func (b *inbox) take(raw []byte) error {
 		b.handle(m)
 		return nil
 	}
-	messages, err := Elements(raw)
-	for _, m := range messages {
-		if IsBatch(m) {
-			err = errors.Join(err, errNested)
-			continue
-		}
-		err = errors.Join(err, b.take(m))
-	}
-	return err
+	return each(raw, b.take)
 }
 
-var errNested = errors.New("a batch in a batch")
+// each hands on the messages of a batch. The error is the first, and how many
+// there are: a batch may hold millions.
+func each(batch []byte, take func([]byte) error) error {
+	messages, first := Elements(batch)
+	more := 0
+	for _, m := range messages {
+		err := errors.New("a batch in a batch")
+		if !IsBatch(m) {
+			err = take(m)
+		}
+		switch {
+		case err != nil && first == nil:
+			first = err
+		case err != nil:
+			more++
+		}
+	}
+	if more > 0 {
+		return fmt.Errorf("%w; and %d more messages of its batch", first, more)
+	}
+	return first
+}
 
 // claims reports that a line which is no message was meant to be a response, as
 // against a line of a log that happens to name an id.

@@ -56,7 +56,7 @@ func readable(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errors.New("unexpected end of JSON")
 	}
-	return errors.New(strings.TrimPrefix(err.Error(), "jsontext: "))
+	return errors.New(Printable(strings.TrimPrefix(err.Error(), "jsontext: "), 300)) // it quotes names
 }
 
 // depth returns the deepest nesting of raw, counting brackets outside strings.
@@ -102,7 +102,7 @@ func Members(raw []byte) ([]Member, error) {
 		m := Member{Name: name.String()}
 		for _, seen := range members {
 			if seen.Name == m.Name {
-				return nil, fmt.Errorf("the name %q stands twice in one object", m.Name)
+				return nil, fmt.Errorf("the name %q stands twice in one object", Printable(m.Name, 64))
 			}
 		}
 		value, err := dec.ReadValue()
