@@ -9,6 +9,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
@@ -16,12 +17,21 @@ import (
 )
 
 // condition is a compiled When.
-type condition struct{ program cel.Program }
+type condition struct {
+	program cel.Program
+	now     bool // it reads the clock, so its value is not known before the transaction
+	who     bool // it reads the session or the agent
+}
 
-// maxCost bounds one evaluation, in cel-go's units of about one a basic
-// operation: arguments are the agent's, and a condition that compares each part
-// of them with each other must not be a way to stop haldir.
-const maxCost = 1_000_000
+// What bounds one evaluation, in cel-go's units of about one a basic operation:
+// arguments are the agent's, and a condition that compares each part of them
+// with each other must not be a way to stop haldir. One pass over a message of
+// the default size limit stays below maxCost. A condition that reads the clock is
+// evaluated while every other window waits for the ledger.
+const (
+	maxCost        = 5_000_000
+	maxCostWaiting = 1_000_000
+)
 
 type celEnv = cel.Env
 
@@ -71,8 +81,12 @@ func (c *compiler) condition(text string) *condition {
 		whole(fmt.Errorf("must be true or false, but it is of type %s", checked.OutputType()))
 		return nil
 	}
+	l := look(checked)
 	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
-	if loops(checked) {
+	switch {
+	case l.now:
+		options = append(options, cel.CostLimit(maxCostWaiting), cel.CostTracking(effort{}))
+	case l.loops:
 		options = append(options, cel.CostLimit(maxCost), cel.CostTracking(effort{}))
 	}
 	program, err := c.cel.Program(checked, options...)
@@ -80,56 +94,80 @@ func (c *compiler) condition(text string) *condition {
 		whole(err)
 		return nil
 	}
-	return &condition{program}
+	return &condition{program: program, now: l.now, who: l.who}
 }
 
-// loops reports whether a condition goes through a list or an object. Without
-// that it takes no longer than its arguments are long, and needs no bound, which
-// would cost more than most conditions do.
-func loops(a *cel.Ast) bool {
-	found := false
+// traits of a condition's text. One that does not loop, that is go through a list
+// or an object, takes no longer than its arguments are long, and needs no bound,
+// which would cost more than most conditions do.
+type looks struct{ loops, now, who bool }
+
+func look(a *cel.Ast) (l looks) {
 	ast.PreOrderVisit(a.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
-		found = found || e.Kind() == ast.ComprehensionKind
+		switch e.Kind() {
+		case ast.ComprehensionKind:
+			l.loops = true
+		case ast.IdentKind: // a loop's own variable of that name is taken for it: that only costs time
+			l.now = l.now || e.AsIdent() == "now"
+			l.who = l.who || e.AsIdent() == "session" || e.AsIdent() == "agent"
+		}
 	}))
-	return found
+	return l
 }
 
-// effort tells cel-go what our own functions cost.
+// effort tells cel-go what functions cost that it thinks cheaper than they are,
+// and our own.
 type effort struct{}
 
 // CallCost implements [cost.ActualCostEstimator].
 func (effort) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint64 {
-	var units uint64
+	units := uint64(1)
 	switch function {
-	case "@in":
-		if l, ok := args[1].(traits.Sizer); ok {
-			if n, ok := l.Size().(types.Int); ok {
-				units = uint64(n) //nolint:gosec // a size is not negative
-			}
+	case operators.In:
+		units += length(args[1])
+		if _, ok := args[1].(*object); ok {
+			units = 1 // it has an index
 		}
-	case "strings": // it has walked the whole of its argument
-		if l, ok := result.(traits.Sizer); ok {
-			if n, ok := l.Size().(types.Int); ok {
-				units = uint64(n) //nolint:gosec // a size is not negative
-			}
+	case operators.Equals, operators.NotEquals:
+		units += min(length(args[0]), length(args[1]))
+	case operators.Add: // a text that is put together is memory
+		if _, list := result.(traits.Lister); !list {
+			units += length(result)
 		}
-		if o, ok := args[0].(*object); ok {
-			units += uint64(o.size()) / 64 //nolint:gosec // a size is not negative
+	case "matches":
+		units += length(args[0]) / 3
+	case "strings":
+		if l, ok := result.(*texts); ok {
+			units += l.walked
 		}
 	case "under":
-		units = 10
-		if p, ok := args[0].(types.String); ok {
-			units += uint64(len(p))
-		}
+		units = 10 + length(args[0])/8
 	case "size":
-		units = 1
-		if s, ok := args[0].(types.String); ok {
-			units += uint64(len(s)) / 8
-		}
+		units += length(args[0]) / 8
 	default:
 		return nil
 	}
 	return &units
+}
+
+// length returns the bytes of a text and the elements of a list, those of lists
+// in it included; 1 for anything else.
+func length(v ref.Val) uint64 {
+	switch v := v.(type) {
+	case types.String:
+		return uint64(len(v))
+	case types.Bytes:
+		return uint64(len(v))
+	case *object:
+		return uint64(v.size())/64 + uint64(len(v.members)) //nolint:gosec // sizes are not negative
+	case traits.Lister:
+		n := uint64(1)
+		for it := v.Iterator(); it.HasNext() == types.True; {
+			n += length(it.Next())
+		}
+		return n
+	}
+	return 1
 }
 
 // eval returns the value of the condition; the error says why it has none.
@@ -213,8 +251,10 @@ func (a *activation) Parent() interpreter.Activation { return nil }
 // some tools take a map from path to content.
 func celStrings(v ref.Val) ref.Val {
 	var out []string
+	walked := uint64(0)
 	var walk func(v ref.Val) *types.Err
 	walk = func(v ref.Val) *types.Err {
+		walked++
 		switch v := v.(type) {
 		case *types.Err:
 			return v
@@ -254,7 +294,13 @@ func celStrings(v ref.Val) ref.Val {
 		return err
 	}
 	slices.Sort(out) // a map has no order; the same arguments must give the same list
-	return types.NewStringList(types.DefaultTypeAdapter, out)
+	return &texts{types.NewStringList(types.DefaultTypeAdapter, out), walked}
+}
+
+// texts is a list of strings that knows how many values it was searched from.
+type texts struct {
+	traits.Lister
+	walked uint64
 }
 
 func celUnder(p, dir ref.Val) ref.Val {
@@ -265,7 +311,7 @@ func celUnder(p, dir ref.Val) ref.Val {
 	}
 	below, undecided := under(string(s), string(d))
 	if undecided {
-		return types.NewErr("the path %q climbs out of its start and could be anywhere", clip(string(s)))
+		return types.NewErr("a path climbs out of its start and could be anywhere")
 	}
 	return types.Bool(below)
 }

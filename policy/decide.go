@@ -46,9 +46,8 @@ func (e *Engine) Decide(c Call, s State) Decision {
 	d := Decision{}
 	e.session(&v, &c, s)
 
-	args := &arguments{bytes: c.Arguments}
-	price := e.costOf(&c)
-	amount, costErr := e.price(price, args)
+	known := e.known(&c)
+	price, amount := known.price, known.amount
 	if price != nil {
 		d.Cost, d.CostFrom = amount, price.FromResult
 	}
@@ -58,10 +57,10 @@ func (e *Engine) Decide(c Call, s State) Decision {
 			Reason: fmt.Sprintf("Tool '%s' requires the scope '%s', which this session does not have", c.Tool, scope),
 		})
 	}
-	if costErr != nil {
+	if known.unpriced != nil {
 		v.add(rankSpend, Finding{
 			Policy: PolicyCost, Rule: PolicyCost,
-			Reason: fmt.Sprintf("The cost of tool '%s' cannot be determined: %v", c.Tool, costErr),
+			Reason: fmt.Sprintf("The cost of tool '%s' cannot be determined: %v", c.Tool, known.unpriced),
 		})
 	}
 
@@ -74,15 +73,15 @@ func (e *Engine) Decide(c Call, s State) Decision {
 	}
 
 	var windows []*window // of the rules that apply and are enforced
-	act := activation{call: &c, args: args, now: s.Now, cost: amount}
+	act := activation{call: &c, args: &known.args, now: s.Now, cost: amount}
 	for i := range e.rules {
 		r := &e.rules[i]
 		if !r.narrowed(&c) {
 			continue
 		}
 		applies := true
-		if r.when != nil && (r.kind != TypeAllow || r.tools.match(&c)) {
-			ok, err := r.when.eval(&act)
+		if r.asks(&c) {
+			ok, err := known.answer(i, r.when, &act)
 			if err != nil {
 				v.add(rankCondition, Finding{
 					Policy: PolicyCondition, Rule: r.id, Shadow: r.shadow,
@@ -161,30 +160,11 @@ func (e *Engine) session(v *verdicts, c *Call, s State) {
 	}
 }
 
-// price returns what the call costs, 0 without a cost rule.
-func (e *Engine) price(p *cost, args *arguments) (Micros, error) {
-	if p == nil || !p.HasFromArgument {
-		if p == nil {
-			return 0, nil
-		}
-		return p.USD, nil
-	}
-	text, err := args.amount(p.fromArgument)
-	if err != nil {
-		return 0, fmt.Errorf("argument %s: %w", p.FromArgument, err)
-	}
-	m, err := ParseUSD(text)
-	if err != nil {
-		return 0, fmt.Errorf("argument %s: %w", p.FromArgument, err)
-	}
-	return m, nil
-}
-
 func (r *rule) shut(c *Call, now time.Time) Finding {
 	f := Finding{Policy: string(r.kind), Rule: r.id, Shadow: r.shadow}
 	h := r.hours.hours
-	f.Reason = fmt.Sprintf("Tool '%s' may be called from %02d:%02d to %02d:%02d %s only", c.Tool,
-		h.Start/60, h.Start%60, h.End/60, h.End%60, r.location)
+	f.Reason = fmt.Sprintf("Tool '%s' may be called from %02d:%02d to %02d:%02d %s%s only", c.Tool,
+		h.Start/60, h.Start%60, h.End/60, h.End%60, r.location, r.hours.on())
 	if f.RetryAt = r.hours.next(now); !f.RetryAt.IsZero() {
 		f.Reason += "; the window opens next at " + stamp(f.RetryAt)
 	}
@@ -199,7 +179,7 @@ func (r *rule) count(v *verdicts, c *Call, s State) Hold {
 	}
 	if used.Value >= r.max {
 		f := Finding{Policy: string(r.kind), Rule: r.id, Shadow: r.shadow}
-		f.Reason = fmt.Sprintf("Rate limit of %d calls per %s reached", r.max, span(r.window))
+		f.Reason = fmt.Sprintf("Rate limit of %s per %s reached", calls(r.max), span(r.window))
 		if r.max > 0 {
 			f.RetryAt = used.Start.Add(r.window)
 			f.Reason += "; the window resets at " + stamp(f.RetryAt)
@@ -308,7 +288,18 @@ func allOpen(t time.Time, windows []*window) time.Time {
 	return time.Time{}
 }
 
-func stamp(t time.Time) string { return t.Format(time.RFC3339) }
+// stamp shows a time to the second, rounded up: at the time it shows, what it
+// says has happened.
+func stamp(t time.Time) string {
+	return t.Add(time.Second - 1).Truncate(time.Second).Format(time.RFC3339)
+}
+
+func calls(n int64) string {
+	if n == 1 {
+		return "1 call"
+	}
+	return fmt.Sprintf("%d calls", n)
+}
 
 // span formats a window the way people say it: 1h, 90s.
 func span(d time.Duration) string {

@@ -320,6 +320,11 @@ func (r *rule) key(c *Call) CounterKey {
 	return k
 }
 
+// asks reports that r, which concerns c, has a condition to be evaluated for it.
+func (r *rule) asks(c *Call) bool {
+	return r.when != nil && (r.kind != TypeAllow || r.tools.match(c))
+}
+
 // Reads names every counter that [Engine.Decide] may read for c.
 func (e *Engine) Reads(c Call) []CounterKey {
 	keys := make([]CounterKey, 0, 1+e.counters)

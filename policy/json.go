@@ -82,15 +82,12 @@ func (r raw) end(i int) int {
 // quote returns where the string that begins at i has its closing quote.
 func (r raw) quote(i int) int {
 	for i++; i < len(r); i++ {
-		n := strings.IndexByte(string(r[i:]), '"')
-		if n < 0 {
-			return len(r)
+		switch r[i] {
+		case '"':
+			return i
+		case '\\':
+			i++
 		}
-		back := strings.IndexByte(string(r[i:i+n]), '\\')
-		if back < 0 {
-			return i + n
-		}
-		i += back + 1 // on the escaped byte
 	}
 	return len(r)
 }
@@ -101,7 +98,7 @@ func (r raw) members() ([]member, error) {
 	if !r.at(0, '{') {
 		return nil, errKind
 	}
-	var few [16]member
+	var few [fewMembers]member
 	members := few[:0]
 	for i := r.skip(1); !r.at(i, '}') || i != len(r)-1; {
 		n := r.end(i)
@@ -180,7 +177,7 @@ func (r raw) string() (string, error) {
 // collide refuses keys that are equal or differ only in case. Most objects are
 // small and have lower-case keys, which only can be equal.
 func collide(members []member) error {
-	plain := len(members) <= 16
+	plain := len(members) <= fewMembers
 	for i := 0; plain && i < len(members); i++ {
 		plain = lower(members[i].key)
 		for j := range i {
@@ -194,7 +191,7 @@ func collide(members []member) error {
 	}
 	folded := make(map[string]string, len(members))
 	for _, m := range members {
-		f := strings.ToLower(strings.ToUpper(m.key)) // both: some letters fold only one way
+		f := fold(m.key)
 		if other, seen := folded[f]; seen && other == m.key {
 			return fmt.Errorf("the key %q stands twice", clip(m.key))
 		} else if seen {
@@ -203,6 +200,14 @@ func collide(members []member) error {
 		folded[f] = m.key
 	}
 	return nil
+}
+
+// fewMembers is up to how many members an object is searched without an index.
+const fewMembers = 16
+
+// fold makes keys equal that differ only in case.
+func fold(s string) string {
+	return strings.ToLower(strings.ToUpper(s)) // both: some letters fold only one way
 }
 
 // lower reports that s has neither capital letters nor anything but ASCII.

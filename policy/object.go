@@ -16,6 +16,29 @@ type object struct {
 	of      *arguments
 	members []member
 	known   []ref.Val // values that were read; nil before the first
+	// index finds the members of an object of many by key and by folded key;
+	// nil before the first search.
+	index, folded map[string]int
+}
+
+// find returns the place of a key as the function find does.
+func (o *object) find(key string) (int, error) {
+	if len(o.members) <= fewMembers {
+		return find(o.members, key)
+	}
+	if o.index == nil {
+		o.index, o.folded = make(map[string]int, len(o.members)), make(map[string]int, len(o.members))
+		for i, m := range o.members {
+			o.index[m.key], o.folded[fold(m.key)] = i, i
+		}
+	}
+	if i, ok := o.index[key]; ok {
+		return i, nil
+	}
+	if _, ok := o.folded[fold(key)]; ok {
+		return -1, errCase
+	}
+	return -1, nil
 }
 
 func (o *object) at(i int) ref.Val {
@@ -43,7 +66,7 @@ func (o *object) Find(key ref.Val) (ref.Val, bool) {
 	if !ok {
 		return nil, false
 	}
-	i, err := find(o.members, string(name))
+	i, err := o.find(string(name))
 	if err != nil {
 		return o.of.fail(err), false
 	}
@@ -96,13 +119,24 @@ func (o *object) Equal(other ref.Val) ref.Val {
 	for i, own := range o.members {
 		v, found := m.Find(types.String(own.key))
 		if !found {
-			return types.False
+			return o.of.doubt(own.key, m)
 		}
 		if eq := types.Equal(o.at(i), v); eq != types.True {
 			return eq
 		}
 	}
 	return types.True
+}
+
+// doubt returns what a comparison with m comes to, which lacks a key: false, and
+// undecided if m has it in another case, as it is from the other side.
+func (a *arguments) doubt(key string, m traits.Mapper) ref.Val {
+	for it := m.Iterator(); it.HasNext() == types.True; {
+		if other, ok := it.Next().(types.String); ok && fold(string(other)) == fold(key) {
+			return a.fail(errCase)
+		}
+	}
+	return types.False
 }
 
 // Type implements [ref.Val].

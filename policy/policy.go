@@ -60,6 +60,8 @@ type Call struct {
 	// ReadOnly says that the tool's annotations claim it changes nothing and
 	// that the config trusts this upstream's annotations.
 	ReadOnly bool
+
+	ready *ready // what Prepare found out; nil before
 }
 
 // ID returns the canonical id of the called tool, upstream/tool.

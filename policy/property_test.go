@@ -192,6 +192,26 @@ func randomWorld(t *rapid.T) world {
 	return w
 }
 
+// What is found out before the transaction is what would be found out in it,
+// also if the session turns out to be another one.
+func TestAPreparedCallIsDecidedAlike(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := randomWorld(t)
+		prepared := w.call
+		if rapid.Bool().Draw(t, "another session") {
+			prepared.Session, prepared.Agent = "ses_other", "another"
+		}
+		w.engine.Prepare(&prepared)
+		prepared.Session, prepared.Agent = w.call.Session, w.call.Agent
+		want := w.engine.Decide(w.call, w.state)
+		for range 2 { // a ledger may try a transaction again
+			if diff := cmp.Diff(want, w.engine.Decide(prepared, w.state)); diff != "" {
+				t.Fatalf("prepared (-not prepared +prepared):\n%s", diff)
+			}
+		}
+	})
+}
+
 func TestDecideIsTotal(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := randomWorld(t)

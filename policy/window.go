@@ -2,6 +2,7 @@ package policy
 
 import (
 	"sort"
+	"strings"
 	"time"
 )
 
@@ -27,6 +28,20 @@ func (w window) open(t time.Time) bool {
 		return today && minute >= w.hours.Start && minute < w.hours.End
 	}
 	return today && minute >= w.hours.Start || yesterday && minute < w.hours.End
+}
+
+// on names the days on which the window opens, as " on Mon, Tue"; "" for all.
+func (w window) on() string {
+	var names []string
+	for i := range 7 {
+		if day := time.Weekday((i + 1) % 7); w.days[day] {
+			names = append(names, day.String()[:3])
+		}
+	}
+	if len(names) == 7 {
+		return ""
+	}
+	return " on " + strings.Join(names, ", ")
 }
 
 // horizon is how far ahead an opening is looked for: a window on one day of the

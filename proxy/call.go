@@ -65,6 +65,7 @@ func (s *Server) callTool(r *request) []byte {
 	id := r.msg.ID
 	call, err := readToolCall(r.msg.Params)
 	if err != nil {
+		s.recordMalformed(r, call, err)
 		return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: err.Error(), ID: id})
 	}
 	entry, missing := s.route(r.ctx, call.tool)
@@ -73,6 +74,7 @@ func (s *Server) callTool(r *request) []byte {
 		return s.govern(r, entry, call, attempt)
 	}
 
+	s.o.Engine.Prepare(&attempt.Call)
 	// An attempt that is cancelled meanwhile is on record all the same.
 	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
 	if err != nil {
@@ -80,7 +82,8 @@ func (s *Server) callTool(r *request) []byte {
 		s.o.Log.Error().Err(err).Str("tool", call.tool).Msg("a call was refused because it could not be recorded")
 		return wire.Result(id, Refusal{
 			Error:     fmt.Sprintf("Tool '%s' was not called, since the call could not be recorded: %v", call.tool, err),
-			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: true,
+			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger,
+			Retryable: !errors.Is(err, ledger.ErrDamaged) && !errors.Is(err, ledger.ErrNewer),
 		}.result())
 	}
 	if decision.Verdict != policy.Allow {
@@ -114,6 +117,19 @@ func (s *Server) callTool(r *request) []byte {
 	outcome = answered(m, decision)
 	return m.WithID(id)
 }
+
+// recordMalformed puts a call on record that no server would understand. It is
+// answered with an error whatever comes of that: nothing can be called.
+func (s *Server) recordMalformed(r *request, call toolCall, why error) {
+	attempt := s.attempt(Entry{}, call, why)
+	attempt.Refused.Policy, attempt.Refused.Rule = policyMalformed, policyMalformed
+	if _, _, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine); err != nil {
+		s.o.Log.Error().Err(err).Msg("a malformed call could not be recorded")
+	}
+}
+
+// longestName bounds what is recorded of a tool's name that nobody knows.
+const longestName = 1024
 
 // route finds the tool of a call. A name that is not known yet may belong to an
 // upstream that has never been seen: its first attempt to connect is awaited.
@@ -163,6 +179,7 @@ func (s *Server) attempt(e Entry, call toolCall, missing error) ledger.Attempt {
 	s.mu.Lock()
 	client := s.client
 	s.mu.Unlock()
+	name := wire.Printable(call.tool, longestName)
 	a := ledger.Attempt{
 		Use: s.o.Use, Client: client, Config: s.o.Config, Body: audit.NewBody(call.arguments, s.o.Detail, s.o.Secrets()),
 	}
@@ -170,18 +187,18 @@ func (s *Server) attempt(e Entry, call toolCall, missing error) ledger.Attempt {
 	case missing == nil:
 		a.Call = s.call(e, call.arguments)
 	case errors.Is(missing, errUnavailable):
-		a.Call = policy.Call{Upstream: e.Upstream, Tool: e.Tool}
+		a.Call = policy.Call{Upstream: e.Upstream, Tool: wire.Printable(e.Tool, longestName)}
 		a.Refused = &policy.Finding{
 			Policy: policyUnavailable, Rule: policyUnavailable,
-			Reason: fmt.Sprintf("Tool '%s' cannot be called: upstream '%s' has not been reached yet; haldir keeps trying", call.tool, e.Upstream),
+			Reason: fmt.Sprintf("Tool '%s' cannot be called: upstream '%s' has not been reached yet; haldir keeps trying", name, e.Upstream),
 		}
 	case errors.Is(missing, errUnknownTool):
-		a.Call = policy.Call{Upstream: e.Upstream, Tool: e.Tool}
+		a.Call = policy.Call{Upstream: e.Upstream, Tool: wire.Printable(e.Tool, longestName)}
 		a.Refused = &policy.Finding{
-			Policy: policyUnknownTool, Rule: policyUnknownTool, Reason: fmt.Sprintf("There is no tool '%s'", call.tool),
+			Policy: policyUnknownTool, Rule: policyUnknownTool, Reason: fmt.Sprintf("There is no tool '%s'", name),
 		}
 	default:
-		a.Call = policy.Call{Tool: call.tool}
+		a.Call = policy.Call{Tool: name}
 		a.Refused = &policy.Finding{Policy: policyUnknownTool, Rule: policyUnknownTool, Reason: upperFirst(missing.Error())}
 	}
 	return a
@@ -237,7 +254,7 @@ func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attem
 	if err != nil {
 		failure = err.Error()
 	}
-	if err := s.o.Ledger.Record(r.ctx, attempt, failure); err != nil {
+	if err := s.o.Ledger.Record(context.WithoutCancel(r.ctx), attempt, failure); err != nil {
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: fmt.Sprintf("the call could not be recorded: %v", err), ID: r.msg.ID})
 	}
 	if err != nil {
@@ -273,6 +290,8 @@ func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMes
 	if e.Upstream == ownName {
 		return e, ledger.Session{}, policy.Decision{Verdict: policy.Allow}, nil
 	}
-	session, d, err := s.o.Ledger.Check(ctx, s.o.Use, s.call(e, arguments), s.o.Engine)
+	call := s.call(e, arguments)
+	s.o.Engine.Prepare(&call)
+	session, d, err := s.o.Ledger.Check(ctx, s.o.Use, call, s.o.Engine)
 	return e, session, d, err
 }

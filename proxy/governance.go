@@ -110,6 +110,11 @@ func (g *governance) Call(ctx context.Context, c upstream.Call) (wire.Message, e
 }
 
 func (g *governance) ask(ctx context.Context, method string, params json.RawMessage) (wire.Message, error) {
+	if members, err := wire.Members(params); err == nil {
+		if a, ok := wire.Find(members, "arguments"); ok {
+			ctx = context.WithValue(ctx, argumentsKey{}, a.Value)
+		}
+	}
 	response := g.mcp.HandleMessage(ctx, wire.Request(json.RawMessage("1"), method, params))
 	raw, err := json.Marshal(response)
 	if err != nil {
@@ -117,6 +122,10 @@ func (g *governance) ask(ctx context.Context, method string, params json.RawMess
 	}
 	return wire.ParseLenient(raw)
 }
+
+// argumentsKey is where the arguments of a call are kept as they were sent:
+// mcp-go reads them as any JSON, which rounds large numbers.
+type argumentsKey struct{}
 
 // permission is the answer of haldir_check_permission.
 type permission struct {
@@ -132,13 +141,13 @@ type permission struct {
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 }
 
-func (g *governance) checkPermission(ctx context.Context, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 	var in struct {
 		Scope     string          `json:"scope"`
 		Tool      string          `json:"tool"`
 		Arguments json.RawMessage `json:"arguments"`
 	}
-	if err := bind(req, &in); err != nil {
+	if err := bind(ctx, &in); err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
 	if in.Scope == "" && in.Tool == "" {
@@ -221,8 +230,8 @@ func Report(sp ledger.Spend, budgets []policy.Budget) SpendReport {
 	return r
 }
 
-func (g *governance) getSpend(ctx context.Context, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
-	if err := bind(req, &struct{}{}); err != nil {
+func (g *governance) getSpend(ctx context.Context, _ mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+	if err := bind(ctx, &struct{}{}); err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
 	sp, budgets, err := g.s.o.Ledger.Spent(ctx, g.s.o.Use, g.s.o.Engine)
@@ -239,13 +248,13 @@ var auditStatuses = []audit.Status{
 	audit.StatusRunning, audit.StatusAllowed, audit.StatusError, audit.StatusDenied, audit.StatusCancelled, audit.StatusAbandoned,
 }
 
-func (g *governance) getAudit(ctx context.Context, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+func (g *governance) getAudit(ctx context.Context, _ mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 	in := struct {
 		Limit  int          `json:"limit"`
 		Status audit.Status `json:"status"`
 		Tool   string       `json:"tool"`
 	}{Limit: 20}
-	if err := bind(req, &in); err != nil {
+	if err := bind(ctx, &in); err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
 	if in.Limit < 1 || in.Limit > maxAudit {
@@ -273,12 +282,9 @@ func (g *governance) getAudit(ctx context.Context, req mcp.CallToolRequest) (*mc
 
 // bind reads the arguments of a call, refusing what is not known: a misspelt
 // filter must not silently select everything.
-func bind(req mcp.CallToolRequest, into any) error {
-	raw, err := json.Marshal(req.GetRawArguments())
-	if err != nil {
-		return err
-	}
-	if string(raw) == "null" {
+func bind(ctx context.Context, into any) error {
+	raw, _ := ctx.Value(argumentsKey{}).(json.RawMessage)
+	if raw == nil || string(raw) == "null" {
 		return nil
 	}
 	members, err := wire.Members(raw)

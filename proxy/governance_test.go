@@ -157,8 +157,8 @@ func TestCheckPermission(t *testing.T) {
 	if after := h.spent(); after.Calls != before.Calls || after.Total != before.Total {
 		t.Errorf("spent before: %+v, after: %+v", before, after)
 	}
-	if n := len(h.entries()); n != 1 {
-		t.Errorf("%d calls are on record, want 1", n)
+	if n := len(h.entries()); n != 1+3 { // the malformed calls above are attempts, too
+		t.Errorf("%d calls are on record, want 4", n)
 	}
 	if n := len(up.called()); n != 1 {
 		t.Errorf("the upstream was called %d times", n)
@@ -470,4 +470,21 @@ func TestGovernanceToolsKeepWhatTheHostSends(t *testing.T) {
 	}
 	h.ask(`{"jsonrpc":"2.0","id":"n","method":"tools/call","params":{"name":"haldir_get_spend","arguments":null}}`)
 	h.quiet()
+}
+
+// What is asked about is what would be sent: large integers are not rounded.
+func TestCheckPermissionReadsArgumentsExactly(t *testing.T) {
+	h := serve(t, rig{fakes: []proxy.Upstream{newFake("up", "pay")}, rules: policy.Ruleset{Policies: []policy.Rule{
+		{ID: "that one", Type: policy.TypeDeny, Tools: []string{"pay"}, When: `args.account == 9007199254740993`},
+	}}})
+	for account, want := range map[string]bool{"9007199254740992": true, "9007199254740993": false} {
+		arguments := `{"account":` + account + `}`
+		var p permission
+		if r := h.call("haldir_check_permission", `{"tool":"up__pay","arguments":`+arguments+`}`); json.Unmarshal(r.Structured, &p) != nil || p.Allowed == nil || *p.Allowed != want {
+			t.Errorf("account %s: %s", account, r.line)
+		}
+		if r := h.call("up__pay", arguments); r.IsError == want {
+			t.Errorf("account %s: %s", account, r.line)
+		}
+	}
 }

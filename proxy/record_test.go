@@ -101,6 +101,30 @@ func TestEveryAttemptIsOnRecord(t *testing.T) {
 	}
 }
 
+// A call that no server would understand is an attempt all the same.
+func TestAMalformedCallIsOnRecord(t *testing.T) {
+	up := newFake("up", "good")
+	h := serve(t, rig{fakes: []proxy.Upstream{up}})
+	for _, tt := range []struct{ params, tool string }{
+		{`{"name":"up__good","arguments":["a"]}`, "up__good"},
+		{`{"name":"up__good","_meta":7}`, "up__good"},
+		{`{"name":7}`, ""},
+		{`{}`, ""},
+		{`[]`, ""},
+	} {
+		got := h.ask(fmt.Sprintf(`{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":%s}`, h.nextID(), tt.params))
+		if !strings.Contains(got, `"code":-32602`) {
+			t.Errorf("%s: %s", tt.params, got)
+		}
+		if e := h.last(); e.Status != audit.StatusDenied || e.Policy != "malformed" || e.Tool != tt.tool || !e.Flagged {
+			t.Errorf("%s: on record as %+v", tt.params, e)
+		}
+	}
+	if n := len(h.entries()); n != 5 || len(up.called()) != 0 {
+		t.Errorf("%d entries, the upstream was called %d times", n, len(up.called()))
+	}
+}
+
 func TestWhatTheHostSeesOfEachEnd(t *testing.T) {
 	h := serve(t, rig{fakes: []proxy.Upstream{outcomes()}})
 	for tool, want := range map[string]string{

@@ -14,6 +14,7 @@ const (
 	policyUnknownTool = "unknown_tool"
 	policyUnavailable = "unavailable"
 	policyLedger      = "ledger"
+	policyMalformed   = "malformed"
 )
 
 // Refusal is what an agent is told about a call that was not let through.

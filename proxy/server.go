@@ -68,6 +68,7 @@ type Server struct {
 	o       Options
 	ups     []Upstream // with haldir's own tools at the end
 	out     *wire.LineWriter
+	unread  backlog
 	changed chan struct{}
 	started sync.Once
 	wg      sync.WaitGroup
@@ -171,6 +172,7 @@ type request struct {
 
 func (s *Server) read(ctx context.Context, lines *wire.LineReader) error {
 	for {
+		s.unread.wait(ctx)
 		line, err := lines.Next()
 		var large *wire.TooLargeError
 		switch {
@@ -197,6 +199,8 @@ func (s *Server) write(msg []byte) {
 	if msg == nil {
 		return
 	}
+	s.unread.add(1, len(msg))
+	defer s.unread.add(-1, -len(msg))
 	if err := s.out.Write(msg); err != nil {
 		s.o.Log.Debug().Err(err).Msg("the host does not read any more")
 	}
