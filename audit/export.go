@@ -1,14 +1,18 @@
 package audit
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Exported is a record with every hashed field, so that an export can be
-// verified without haldir: the canonical bytes can be made from it alone.
+// verified without haldir: the canonical bytes can be made from it alone. Texts
+// are as [carried] leaves them.
 type Exported struct {
 	Seq             uint64          `json:"seq"`
 	PrevHash        Hash            `json:"prev_hash"`
@@ -50,15 +54,30 @@ func Export(encoded []byte) (Exported, error) {
 	if err != nil {
 		return Exported{}, err
 	}
+	for _, text := range []*string{&r.CallID, &r.Session, &r.Agent, &r.Client, &r.Upstream, &r.Tool, &r.FlagReason, &r.Policy, &r.Rule, &r.Approval} {
+		*text = carried(*text)
+	}
 	return Exported{
-		Seq: r.Seq, PrevHash: r.Prev, Timestamp: r.Time.Format(time.RFC3339Nano), Kind: r.Kind.String(), Status: r.Status, Ref: r.Ref,
-		CallID: r.CallID, SessionID: r.Session, AgentID: r.Agent, Client: r.Client, Upstream: r.Upstream, Tool: r.Tool, Flagged: r.Flagged,
-		FlagReason: r.FlagReason, Policy: r.Policy, Rule: r.Rule, Also: string(r.Also), CostUSD: usd(r.Cost), DurationMS: r.DurationMS,
-		Arguments: string(r.Arguments), ArgumentsSHA256: text(r.ArgumentsSHA256), ArgumentsSize: r.ArgumentsSize, ResultSHA256: text(r.ResultSHA256),
-		Approval: r.Approval, ConfigSHA256: text(r.ConfigSHA256), ThreadSession: r.Threads.Session, ThreadAgent: r.Threads.Agent,
-		ThreadUpstream: r.Threads.Upstream, ThreadTool: r.Threads.Tool, ThreadStatus: r.Threads.Status, ThreadFlagged: r.Threads.Flagged,
-		Hash: Sum(encoded),
+		Seq: r.Seq, PrevHash: r.Prev, Timestamp: r.Time.Format(time.RFC3339Nano), Kind: r.Kind.String(), Status: Status(carried(string(r.Status))),
+		Ref: r.Ref, CallID: r.CallID, SessionID: r.Session, AgentID: r.Agent, Client: r.Client, Upstream: r.Upstream, Tool: r.Tool,
+		Flagged: r.Flagged, FlagReason: r.FlagReason, Policy: r.Policy, Rule: r.Rule, Also: carried(string(r.Also)), CostUSD: usd(r.Cost),
+		DurationMS: r.DurationMS, Arguments: carried(string(r.Arguments)), ArgumentsSHA256: text(r.ArgumentsSHA256),
+		ArgumentsSize: r.ArgumentsSize, ResultSHA256: text(r.ResultSHA256), Approval: r.Approval, ConfigSHA256: text(r.ConfigSHA256),
+		ThreadSession: r.Threads.Session, ThreadAgent: r.Threads.Agent, ThreadUpstream: r.Threads.Upstream, ThreadTool: r.Threads.Tool,
+		ThreadStatus: r.Threads.Status, ThreadFlagged: r.Threads.Flagged, Hash: Sum(encoded),
 	}, nil
+}
+
+// inBase64 begins a text that neither JSON nor CSV could carry as it is.
+const inBase64 = "base64:"
+
+// carried returns a text as an export has it: as it is, or, if it is not UTF-8 or
+// begins like one that is not, in base64.
+func carried(text string) string {
+	if utf8.ValidString(text) && !strings.HasPrefix(text, inBase64) {
+		return text
+	}
+	return inBase64 + base64.StdEncoding.EncodeToString([]byte(text))
 }
 
 // CSVHeader names the columns of [Exported.CSV].
@@ -71,15 +90,22 @@ func CSVHeader() []string {
 }
 
 // CSV returns e as the columns of a CSV row. Texts that a spreadsheet would
-// take for a formula are kept as they are: the file is for verification.
+// take for a formula are kept as they are: the file is for verification. A text
+// with a carriage return, which readers of CSV drop, is in base64.
 func (e *Exported) CSV() []string {
 	n := func(v uint64) string { return strconv.FormatUint(v, 10) }
-	return []string{
+	row := []string{
 		n(e.Seq), e.PrevHash.String(), e.Timestamp, e.Kind, string(e.Status), n(e.Ref), e.CallID, e.SessionID, e.AgentID, e.Client, e.Upstream,
 		e.Tool, strconv.FormatBool(e.Flagged), e.FlagReason, e.Policy, e.Rule, e.Also, string(e.CostUSD), n(e.DurationMS), e.Arguments,
 		e.ArgumentsSHA256, n(e.ArgumentsSize), e.ResultSHA256, e.Approval, e.ConfigSHA256, n(e.ThreadSession), n(e.ThreadAgent),
 		n(e.ThreadUpstream), n(e.ThreadTool), n(e.ThreadStatus), n(e.ThreadFlagged), e.Hash.String(),
 	}
+	for i, text := range row {
+		if strings.Contains(text, "\r") {
+			row[i] = inBase64 + base64.StdEncoding.EncodeToString([]byte(text))
+		}
+	}
+	return row
 }
 
 // Manifest goes with an export.

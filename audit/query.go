@@ -1,10 +1,12 @@
 package audit
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Source gives the records of one moment. It is for one goroutine.
@@ -15,22 +17,11 @@ type Source interface {
 	Record(seq uint64) []byte
 	// Outcome returns the number of the outcome of an attempt, 0 if none.
 	Outcome(attempt uint64) uint64
-	// Thread returns the newest record of a thread, 0 if there is none.
-	Thread(name ThreadName, value string) uint64
+	// Marked returns the entries of a block that have a mark; see [Marks].
+	Marked(block uint64, mark string) Set
+	// Span returns times between which all records of a block are.
+	Span(block uint64) (first, last time.Time)
 }
-
-// ThreadName is a kind of thread through the records.
-type ThreadName byte
-
-// The threads. Their values are part of the file format.
-const (
-	ThreadSession  ThreadName = 's'
-	ThreadAgent    ThreadName = 'a'
-	ThreadUpstream ThreadName = 'u'
-	ThreadTool     ThreadName = 't' // the value is the canonical id
-	ThreadStatus   ThreadName = 'v'
-	ThreadFlagged  ThreadName = 'f' // the value is ""
-)
 
 // Filter selects entries; zero fields select all.
 type Filter struct {
@@ -127,105 +118,71 @@ func Get(s Source, seq uint64) (e Entry, ok bool, err error) {
 	return e, true, nil
 }
 
+// valid mends a text that is no UTF-8, since an entry is JSON.
+func valid(text []byte) json.RawMessage {
+	if utf8.Valid(text) {
+		return text
+	}
+	return bytes.ToValidUTF8(text, []byte("\ufffd"))
+}
+
 func entryOf(r *Record, hash Hash) Entry {
 	return Entry{
 		Timestamp: r.Time, Seq: r.Seq, Kind: r.Kind.String(), CallID: r.CallID, SessionID: r.Session, AgentID: r.Agent, Client: r.Client,
 		Upstream: r.Upstream, Tool: r.Tool, Status: r.Status, Flagged: r.Flagged, FlagReason: r.FlagReason, Policy: r.Policy,
-		Rule: r.Rule, Also: r.Also, CostUSD: usd(r.Cost), DurationMS: r.DurationMS, Arguments: r.Arguments,
+		Rule: r.Rule, Also: valid(r.Also), CostUSD: usd(r.Cost), DurationMS: r.DurationMS, Arguments: valid(r.Arguments),
 		ArgumentsSHA256: text(r.ArgumentsSHA256), ArgumentsSize: r.ArgumentsSize, ResultSHA256: text(r.ResultSHA256),
 		Approval: r.Approval, ConfigSHA256: text(r.ConfigSHA256), PrevHash: r.Prev.String(), Hash: hash.String(),
 	}
 }
 
-// Find returns the entries that f selects, newest first. next continues the
-// list as f.Before, 0 at its end.
+// reach is how many blocks one call of Find looks into.
+const reach = 256
+
+// Find returns entries that f selects, newest first. next continues the list as
+// f.Before, 0 at its end. It does a bounded part of the work, so there may be
+// fewer than f.Limit, or none, although there are more to come.
 func Find(s Source, f Filter) (entries []Entry, next uint64, err error) {
-	limit := f.Limit
-	if limit <= 0 {
-		limit = 50
+	seq, marks := s.Head(), f.marks()
+	if f.Before > 0 {
+		seq = min(seq, f.Before-1)
 	}
-	name, value, threaded := f.thread()
-	seq := s.Head()
-	if threaded {
-		seq = s.Thread(name, value)
-		if seq == 0 && name == ThreadTool { // a tool's own name may contain a slash
-			seq, threaded = s.Head(), false
+	for looked := 0; seq > 0; looked++ {
+		if looked == reach {
+			return entries, seq + 1, nil
 		}
-	}
-	for seq > 0 {
-		r, err := Decode(s.Record(seq))
-		if err != nil {
-			return nil, 0, &Damage{seq, DamageUnreadable, err.Error()}
+		first := seq / BlockSize * BlockSize
+		set, some := f.among(s, seq/BlockSize, marks)
+		for ; some && seq > 0 && seq >= first; seq-- {
+			if !set.has(seq) {
+				continue
+			}
+			if len(entries) == f.limit() {
+				return entries, seq + 1, nil
+			}
+			e, ok, err := Get(s, seq)
+			if err != nil {
+				return nil, 0, err
+			}
+			if !ok {
+				return nil, 0, &Damage{seq, DamageDeletion, "the index knows of it, but it is missing"}
+			}
+			if f.selects(&e) {
+				entries = append(entries, e)
+			}
 		}
-		at := seq
-		seq--
-		if threaded {
-			seq = r.Threads.of(name)
+		if !some {
+			seq = max(first, 1) - 1
 		}
-		if seq >= at {
-			return nil, 0, &Damage{at, DamageEdit, "a thread that does not lead back"}
-		}
-		if f.Before > 0 && at >= f.Before || r.Kind == KindOutcome && (!threaded || name != ThreadStatus && name != ThreadFlagged) {
-			continue
-		}
-		e, ok, err := Get(s, at)
-		if err != nil {
-			return nil, 0, err
-		}
-		if !ok || !f.selects(&e) {
-			continue
-		}
-		if r.Kind == KindOutcome && f.Flagged && name == ThreadFlagged && attemptFlagged(s, r.Ref) {
-			continue // its attempt is on the same thread and stands for both
-		}
-		if len(entries) == limit {
-			return entries, next, nil
-		}
-		entries, next = append(entries, e), at
 	}
 	return entries, 0, nil
 }
 
-func attemptFlagged(s Source, seq uint64) bool {
-	r, err := Decode(s.Record(seq))
-	return err == nil && r.Flagged
-}
-
-// thread picks the thread to walk for f: the one likely to be the shortest.
-func (f Filter) thread() (ThreadName, string, bool) {
-	switch {
-	case f.Session != "":
-		return ThreadSession, f.Session, true
-	case strings.Contains(f.Tool, "/"):
-		return ThreadTool, f.Tool, true
-	case f.Status != "" && f.Status != StatusRunning:
-		return ThreadStatus, string(f.Status), true
-	case f.Flagged:
-		return ThreadFlagged, "", true
-	case f.Upstream != "":
-		return ThreadUpstream, f.Upstream, true
-	case f.Agent != "":
-		return ThreadAgent, f.Agent, true
+func (f Filter) limit() int {
+	if f.Limit <= 0 {
+		return 50
 	}
-	return 0, "", false
-}
-
-func (t Threads) of(name ThreadName) uint64 {
-	switch name {
-	case ThreadSession:
-		return t.Session
-	case ThreadAgent:
-		return t.Agent
-	case ThreadUpstream:
-		return t.Upstream
-	case ThreadTool:
-		return t.Tool
-	case ThreadStatus:
-		return t.Status
-	case ThreadFlagged:
-		return t.Flagged
-	}
-	return 0
+	return f.Limit
 }
 
 func (f Filter) selects(e *Entry) bool {

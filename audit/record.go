@@ -28,10 +28,12 @@ const (
 	KindGovernance Kind = 3 // a call of one of haldir's own tools
 	KindSession    Kind = 4 // a session was created, renewed or revoked
 	KindConfig     Kind = 5 // a configuration was used for the first time
+	KindLedger     Kind = 6 // the ledger itself was looked after
 )
 
 var kindNames = map[Kind]string{
 	KindAttempt: "attempt", KindOutcome: "outcome", KindGovernance: "governance", KindSession: "session", KindConfig: "config",
+	KindLedger: "ledger",
 }
 
 // String returns the kind's name.
@@ -62,12 +64,20 @@ const (
 	StatusRevoked Status = "revoked"
 )
 
+// The statuses of a ledger record. FlagReason says more, to a person; Arguments
+// do, to a program.
+const (
+	StatusRecovered  Status = "recovered"   // the first record of a ledger that follows a damaged one
+	StatusClockReset Status = "clock_reset" // the time may be before that of the record before
+	StatusTrusted    Status = "trusted"     // what could not be recovered counts as unused from here on
+)
+
 // Record is one link of the chain. The zero value of a field means that it does
 // not apply.
 type Record struct {
 	Seq        uint64
 	Prev       Hash      // of the record before, zero for the first
-	Time       time.Time // UTC; never before that of an earlier record
+	Time       time.Time // UTC; not before that of an earlier record, unless the clock was reset
 	Kind       Kind
 	Status     Status
 	Ref        uint64 // outcome: the seq of its attempt
@@ -92,8 +102,9 @@ type Record struct {
 	Approval        string
 	ConfigSHA256    Hash
 
-	// Threads link to the previous record with the same session, agent,
-	// upstream, tool, status or flag: an index that needs no second store.
+	// Threads linked to the previous record with the same session, agent,
+	// upstream, tool, status or flag. The index has taken their place; records
+	// that have them stay as they are.
 	Threads Threads
 }
 

@@ -3,6 +3,7 @@ package audit
 import (
 	"encoding/hex"
 	"fmt"
+	"math/bits"
 	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -51,6 +52,68 @@ func (h *Hash) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// Prover makes the audit path of one record in the tree over the first size
+// records (RFC 6962 section 2.1.1), while the leaf hashes pass by: a ledger is
+// not kept from others for as long as a large one takes.
+type Prover struct {
+	seq  uint64
+	tree Tree
+	side []side
+}
+
+// side is a subtree beside the way from the leaf to the root, over the records
+// after the first from, up to the first to.
+type side struct {
+	from, to uint64
+	tree     Tree
+}
+
+// NewProver begins a proof. [Prover.Add] must be called with the leaf hash of
+// every record from the first to size.
+func NewProver(seq, size uint64) (*Prover, error) {
+	if seq == 0 || seq > size {
+		return nil, fmt.Errorf("record %d is not among the first %d", seq, size)
+	}
+	p := &Prover{seq: seq}
+	for from, to := uint64(0), size; to-from > 1; {
+		half := from + 1<<(bits.Len64(to-from-1)-1) // the left subtree is complete
+		if seq <= half {
+			p.side = append(p.side, side{from: half, to: to})
+			to = half
+		} else {
+			p.side = append(p.side, side{from: from, to: half})
+			from = half
+		}
+	}
+	slices.Reverse(p.side)
+	return p, nil
+}
+
+// Add takes the leaf hash of the next record.
+func (p *Prover) Add(leaf Hash) {
+	at := p.tree.Size
+	for i := range p.side {
+		if s := &p.side[i]; at >= s.from && at < s.to {
+			s.tree.Add(leaf)
+		}
+	}
+	p.tree.Add(leaf)
+}
+
+// Path returns the audit path, from the leaf up, and the root.
+func (p *Prover) Path() (path []Hash, root Hash) {
+	path = make([]Hash, len(p.side))
+	for i := range p.side {
+		path[i] = p.side[i].tree.Root()
+	}
+	return path, p.tree.Root()
+}
+
+// CheckInclusion verifies an audit path against a root.
+func CheckInclusion(path []Hash, seq, size uint64, leaf, root Hash) error {
+	return tlog.CheckRecord(proof(path), int64(size), tlog.Hash(root), int64(seq-1), tlog.Hash(leaf)) //nolint:gosec // far below 2^63
+}
+
 // leaves lets tlog read the tree from leaf hashes alone.
 type leaves func(seq uint64) (Hash, error)
 
@@ -70,22 +133,6 @@ func (l leaves) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 		out[i] = tlog.Hash(t.Root())
 	}
 	return out, nil
-}
-
-// ProveInclusion returns the audit path of the record seq in the tree over the
-// first size records (RFC 6962 section 2.1.1). leaf gives the leaf hash of a
-// record; it is asked for every one of them.
-func ProveInclusion(seq, size uint64, leaf func(seq uint64) (Hash, error)) ([]Hash, error) {
-	if seq == 0 || seq > size {
-		return nil, fmt.Errorf("record %d is not among the first %d", seq, size)
-	}
-	p, err := tlog.ProveRecord(int64(size), int64(seq-1), leaves(leaf)) //nolint:gosec // far below 2^63
-	return hashes(p), err
-}
-
-// CheckInclusion verifies what [ProveInclusion] returned against a root.
-func CheckInclusion(path []Hash, seq, size uint64, leaf, root Hash) error {
-	return tlog.CheckRecord(proof(path), int64(size), tlog.Hash(root), int64(seq-1), tlog.Hash(leaf)) //nolint:gosec // far below 2^63
 }
 
 // ProveConsistency returns the proof that the tree over the first old records is

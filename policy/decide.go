@@ -193,7 +193,7 @@ func (r *rule) charge(v *verdicts, c *Call, s State, amount Micros) Hold {
 	key := r.key(c)
 	used := s.Used[key]
 	start, end := r.period.bounds(s.Now, r.location)
-	if !used.Start.Equal(start) {
+	if used.Start.Before(start) {
 		used = Counter{Start: start}
 	}
 	if amount > 0 && over(used.Value, amount, r.max) {

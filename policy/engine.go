@@ -473,7 +473,7 @@ type Budget struct {
 	Per      string
 	Limit    Micros
 	Key      CounterKey
-	Start    time.Time // a counter with another start has run out and counts as zero
+	Start    time.Time // a counter with an earlier start has run out and counts as zero
 	ResetsAt time.Time // zero when it never does
 	Shadow   bool
 	All      bool // it concerns every call, unconditionally

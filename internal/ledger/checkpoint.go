@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -38,9 +39,28 @@ var (
 type checkpointed struct {
 	Tree audit.Tree `json:"tree"`
 	At   time.Time  `json:"at"`
-	// Logged is how many bytes of the checkpoint log were on disk before this
-	// was written: a shorter log was cut.
+	// Logged is how many bytes of the checkpoint log were on disk when this was
+	// written: a shorter log was cut.
 	Logged int64 `json:"logged"`
+	// Key is the public form of the key that signed, "" if none did.
+	Key string `json:"key,omitempty"`
+}
+
+// agrees checks that the key and the log are those that the database knows of:
+// what somebody removed must stay missing, and not be made anew.
+func (c checkpointed) agrees(logged int64, public string) error {
+	detail := ""
+	switch {
+	case logged < c.Logged:
+		detail = fmt.Sprintf("the checkpoint log is %d bytes long; it had %d", logged, c.Logged)
+	case public == "" && max(logged, c.Logged) > 0:
+		detail = "the key that signed the checkpoint log is gone"
+	case public != "" && c.Key != "" && public != c.Key:
+		detail = "the key is not the one that signed the checkpoint log"
+	default:
+		return nil
+	}
+	return &audit.Damage{Kind: audit.DamageCheckpoint, Detail: detail}
 }
 
 func (t *tx) checkpointed() (c checkpointed, err error) {
@@ -67,7 +87,7 @@ func (t *tx) signed() (size uint64, at time.Time) {
 	if len(v) != 16 {
 		return 0, time.Time{}
 	}
-	return number(v[:8]), time.Unix(0, int64(number(v[8:]))) //nolint:gosec // written below
+	return number(v[:8]), moment(v[8:])
 }
 
 // news reports whether there is anything to sign.
@@ -77,53 +97,76 @@ func (t *tx) news() bool {
 	return seq > size
 }
 
-// checkpoint signs the chain as it is and appends that to the log. It runs in
-// the writer, with the database open, after the operations that made it due
-// have been answered.
-func (l *Ledger) checkpoint() error {
+// checkpointStep is how many records a checkpoint takes in at most, since others
+// wait meanwhile; the next is due at once.
+const checkpointStep = 50_000
+
+// checkpoint signs the chain and appends that to the log. It runs in the writer,
+// with the database open, after the operations that made it due have been
+// answered. The log comes first: what it says is on disk already, and so the
+// database can tell how long it was.
+func (l *Ledger) checkpoint() (c audit.Checkpoint, signed string, err error) {
 	key, err := l.key()
 	if err != nil {
-		return err
+		return c, "", err
 	}
 	logged, err := fileSize(logPath(l.o.Dir))
 	if err != nil {
-		return err
+		return c, "", err
 	}
-	var c audit.Checkpoint
-	err = l.commit([]*op{{write: true, run: func(t *tx) error {
-		state, err := t.checkpointed()
-		if err != nil {
+	var state checkpointed
+	err = l.commit([]*op{{run: func(t *tx) error {
+		if state, err = t.checkpointed(); err != nil {
 			return err
 		}
-		seq, head := t.head()
+		if key == nil { // its first use
+			if err := state.agrees(logged, ""); err != nil {
+				return err
+			}
+			if key, err = newKey(l.o.Dir, string(t.space(spaceMeta).get(keyID))); err != nil {
+				return err
+			}
+		}
+		if err := state.agrees(logged, key.Public()); err != nil {
+			return err
+		}
+		head, _ := t.head()
+		end := min(head, state.Tree.Size+checkpointStep)
 		b := t.Bucket(bucketAudit)
-		for at := state.Tree.Size + 1; at <= seq; at++ {
+		for at := max(state.Tree.Size, 1); at <= end; at++ {
 			raw := b.Get(be64(at))
 			if raw == nil {
 				return fmt.Errorf("%w: audit record %d is missing", ErrDamaged, at)
 			}
-			state.Tree.Add(audit.Sum(raw))
+			if c.Head = audit.Sum(raw); at > state.Tree.Size {
+				state.Tree.Add(c.Head)
+			}
 		}
-		state.At, state.Logged = t.now, logged
-		c = audit.Checkpoint{Origin: key.Origin(), Size: seq, Root: state.Tree.Root(), Head: head, Time: t.now}
+		c.Origin, c.Size, c.Root, c.Time = key.Origin(), end, state.Tree.Root(), t.now
+		return nil
+	}}})
+	if err != nil {
+		return c, "", fmt.Errorf("make a checkpoint: %w", err)
+	}
+	if signed, err = key.Sign(c); err != nil {
+		return c, "", fmt.Errorf("sign a checkpoint: %w", err)
+	}
+	line, err := audit.LogLine(signed)
+	if err != nil {
+		return c, "", err
+	}
+	state.At, state.Key = c.Time, key.Public()
+	if state.Logged, err = appendLine(logPath(l.o.Dir), line, logged); err != nil {
+		return c, "", err
+	}
+	err = l.commit([]*op{{write: true, run: func(t *tx) error {
 		meta := t.space(spaceMeta)
-		if err := meta.put(keySigned, append(be64(seq), be64(uint64(t.now.UnixNano()))...)); err != nil {
+		if err := meta.put(keySigned, append(be64(c.Size), stamp(c.Time)...)); err != nil {
 			return err
 		}
 		return meta.putJSON(keyTree, state)
 	}}})
-	if err != nil {
-		return fmt.Errorf("make a checkpoint: %w", err)
-	}
-	signed, err := key.Sign(c)
-	if err != nil {
-		return fmt.Errorf("sign a checkpoint: %w", err)
-	}
-	line, err := audit.LogLine(signed)
-	if err != nil {
-		return err
-	}
-	return appendLine(logPath(l.o.Dir), line, logged)
+	return c, signed, err
 }
 
 func fileSize(path string) (int64, error) {
@@ -137,12 +180,12 @@ func fileSize(path string) (int64, error) {
 	return info.Size(), nil
 }
 
-// appendLine writes a whole line at the end of a file and syncs it. What a
-// crash left of an earlier line is cut off first.
-func appendLine(path string, line []byte, size int64) error {
+// appendLine writes a whole line at the end of a file, syncs it and returns where
+// it ends. What a crash left of an earlier line is cut off first.
+func appendLine(path string, line []byte, size int64) (end int64, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	at, err := wholeLines(f, size)
 	if err == nil {
@@ -154,7 +197,11 @@ func appendLine(path string, line []byte, size int64) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close())
+	err = errors.Join(err, f.Close())
+	if err == nil && size == 0 {
+		err = syncDir(filepath.Dir(path)) // the database will know of it
+	}
+	return at + int64(len(line)), err
 }
 
 // wholeLines returns where the last whole line ends.
@@ -166,38 +213,30 @@ func wholeLines(f *os.File, size int64) (int64, error) {
 	return size - int64(len(tail)) + int64(bytes.LastIndexByte(tail, '\n')) + 1, nil
 }
 
-// key returns the key that signs checkpoints, made at first use.
+// key returns the key that signs checkpoints, nil if there is none.
 func (l *Ledger) key() (*audit.Key, error) {
-	if l.signing != nil {
-		return l.signing, nil
-	}
 	text, err := os.ReadFile(keyPath(l.o.Dir))
-	if err == nil {
-		key, err := audit.ParseKey(string(text))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", keyPath(l.o.Dir), err)
-		}
-		l.signing = key
-		return key, nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // documented
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return nil, fmt.Errorf("read the checkpoint key: %w", err)
 	}
-	if size, err := fileSize(logPath(l.o.Dir)); err != nil || size > 0 {
-		return nil, errors.Join(err, fmt.Errorf("the key that signed %s is gone: %s", logPath(l.o.Dir), keyPath(l.o.Dir)))
+	key, err := audit.ParseKey(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", keyPath(l.o.Dir), err)
 	}
-	var id string
-	if err := l.commit([]*op{{run: func(t *tx) error { id = string(t.space(spaceMeta).get(keyID)); return nil }}}); err != nil {
-		return nil, err
-	}
+	return key, nil
+}
+
+func newKey(dir, id string) (*audit.Key, error) {
 	key, err := audit.NewKey("haldir/" + id)
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFile(keyPath(l.o.Dir), []byte(key.Encode())); err != nil {
+	if err := writeFile(keyPath(dir), []byte(key.Encode())); err != nil {
 		return nil, fmt.Errorf("keep the checkpoint key: %w", err)
 	}
-	l.signing = key
 	return key, nil
 }
 
@@ -215,45 +254,49 @@ func writeFile(path string, data []byte) error {
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(tmp, path)
 	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
 	return err
 }
 
 // Checkpoints returns the checkpoints of the log, verified with the ledger's own
-// key, and that key's public form. logged is how long the log must be.
+// key, and that key's public form.
 func (l *Ledger) Checkpoints(ctx context.Context) (list []audit.Checkpoint, public string, err error) {
 	var state checkpointed
-	var data, text []byte
+	var logged int64
+	var key *audit.Key
 	err = l.do(ctx, false, func(t *tx) error {
-		// Under the lock, so that no other process is writing to the log.
+		// With the turn taken, so that no other process is writing to the log.
 		if state, err = t.checkpointed(); err != nil {
 			return err
 		}
-		if text, err = os.ReadFile(keyPath(l.o.Dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if key, err = l.key(); err != nil {
 			return err
 		}
-		if data, err = os.ReadFile(logPath(l.o.Dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
+		logged, err = fileSize(logPath(l.o.Dir))
+		return err
 	})
 	if err != nil {
 		return nil, "", err
 	}
-	if int64(len(data)) < state.Logged {
-		return nil, "", &audit.Damage{Kind: audit.DamageCheckpoint, Detail: fmt.Sprintf("the checkpoint log is %d bytes long; it had %d", len(data), state.Logged)}
+	if key != nil {
+		public = key.Public()
 	}
-	if len(text) == 0 {
-		if len(data) > 0 {
-			return nil, "", &audit.Damage{Kind: audit.DamageCheckpoint, Detail: "the key that signed the checkpoint log is gone"}
-		}
-		return nil, "", nil
+	if err := state.agrees(logged, public); err != nil || logged == 0 {
+		return nil, public, err
 	}
-	key, err := audit.ParseKey(string(text))
+	f, err := os.Open(logPath(l.o.Dir))
 	if err != nil {
-		return nil, "", fmt.Errorf("%s: %w", keyPath(l.o.Dir), err)
+		return nil, public, err
 	}
-	list, err = audit.ReadLog(data, key.Public())
-	return list, key.Public(), err
+	data := make([]byte, logged) // it only grows
+	_, err = io.ReadFull(f, data)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, public, err
+	}
+	list, err = audit.ReadLog(data, public)
+	return list, public, err
 }
 
 // Proof shows that a record is in the chain that a checkpoint was signed over.
@@ -268,44 +311,46 @@ type Proof struct {
 	PublicKey  string       `json:"public_key"`
 }
 
-// Prove makes a checkpoint over the chain as it is and proves that the record
-// seq is in it.
+// Prove makes a checkpoint and proves that the record seq is among those that it
+// was signed over.
 func (l *Ledger) Prove(ctx context.Context, seq uint64) (Proof, error) {
 	var p Proof
-	// A checkpoint first: it makes the key, if there is none yet.
-	if err := l.wait(ctx, &op{run: func(*tx) error { return nil }, then: l.checkpoint, done: make(chan error, 1)}); err != nil {
+	var c audit.Checkpoint
+	for first := true; first || c.Size < seq; first = false {
+		before := c.Size
+		then := func() (err error) { c, p.Checkpoint, err = l.checkpoint(); return err }
+		if err := l.wait(ctx, &op{run: func(*tx) error { return nil }, then: then, done: make(chan error, 1)}); err != nil {
+			return p, err
+		}
+		if c.Size == before {
+			break
+		}
+	}
+	prover, err := audit.NewProver(seq, c.Size)
+	if err != nil {
 		return p, err
 	}
-	err := l.do(ctx, false, func(t *tx) error {
-		size, head := t.head()
-		b := t.Bucket(bucketAudit)
-		leaf := func(at uint64) (audit.Hash, error) {
-			raw := b.Get(be64(at))
-			if raw == nil {
-				return audit.Hash{}, fmt.Errorf("%w: audit record %d is missing", ErrDamaged, at)
-			}
-			return audit.Sum(raw), nil
+	key, err := l.key()
+	if err != nil || key == nil {
+		return p, errors.Join(err, errors.New("the key is gone"))
+	}
+	done := errors.New("done")
+	_, _, err = l.Walk(ctx, 1, func(at uint64, raw []byte) error {
+		if at > c.Size {
+			return done
 		}
-		path, err := audit.ProveInclusion(seq, size, leaf)
-		if err != nil {
-			return err
+		leaf := audit.Sum(raw)
+		if prover.Add(leaf); at == seq {
+			p.Record, p.LeafHash = base64.StdEncoding.EncodeToString(raw), leaf
 		}
-		var tree audit.Tree
-		for at := uint64(1); at <= size; at++ {
-			h, err := leaf(at)
-			if err != nil {
-				return err
-			}
-			tree.Add(h)
-		}
-		raw := bytes.Clone(b.Get(be64(seq)))
-		p = Proof{
-			Seq: seq, Record: base64.StdEncoding.EncodeToString(raw), LeafHash: audit.Sum(raw), Path: path, Size: size, Root: tree.Root(),
-		}
-		key := l.signing // the writer's, which runs this
-		p.PublicKey = key.Public()
-		p.Checkpoint, err = key.Sign(audit.Checkpoint{Origin: key.Origin(), Size: size, Root: p.Root, Head: head, Time: t.now})
-		return err
+		return nil
 	})
-	return p, err
+	if err != nil && !errors.Is(err, done) {
+		return p, err
+	}
+	p.Seq, p.Size, p.PublicKey = seq, c.Size, key.Public()
+	if p.Path, p.Root = prover.Path(); p.Root != c.Root {
+		return p, &audit.Damage{Kind: audit.DamageFork, Seq: 1, Detail: "the records are not those that checkpoints were signed over: haldir audit verify"}
+	}
+	return p, nil
 }

@@ -3,6 +3,7 @@
 package ledger_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -102,6 +103,17 @@ func TestTheLogOfCheckpointsIsGuarded(t *testing.T) {
 		"emptied":         {func(t *testing.T, dir string) { write(t, dir, "checkpoints.log", nil) }, audit.DamageCheckpoint},
 		"removed":         {func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, "checkpoints.log")) }, audit.DamageCheckpoint},
 		"without its key": {func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, "checkpoint.key")) }, audit.DamageCheckpoint},
+		"without its last line": {func(t *testing.T, dir string) {
+			b := read(t, dir, "checkpoints.log")
+			write(t, dir, "checkpoints.log", b[:bytes.LastIndexByte(b[:len(b)-1], '\n')+1])
+		}, audit.DamageCheckpoint},
+		"removed with its key": {func(t *testing.T, dir string) {
+			_ = os.Remove(filepath.Join(dir, "checkpoints.log"))
+			_ = os.Remove(filepath.Join(dir, "checkpoint.key"))
+		}, audit.DamageCheckpoint},
+		"with another key": {func(t *testing.T, dir string) {
+			write(t, dir, "checkpoint.key", read(t, written(t, 1), "checkpoint.key"))
+		}, audit.DamageCheckpoint},
 		// A crash leaves a line without its end; nothing is lost with it.
 		"with half a line": {func(t *testing.T, dir string) {
 			b := read(t, dir, "checkpoints.log")
@@ -122,10 +134,10 @@ func TestTheLogOfCheckpointsIsGuarded(t *testing.T) {
 			// Whatever became of the checkpoints, calls go on.
 			reserve(t, l, pay("ses_a", "1"), e)
 			closeLedger(t, l)
-			if c.want == "" {
-				if d := damage(t, quick(t, dir)); d != nil {
-					t.Errorf("after the next checkpoint: %v", d)
-				}
+			// And the next checkpoint wipes no traces.
+			d = damage(t, quick(t, dir))
+			if c.want == "" && d != nil || c.want != "" && (d == nil || d.Kind != c.want) {
+				t.Errorf("after more calls: %v, want %q", d, c.want)
 			}
 		})
 	}
@@ -202,11 +214,7 @@ func TestSuspendLetsOthersInWhileTheProcessIsStopped(t *testing.T) {
 		}
 	})
 	<-stopped
-	begin := time.Now()
-	reserve(t, other, pay("ses_a", "1"), e)
-	if took := time.Since(begin); took > 200*time.Millisecond*slowdown {
-		t.Errorf("another process waited %v", took)
-	}
+	reserve(t, other, pay("ses_a", "1"), e) // or it is told that the ledger is busy
 	if en := entry(t, other, ticket.Seq); en.Status != audit.StatusAllowed {
 		t.Errorf("what was owed was not flushed: %s", en.Status)
 	}

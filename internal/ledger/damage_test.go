@@ -88,7 +88,6 @@ func refuses(t *testing.T, dir string, want error, words ...string) {
 		"Verify": func() error { _, err := l.Verify(ctx, nil); return err },
 		"Record": func() error { return l.Record(ctx, attempt("ses_a"), "") },
 	} {
-		begin := time.Now()
 		err := f()
 		if !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
@@ -98,9 +97,6 @@ func refuses(t *testing.T, dir string, want error, words ...string) {
 			if !strings.Contains(err.Error(), w) {
 				t.Errorf("%s: %q does not say %q", name, err, w)
 			}
-		}
-		if took := time.Since(begin); took > time.Second*slowdown {
-			t.Errorf("%s: the error came after %v", name, took)
 		}
 	}
 	for _, name := range []string{"haldir.db", "haldir.head"} {
@@ -423,9 +419,8 @@ func TestAProcessGoesOnAfterADamagedFileWasRestored(t *testing.T) {
 			harm(bad)
 			write(t, dir, "haldir.db", bad)
 			for i := range 2 {
-				begin := time.Now()
 				if _, _, err := l.Reserve(context.Background(), pay("ses_a", "1"), e); !errors.Is(err, ledger.ErrDamaged) {
-					t.Errorf("attempt %d on the damaged file: %v after %v", i+1, err, time.Since(begin))
+					t.Errorf("attempt %d on the damaged file: %v", i+1, err)
 				}
 			}
 			write(t, dir, "haldir.db", good)
@@ -566,7 +561,7 @@ type opened struct {
 	Read, Reserved        [sha256.Size]byte // of the database after reading, and after Reserve
 }
 
-const hung = "no answer within 10 s"
+const hung = "no answer"
 
 // opener is the parent's end of a worker that opens images.
 type opener struct {
@@ -596,15 +591,14 @@ func (o *opener) open(dir string) (*opened, string) {
 	case line, alive := <-o.lines:
 		if !alive {
 			err := o.p.wait()
-			first, _, _ := strings.Cut(o.p.errors.String(), "\n")
-			return nil, fmt.Sprintf("%v: %s", err, first)
+			return nil, fmt.Sprintf("%v: %.2000s", err, o.p.errors)
 		}
 		r := &opened{}
 		if err := json.Unmarshal([]byte(line), r); err != nil {
 			return nil, err.Error()
 		}
 		return r, ""
-	case <-time.After(10 * time.Second):
+	case <-time.After(hang):
 		return nil, hung
 	}
 }
@@ -617,4 +611,121 @@ func (o *opener) kill() {
 	for range o.lines {
 	}
 	_ = o.p.wait()
+}
+
+// bbolt as it is takes the process down on half of the damaged files. Behind an
+// agent that is the end of every tool at once, without a word why.
+func TestADamagedFileIsAnErrorAndNeverACrash(t *testing.T) {
+	source := written(t, 60)
+	good := read(t, source, "haldir.db")
+	if len(good) > 1<<20 { // what is after the last page is not used
+		good = good[:1<<20]
+	}
+	list := images(good)
+	root := t.TempDir()
+	type result struct {
+		image  image
+		opened *opened // nil if it did not get so far
+		crash  string
+	}
+	// So many are not needed in every run: those that are left out differ each time.
+	enough := time.Now().Add(8 * time.Second * min(slowdown, 2))
+	next, results := make(chan int), make(chan result)
+	go func() {
+		defer close(next)
+		for i := range list {
+			if i >= 100 && time.Now().After(enough) {
+				return
+			}
+			next <- i
+		}
+	}()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			var o *opener
+			defer func() { o.kill() }()
+			for i := range next {
+				if o == nil {
+					var err error
+					if o, err = newOpener(); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				dir := filepath.Join(root, fmt.Sprint(i))
+				err := errors.Join(os.CopyFS(dir, os.DirFS(source)), os.Chmod(dir, 0o700), os.WriteFile(filepath.Join(dir, "haldir.db"), list[i].raw, 0o600))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				r := result{image: list[i]}
+				r.opened, r.crash = o.open(dir)
+				if r.opened == nil {
+					o.kill()
+					o = nil
+				}
+				results <- r
+				_ = os.RemoveAll(dir)
+			}
+		})
+	}
+	go func() {
+		wg.Wait()
+		close(results)
+	}()
+
+	bad := map[string][]string{}
+	count := map[string]int{}
+	tried := 0
+	var stuck []string
+	for r := range results {
+		tried++
+		blame := func(what, format string, args ...any) {
+			bad[what] = append(bad[what], r.image.name+": "+fmt.Sprintf(format, args...))
+		}
+		if r.opened == nil {
+			if r.crash == hung {
+				// bbolt believes what a page says of the size of its elements, and a
+				// commit copies them: one of two gigabytes takes its time.
+				stuck = append(stuck, r.image.name)
+				continue
+			}
+			blame("crashed the process", "%s", r.crash)
+			continue
+		}
+		o, sum := r.opened, sha256.Sum256(r.image.raw)
+		if o.Read != sum {
+			blame("were written to by reading", "find %q, verify %q", o.Find, o.Verify)
+		}
+		if o.Reserve == "damaged" && o.Reserved != sum {
+			blame("were written to although they are damaged", "verify %q", o.Verify)
+		}
+		if (o.Find == "damaged" || o.Verify == "damaged") && o.Reserved != sum {
+			blame("were written to after they were found damaged", "find %q, verify %q, reserve %q", o.Find, o.Verify, o.Reserve)
+		}
+		for _, kind := range []string{o.Find, o.Verify, o.Reserve} {
+			if strings.Contains(kind, "timeout") {
+				blame("are told as a time-out", "%s", kind)
+				break
+			}
+		}
+		count[fmt.Sprintf("find %q, verify %q, reserve %q", o.Find, o.Verify, strings.ReplaceAll(o.Reserve, root, ""))]++
+	}
+	for what, n := range count {
+		t.Logf("%d: %s", n, what)
+	}
+	if tried < len(list) {
+		t.Logf("time sufficed for %d of %d damaged files", tried, len(list))
+	}
+	if len(stuck) > 0 {
+		t.Logf("no answer: %v", stuck)
+	}
+	if len(stuck) > 2 {
+		t.Errorf("%d of %d damaged files hung the process", len(stuck), tried)
+	}
+	for what, names := range bad {
+		slices.Sort(names)
+		t.Errorf("%d of %d damaged files %s, such as\n\t%s", len(names), tried, what, strings.Join(names[:min(8, len(names))], "\n\t"))
+	}
 }

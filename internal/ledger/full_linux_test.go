@@ -120,11 +120,7 @@ func (s *scenario) reserve(root, dir string) {
 	large := call("ses_a", "look", `{"text":"`+strings.Repeat("x", 7000)+`"}`)
 	refused := 0
 	for range 50 {
-		begin := time.Now()
 		ticket, d, err := l.Reserve(ctx, large, e)
-		if took := time.Since(begin); took > time.Second {
-			s.errorf("Reserve on a full disk took %v", took)
-		}
 		if err == nil {
 			if d.Verdict == policy.Allow {
 				owed = append(owed, ticket)
@@ -147,12 +143,8 @@ func (s *scenario) reserve(root, dir string) {
 		s.errorf("the disk was never full")
 	}
 	fmt.Println("admitted before it was full:", len(owed), "refused:", refused)
-	begin := time.Now()
 	for _, ticket := range owed {
 		l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
-	}
-	if took := time.Since(begin); took > 50*time.Millisecond*slowdown {
-		s.errorf("settling on a full disk took %v", took)
 	}
 	// Reading works, and another process can open the file, while it is full.
 	if _, err := l.Verify(ctx, nil); err != nil && !errors.Is(err, syscall.ENOSPC) {
@@ -168,7 +160,7 @@ func (s *scenario) reserve(root, dir string) {
 	time.Sleep(1500 * time.Millisecond) // at least one more attempt to settle
 	empty()
 	// Nobody calls anything now; what is owed must come to disk by itself.
-	deadline := time.Now().Add(3 * time.Second * slowdown)
+	deadline := time.Now().Add(hang)
 	watcher := s.open(dir)
 	for _, ticket := range owed {
 		for {
@@ -279,6 +271,8 @@ func mounted(t *testing.T, what string) {
 	}
 }
 
+func TestALedgerBegunOnAFullDiskWorksOnceThereIsSpace(t *testing.T) { mounted(t, "create") }
+
 func TestAFullDiskRefusesCallsAndLosesNoSettlement(t *testing.T) { mounted(t, "reserve") }
 
 // unwritable is a worker because root may write everywhere.
@@ -300,10 +294,9 @@ func unwritable(raw []byte) error {
 	l, err := ledger.Open(ledger.Options{Dir: c.Dir, Clock: time.Now, Logger: zerolog.Nop()})
 	if err == nil {
 		var d policy.Decision
-		begin := time.Now()
 		_, d, err = l.Reserve(context.Background(), pay("ses_a", "1"), e)
-		if d.Verdict == policy.Allow || time.Since(begin) > time.Second*slowdown {
-			fmt.Println("wrong:", d.Verdict, time.Since(begin))
+		if d.Verdict == policy.Allow {
+			fmt.Println("wrong:", d.Verdict)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()

@@ -8,14 +8,14 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 	bolt "go.etcd.io/bbolt"
-
-	"github.com/haldir-mcp/haldir/audit"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // Times of the sharing protocol; docs/decisions/0001 says where they come from.
@@ -24,6 +24,8 @@ const (
 	idle       = 20 * time.Millisecond // how long an idle process keeps it for its own next operation
 	look       = time.Millisecond      // how often an idle holder looks whether another waits
 	patience   = 2 * time.Second       // how long an operation waits for another process
+	overdue    = patience / 4          // how long it waits in line before it looks for itself
+	healEach   = time.Second / 2       // how often a busy process looks for dead ones
 	settleWait = 50 * time.Millisecond // how long a settlement waits for company
 	retryWait  = time.Second           // pause before an owed settlement is tried again after a failure
 )
@@ -40,9 +42,10 @@ type Options struct {
 
 // Ledger is one process's access to the database in a state directory.
 type Ledger struct {
-	o    Options
-	id   string
-	turn *turn
+	o     Options
+	id    string
+	begun time.Time
+	turn  *turn
 
 	ops    chan *op
 	mu     sync.Mutex
@@ -61,8 +64,9 @@ type Ledger struct {
 	used     time.Time  // when it was last used
 	taken    chan error // receives when an acquisition ends; nil when there is none
 	presence *presence
+	healed   time.Time // when it was last looked for dead processes
+	damaged  *damaged  // what this process found the file to be
 	owedAt   time.Time // when owed settlements are due; zero when none
-	signing  *audit.Key
 	due      bool      // the last commit left enough to sign
 	signAt   time.Time // when what is new is signed at the latest; zero when nothing is
 }
@@ -97,7 +101,7 @@ func Open(o Options) (*Ledger, error) {
 		return nil, err
 	}
 	l := &Ledger{
-		o: o, id: newID(""), turn: newTurn(o.Dir), ops: make(chan *op), owing: make(chan struct{}, 1),
+		o: o, id: newID(""), begun: o.Clock(), turn: newTurn(o.Dir), ops: make(chan *op), owing: make(chan struct{}, 1),
 		closed: make(chan struct{}), done: make(chan struct{}),
 	}
 	go l.work()
@@ -309,6 +313,11 @@ func (l *Ledger) serve(ops []*op) {
 	}
 	l.run(ops, debts)
 	l.used = time.Now()
+	if l.db != nil && time.Since(l.healed) > healEach {
+		if err := l.heal(); err != nil {
+			l.o.Logger.Warn().Err(err).Msg("look for processes that died")
+		}
+	}
 	if l.db != nil && l.used.Sub(l.since) > quantum && l.wanted() {
 		l.release()
 	}
@@ -360,20 +369,49 @@ func (l *Ledger) opened(err error) error {
 	if err != nil {
 		return err
 	}
-	db, file, err := openDB(l.o.Dir, l.o.NoSync)
-	if err == nil {
-		l.file = file
-		l.db, l.since, l.used = db, time.Now(), time.Now()
-		err = l.recover()
+	deep := first
+	switch {
+	case l.damaged != nil:
+		deep, err = bottom, l.damaged.still(l.o.Dir)
+	case l.since.IsZero(): // who has closed it has left it as it should be
+		deep = edges
 	}
-	if err != nil && (l.db != nil || db == nil) {
+	if err == nil {
+		l.db, l.file, err = openDB(l.o.Dir, deep, l.o.NoSync)
+	}
+	if err == nil {
+		l.damaged, l.since, l.used = nil, time.Now(), time.Now()
+		err = l.heal()
+	}
+	if err != nil {
 		l.release()
 	}
 	return err
 }
 
-// recover registers this process and settles for the dead.
-func (l *Ledger) recover() error {
+// damaged is a file as this process found it. It must not be written to; another
+// one in its place, or one that was put right, may.
+type damaged struct {
+	info os.FileInfo // nil if even that could not be had
+	why  error
+}
+
+// still returns why the database must not be opened, if it is the same.
+func (d *damaged) still(dir string) error {
+	info, err := os.Stat(dbPath(dir))
+	if err == nil && d.info != nil && os.SameFile(info, d.info) && info.Size() == d.info.Size() && info.ModTime().Equal(d.info.ModTime()) {
+		return d.why
+	}
+	return nil
+}
+
+// heal registers this process and settles for the dead.
+func (l *Ledger) heal() error {
+	l.healed = time.Now()
+	if l.presence != nil && l.presence.gone() {
+		_ = l.presence.lock.Unlock() // of a file that nobody sees
+		l.presence = nil
+	}
 	if l.presence == nil {
 		p, err := arrive(l.o.Dir, l.id)
 		if err != nil {
@@ -381,7 +419,19 @@ func (l *Ledger) recover() error {
 		}
 		l.presence = p
 	}
-	ids, clear, err := dead(l.o.Dir, l.id)
+	owners := map[string]bool{}
+	err := l.commit([]*op{{run: func(t *tx) error {
+		clear(owners)
+		return t.space(spaceHolds).each(nil, func(k, _ []byte) error {
+			owner, _, _ := strings.Cut(string(k), "-")
+			owners[owner] = true
+			return nil
+		})
+	}}})
+	if err != nil {
+		return err
+	}
+	ids, err := dead(l.o.Dir, owners, l.id)
 	if err != nil || len(ids) == 0 {
 		return err
 	}
@@ -397,7 +447,7 @@ func (l *Ledger) recover() error {
 		return fmt.Errorf("settle for a process that died: %w", err)
 	}
 	for _, id := range ids {
-		if err := clear(id); err != nil {
+		if err := bury(l.o.Dir, id); err != nil {
 			l.o.Logger.Warn().Err(err).Msg("could not remove the file of a process that died")
 		}
 	}
@@ -414,7 +464,7 @@ func (l *Ledger) run(ops, debts []*op) {
 	all := append(append(make([]*op, 0, len(ops)+len(debts)), debts...), ops...)
 	for len(all) > 0 {
 		err := l.commit(all)
-		if bad, ok := errors.AsType[*opError](err); ok {
+		if bad, ok := errors.AsType[*opError](err); ok && !errors.Is(err, ErrDamaged) {
 			if bad.op.owed {
 				// A debt that cannot be run would block all that follow: no cause
 				// is known, so it is said aloud and left to be found as abandoned.
@@ -467,7 +517,7 @@ func (l *Ledger) sign(due bool) {
 		return
 	}
 	l.signAt = time.Time{}
-	if err := l.checkpoint(); err != nil {
+	if _, _, err := l.checkpoint(); err != nil {
 		l.o.Logger.Warn().Err(err).Msg("no checkpoint could be made")
 		l.signAt = time.Now().Add(checkpointAge)
 	}
@@ -492,6 +542,7 @@ type opError struct {
 }
 
 func (e *opError) Error() string { return e.err.Error() }
+func (e *opError) Unwrap() error { return e.err }
 
 // commit runs ops in one transaction and syncs it.
 func (l *Ledger) commit(ops []*op) error {
@@ -504,7 +555,7 @@ func (l *Ledger) commit(ops []*op) error {
 	}
 	var newHead head
 	body := func(btx *bolt.Tx) error {
-		t := &tx{Tx: btx}
+		t := &tx{Tx: btx, begun: l.begun}
 		if err := t.tick(l.o.Clock()); err != nil {
 			return err
 		}
@@ -523,10 +574,17 @@ func (l *Ledger) commit(ops []*op) error {
 		}
 		return l.db.View(body)
 	})
+	if errors.Is(err, berrors.ErrIncompatibleValue) { // where a bucket should be, there is something else
+		err = blame(err)
+	}
 	if err == nil && write {
 		if err := l.headFile.write(l.o.Dir, newHead); err != nil {
 			l.o.Logger.Warn().Err(err).Msg("could not write the ledger's head file")
 		}
+	}
+	if errors.Is(err, ErrDamaged) {
+		l.damaged = &damaged{why: err}
+		l.damaged.info, _ = l.file.Stat()
 	}
 	if errors.Is(err, errFault) {
 		l.abandonDB()

@@ -5,10 +5,14 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/gofrs/flock"
 )
@@ -16,42 +20,109 @@ import (
 // turn is this process's place in the queue for the database. At most one
 // goroutine at a time may call its methods.
 type turn struct {
-	gate *flock.Flock // held while waiting for lock: its holder is next
-	lock *flock.Flock // held while using the database
-	path string
+	gate  *flock.Flock // held while waiting for lock: its holder is next
+	probe *flock.Flock // tries the gate
+	lock  *flock.Flock // held while using the database
+
+	mu     sync.Mutex
+	waits  bool       // for the gate
+	queued chan error // receives when the gate is this process's; nil when nothing asks for it
 }
 
 func newTurn(dir string) *turn {
-	path := filepath.Join(dir, "haldir.lock")
-	return &turn{
-		gate: flock.New(filepath.Join(dir, "haldir.turn"), flock.SetPermissions(0o600)),
-		lock: flock.New(path, flock.SetPermissions(0o600)),
-		path: path,
-	}
+	gate, private := filepath.Join(dir, "haldir.turn"), flock.SetPermissions(0o600)
+	return &turn{gate: flock.New(gate, private), probe: flock.New(gate, private), lock: flock.New(filepath.Join(dir, "haldir.lock"), private)}
 }
 
 // take blocks until the database is this process's.
 func (t *turn) take() error {
-	if err := t.gate.Lock(); err != nil {
+	queued, late := t.queue()
+	if !late {
+		select {
+		case err := <-queued:
+			return t.pass(err)
+		case <-time.After(overdue):
+		}
+	}
+	// Whoever is next does not run, or the line is long: then a lock that nobody
+	// has is there for the taking.
+	for tick := time.NewTicker(look); ; {
+		select {
+		case err := <-queued:
+			tick.Stop()
+			return t.pass(err)
+		case <-tick.C:
+		}
+		free, err := t.lock.TryLock()
+		if err != nil || free {
+			tick.Stop()
+			return errors.Join(err, t.unqueue(), t.sign(t.lock, err))
+		}
+	}
+}
+
+// queue asks for the gate. late means that it was asked for before, in vain.
+func (t *turn) queue() (queued chan error, late bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waits = true
+	if t.queued != nil {
+		return t.queued, true
+	}
+	queued = make(chan error, 1)
+	t.queued = queued
+	go func() {
+		err := t.gate.Lock()
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.queued = nil
+		if err == nil && !t.waits {
+			err = t.gate.Unlock()
+		}
+		queued <- err
+	}()
+	return queued, false
+}
+
+// unqueue lets the next one have the gate, should it still come.
+func (t *turn) unqueue() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waits = false
+	if t.queued == nil { // it has come
+		return t.gate.Unlock()
+	}
+	return nil
+}
+
+// pass goes through the gate.
+func (t *turn) pass(err error) error {
+	if err != nil {
 		return fmt.Errorf("lock %s: %w", t.gate.Path(), err)
 	}
-	err := t.lock.Lock()
-	if err := errors.Join(err, t.gate.Unlock()); err != nil {
-		return fmt.Errorf("lock %s: %w", t.path, err)
+	_ = t.sign(t.gate, nil)
+	if err := errors.Join(t.lock.Lock(), t.gate.Unlock()); err != nil {
+		return fmt.Errorf("lock %s: %w", t.lock.Path(), err)
 	}
-	// The pid is for the message of whoever waits too long, no more.
-	_ = os.WriteFile(t.path+".pid", []byte(strconv.Itoa(os.Getpid())), 0o600)
-	return nil
+	return t.sign(t.lock, nil)
+}
+
+// sign says who has a lock, for the message of whoever waits too long.
+func (t *turn) sign(lock *flock.Flock, err error) error {
+	if err == nil {
+		_ = os.WriteFile(lock.Path()+".pid", []byte(strconv.Itoa(os.Getpid())), 0o600) // for no more than that
+	}
+	return err
 }
 
 // wanted reports whether another process waits.
 func (t *turn) wanted() bool {
-	free, err := t.gate.TryLock()
+	free, err := t.probe.TryLock()
 	if err != nil {
 		return true
 	}
 	if free {
-		_ = t.gate.Unlock() // closing the file frees it in any case
+		_ = t.probe.Unlock() // closing the file frees it in any case
 	}
 	return !free
 }
@@ -59,11 +130,14 @@ func (t *turn) wanted() bool {
 // give lets the next process in.
 func (t *turn) give() error { return t.lock.Unlock() }
 
-// holder names the process that has the database, for a message.
+// holder names the process that has the database, for a message. Where it says
+// that this one has, it is the one that was next.
 func (t *turn) holder() string {
-	b, err := os.ReadFile(t.path + ".pid")
-	if pid := strings.TrimSpace(string(b)); err == nil && pid != "" {
-		return "process " + pid
+	for _, lock := range []*flock.Flock{t.lock, t.gate} {
+		b, err := os.ReadFile(lock.Path() + ".pid")
+		if pid := strings.TrimSpace(string(b)); err == nil && pid != "" && pid != strconv.Itoa(os.Getpid()) {
+			return "process " + pid
+		}
 	}
 	return "another process"
 }
@@ -94,42 +168,55 @@ func arrive(dir, id string) (*presence, error) {
 	return p, nil
 }
 
+// gone reports whether somebody removed the registration of a living process.
+func (p *presence) gone() bool {
+	_, err := os.Stat(p.lock.Path())
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // leave removes the registration; call it with the turn taken and nothing held.
 func (p *presence) leave() error {
 	err := os.Remove(p.lock.Path())
 	return errors.Join(err, p.lock.Unlock())
 }
 
-// dead lists the processes that have left their registration behind. clear
-// removes one of them.
-func dead(dir, self string) (ids []string, clear func(id string) error, err error) {
+// dead returns those of ids, and of the processes that left their registration
+// behind, that no longer live. A registration that is gone is that of a process
+// that is: its lock went with it.
+func dead(dir string, ids map[string]bool, self string) ([]string, error) {
 	procs := filepath.Join(dir, "procs")
 	entries, err := os.ReadDir(procs)
-	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			err = nil
-		}
-		return nil, nil, err
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
 	for _, e := range entries {
-		if e.Name() == self || !e.Type().IsRegular() {
-			continue
+		if e.Type().IsRegular() {
+			ids[e.Name()] = true
 		}
-		l := flock.New(filepath.Join(procs, e.Name()), flock.SetFlag(os.O_RDWR))
-		free, err := l.TryLock()
-		if err != nil {
-			if errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-			return nil, nil, err
-		}
-		if !free {
-			continue
-		}
-		_ = l.Unlock() // the turn keeps others from taking it
-		ids = append(ids, e.Name())
 	}
-	return ids, func(id string) error { return os.Remove(filepath.Join(procs, id)) }, nil
+	delete(ids, self)
+	var list []string
+	for id := range ids {
+		l := flock.New(filepath.Join(procs, id), flock.SetFlag(os.O_RDWR))
+		free, err := l.TryLock()
+		if free {
+			_ = l.Unlock() // the turn keeps others from taking it
+		}
+		if free || errors.Is(err, fs.ErrNotExist) { // who cannot be asked counts as alive
+			list = append(list, id)
+		}
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
+// bury removes the registration of a dead process.
+func bury(dir, id string) error {
+	err := os.Remove(filepath.Join(dir, "procs", id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // newID returns a random id of 16 characters with a prefix.

@@ -55,6 +55,13 @@ func TestMain(m *testing.M) {
 
 const exitFailed = 3
 
+// No test is about how long something takes. These tell what waits from what
+// does not.
+const (
+	hang       = 30 * time.Second        // whoever is not there by then will never be
+	forTheLock = 1900 * time.Millisecond // whoever takes longer has waited for a lock
+)
+
 // process is a running worker.
 type process struct {
 	cmd    *exec.Cmd

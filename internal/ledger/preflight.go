@@ -29,56 +29,78 @@ type meta struct {
 	root, freelist, high, txid uint64
 }
 
-// preflight reads the few pages on which bbolt rests before bbolt maps the
-// file. A file that is cut short or overwritten there would otherwise end the
-// process by a memory fault that nothing can catch on every platform.
-func preflight(path string) error {
+// depth is how much of a file is read before bbolt maps it.
+type depth int
+
+const (
+	first  depth = iota // the few pages on which bbolt rests
+	edges               // and, up to a limit, those that the next transactions will change
+	bottom              // all
+)
+
+// preflight checks a file. One that is cut short or overwritten in its first
+// pages would otherwise end the process by a memory fault that nothing can catch
+// on every platform; where it is damaged in a page that is about to be changed,
+// bbolt would write what lies beside it in memory.
+func preflight(path string, deep depth) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open the ledger: %w", err)
 	}
-	err = sound(f)
-	if err != nil {
-		err = fmt.Errorf("%w: %s: %w", ErrDamaged, path, err)
+	m, err := sound(f)
+	if err == nil && deep > first {
+		w := walker{f: f, deep: deep}
+		err = w.buckets(m, func(b element) error { return w.bucket(b, func(_, _ []byte) error { return nil }) })
+		if err == nil {
+			err = w.free(m)
+		}
 	}
-	return errors.Join(err, f.Close())
+	return errors.Join(at(path, err), f.Close())
 }
 
-func sound(f *os.File) error {
+func at(path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", path, blame(err))
+}
+
+// sound returns the meta page that counts.
+func sound(f *os.File) (m meta, err error) {
 	info, err := f.Stat()
 	if err != nil {
-		return err
+		return m, err
 	}
 	var metas [2]meta
 	var valid [2]bool
 	page := make([]byte, pageSize)
 	for i := range metas {
 		if _, err := f.ReadAt(page, int64(i)*pageSize); err != nil && !errors.Is(err, io.EOF) {
-			return err
+			return m, err
 		}
 		metas[i], valid[i] = readMeta(page)
 	}
-	m := metas[0]
+	m = metas[0]
 	switch {
 	case !valid[0] && !valid[1]:
-		return errors.New("neither of its two first pages is intact")
+		return m, errors.New("neither of its two first pages is intact")
 	case !valid[0] || valid[1] && metas[1].txid > metas[0].txid:
 		m = metas[1]
 	}
 	pages := uint64(info.Size()) / pageSize //nolint:gosec // not negative
 	switch {
 	case m.high > pages:
-		return fmt.Errorf("it is %d bytes long and should have %d at least: its end is missing", info.Size(), m.high*pageSize)
+		return m, fmt.Errorf("it is %d bytes long and should have %d at least: its end is missing", info.Size(), m.high*pageSize)
 	case m.root < 2 || m.root >= m.high || m.freelist < 2 || m.freelist >= m.high:
-		return errors.New("its first page points outside the file")
+		return m, errors.New("its first page points outside the file")
 	}
 	if err := checkPage(f, m.root, flagBranch|flagLeaf); err != nil {
-		return fmt.Errorf("its root page: %w", err)
+		return m, fmt.Errorf("its root page: %w", err)
 	}
 	if err := checkPage(f, m.freelist, flagFreelist); err != nil {
-		return fmt.Errorf("its list of free pages: %w", err)
+		return m, fmt.Errorf("its list of free pages: %w", err)
 	}
-	return nil
+	return m, nil
 }
 
 func readMeta(page []byte) (meta, bool) {

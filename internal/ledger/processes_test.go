@@ -406,8 +406,8 @@ func healed(t *testing.T, l *ledger.Ledger, a *acks, since time.Time) time.Durat
 			if e.Status != audit.StatusRunning {
 				break
 			}
-			if time.Since(since) > 10*time.Second {
-				t.Fatalf("record %d of a dead process is still running after 10 s", seq)
+			if time.Since(since) > hang {
+				t.Fatalf("record %d of a dead process is still running", seq)
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -637,9 +637,12 @@ func TestASuspendedHolderMakesOthersRefuseAndNamesItself(t *testing.T) {
 	pid, resume := suspend(t, dir)
 
 	begin := time.Now()
+	for range 1000 {
+		l.Settle(ledger.Ticket{CallID: "nobody"}, ledger.Outcome{})
+	}
 	l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
-	if took := time.Since(begin); took > 20*time.Millisecond*slowdown {
-		t.Errorf("Settle took %v while another process has the lock", took)
+	if took := time.Since(begin); took > forTheLock {
+		t.Errorf("settling took %v while another process has the lock", took)
 	}
 	var wg sync.WaitGroup
 	for name, f := range map[string]func() error{
@@ -654,33 +657,15 @@ func TestASuspendedHolderMakesOthersRefuseAndNamesItself(t *testing.T) {
 		"another": func() error { _, err := quick(t, dir).Sessions(context.Background()); return err },
 	} {
 		wg.Go(func() {
-			begin := time.Now()
-			err := f()
-			took := time.Since(begin)
-			if !errors.Is(err, ledger.ErrBusy) || !strings.Contains(err.Error(), strconv.Itoa(pid)) {
+			if err := f(); !errors.Is(err, ledger.ErrBusy) || !strings.Contains(err.Error(), strconv.Itoa(pid)) {
 				t.Errorf("%s: %v, want ErrBusy with the pid %d", name, err, pid)
-			}
-			if took < 1900*time.Millisecond || took > 2500*time.Millisecond {
-				t.Errorf("%s gave up after %v, want about 2 s", name, took)
 			}
 		})
 	}
 	wg.Wait()
-	begin = time.Now()
-	for range 1000 { // while the writer waits for the lock
-		l.Settle(ledger.Ticket{CallID: "nobody"}, ledger.Outcome{})
-	}
-	if took := time.Since(begin); took > 100*time.Millisecond*slowdown {
-		t.Errorf("1,000 settlements took %v while another process has the lock", took)
-	}
-
 	resume()
-	begin = time.Now()
 	if _, d := reserve(t, l, pay("ses_a", "1"), e); d.Verdict != policy.Allow {
 		t.Error(d.Reason)
-	}
-	if took := time.Since(begin); took > 500*time.Millisecond*slowdown {
-		t.Errorf("after the holder went on the next call took %v", took)
 	}
 	if en := entry(t, l, ticket.Seq); en.Status != audit.StatusAllowed {
 		t.Errorf("the call that was settled meanwhile is %s", en.Status)
@@ -699,14 +684,10 @@ func TestAContextBoundsTheWaitForATurn(t *testing.T) {
 	defer resume()
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	begin := time.Now()
+	// Who waits for the lock until its patience ends is told that it is busy.
 	_, d, err := l.Reserve(ctx, pay("ses_a", "1"), e)
-	took := time.Since(begin)
-	if err == nil || d.Verdict == policy.Allow {
+	if !errors.Is(err, context.DeadlineExceeded) || d.Verdict == policy.Allow {
 		t.Errorf("%v %v", d.Verdict, err)
-	}
-	if took > 500*time.Millisecond*slowdown {
-		t.Errorf("Reserve with a context of 100 ms returned after %v: %v", took, err)
 	}
 }
 
@@ -724,13 +705,8 @@ func TestAContextBoundsClose(t *testing.T) {
 	l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	begin := time.Now()
-	err = l.Close(ctx)
-	if took := time.Since(begin); took > 500*time.Millisecond*slowdown {
-		t.Errorf("Close with a context of 100 ms returned after %v", took)
-	}
-	if err == nil {
-		t.Error("Close lost a settlement and says nothing")
+	if err := l.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Close lost a settlement and says %v", err)
 	}
 	resume()
 	closeLedger(t, l) // until its goroutines have ended
@@ -796,4 +772,148 @@ func TestDyingWhileSettlingForTheDeadLosesNothing(t *testing.T) {
 		t.Errorf("%d records, want 61", n)
 	}
 	inspect(t, dir, func(*bolt.Tx) {})
+}
+
+// Not only who has the lock can be suspended, also who waits for it: then the
+// lock is free, and the others go on in spite of it.
+func TestASuspendedWaiterKeepsNobodyOut(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	l := quick(t, dir)
+	if _, err := l.Sessions(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	// Have the lock, let another wait for it, stop that one, let go.
+	turn := flock.New(filepath.Join(dir, "haldir.lock"))
+	if ok, err := turn.TryLockContext(context.Background(), time.Millisecond); !ok {
+		t.Fatal(err)
+	}
+	d := newDriver(t)
+	d.ask(t, request{Op: "open", Dir: dir, NoSync: true})
+	if err := d.send(request{Op: "find"}); err != nil {
+		t.Fatal(err)
+	}
+	gate := flock.New(filepath.Join(dir, "haldir.turn"))
+	for {
+		free, err := gate.TryLock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !free {
+			break
+		}
+		_ = gate.Unlock()
+		time.Sleep(time.Millisecond)
+	}
+	pid := d.cmd.Process.Pid
+	stop(t, pid)
+	if err := turn.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // also when it has let go of the database in between
+		if _, err := l.Sessions(context.Background()); err != nil {
+			t.Errorf("process %d is suspended: %v", pid, err)
+		}
+		time.Sleep(30 * time.Millisecond)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := d.receive(); err != nil || a.Error != "" && a.Kind != "busy" { // its patience may be over
+		t.Errorf("the waiter, woken up: %v %s", err, a.Error)
+	}
+	if _, err := l.Sessions(context.Background()); err != nil {
+		t.Errorf("after it went on: %v", err)
+	}
+}
+
+// A survivor that is never idle and that nobody waits for has no reason to let
+// go of the database; it must find the dead all the same.
+func TestABusySurvivorSettlesForTheDeadToo(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	d := newDriver(t)
+	d.ask(t, request{Op: "open", Dir: dir, NoSync: true, Rules: "shop"})
+	ticket := d.ask(t, request{Op: "reserve", Session: "ses_a", Tool: "look", Arguments: `{}`}).Ticket
+	l, e := quick(t, dir), engine(t, shop())
+	var killed time.Time
+	for i := 0; ; i++ {
+		reserve(t, l, call("ses_b", "steal", `{}`), e)
+		if i == 50 {
+			d.kill()
+			killed = time.Now()
+		}
+		if killed.IsZero() {
+			continue
+		}
+		if entry(t, l, ticket.Seq).Status == audit.StatusAbandoned {
+			return
+		}
+		if time.Since(killed) > hang {
+			t.Fatalf("%v after its process died the call is still running", time.Since(killed))
+		}
+	}
+}
+
+// Reserve: "After an error the call must not be forwarded; it needs no
+// settling". Then one that is given up while it waits for its turn must not be
+// recorded as admitted afterwards: nobody would settle it, and what it holds
+// would be lost to the session.
+func TestACallThatIsGivenUpIsNotAdmittedAfterwards(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	l, e := quick(t, dir), engine(t, shop())
+	reserve(t, l, call("ses_a", "steal", `{}`), e)
+	pid, resume := suspend(t, dir)
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := l.Reserve(ctx, pay("ses_a", "60"), e); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Reserve: %v", err)
+	}
+	resume()
+	time.Sleep(200 * time.Millisecond)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Sessions(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, l)
+	if sp := spent(t, l, attempt("ses_a").Use, e); sp.Total != 0 || sp.Calls != 0 {
+		t.Errorf("%s in %d calls are held by a call that was given up", sp.Total, sp.Calls)
+	}
+	if n := openHolds(t, dir); n != 0 {
+		t.Errorf("%d calls are open that nobody will settle", n)
+	}
+}
+
+// The same without any other process: the answer and the end of the context may
+// come together, and whichever Reserve returns must be true of the file. With
+// -race this also shows whether the transaction still writes to what was returned.
+func TestAnErrorOfReserveMeansThatNothingIsHeld(t *testing.T) {
+	dir := stateDir(t)
+	l, e := open(t, ledger.Options{Dir: dir}), engine(t, shop())
+	reserve(t, l, call("ses_a", "steal", `{}`), e)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		rng := rand.New(rand.NewPCG(7, uint64(i)))
+		wg.Go(func() {
+			for range 60 {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rng.IntN(3000))*time.Microsecond)
+				ticket, d, err := l.Reserve(ctx, call("ses_a", "look", `{}`), e)
+				cancel()
+				if err == nil && d.Verdict == policy.Allow {
+					l.Settle(ticket, ledger.Outcome{Result: ledger.NotSent})
+				}
+			}
+		})
+	}
+	wg.Wait()
+	flush(t, l)
+	if n := openHolds(t, dir); n != 0 {
+		t.Errorf("%d calls are open although Reserve returned an error for them", n)
+	}
+	if sp := spent(t, l, attempt("ses_a").Use, e); sp.Calls != 0 {
+		t.Errorf("%d calls count although none was sent", sp.Calls)
+	}
 }

@@ -1,8 +1,11 @@
 package ledger_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/base64"
+	"encoding/csv"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -371,11 +374,45 @@ func checkExport(t *testing.T, l *ledger.Ledger) {
 		if got := rebuilt(t, b).Encode(); !slices.Equal(got, raw) {
 			t.Errorf("record %d cannot be made from its export: %s", key, b)
 		}
+		var table bytes.Buffer
+		w := csv.NewWriter(&table)
+		if err := w.WriteAll([][]string{audit.CSVHeader(), x.CSV()}); err != nil {
+			return err
+		}
+		rows, err := csv.NewReader(&table).ReadAll()
+		if err != nil || len(rows) != 2 {
+			t.Fatalf("record %d: %d rows, %v", key, len(rows), err)
+		}
+		var members map[string]any
+		dec := json.NewDecoder(bytes.NewReader(b))
+		dec.UseNumber()
+		if err := dec.Decode(&members); err != nil {
+			return err
+		}
+		for i, name := range rows[0] {
+			if got, want := plain(t, rows[1][i]), plain(t, fmt.Sprint(members[name])); got != want {
+				t.Errorf("record %d: %s is %q as CSV, %q as JSON", key, name, got, want)
+			}
+		}
 		return nil
 	})
 	if err != nil || n == 0 {
 		t.Errorf("%d records, %v", n, err)
 	}
+}
+
+// plain reads a text of an export as docs/audit-format.md says.
+func plain(t *testing.T, text string) string {
+	t.Helper()
+	code, ok := strings.CutPrefix(text, "base64:")
+	if !ok {
+		return text
+	}
+	b, err := base64.StdEncoding.DecodeString(code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // rebuilt makes a record from exported JSON, as a second implementation would.
@@ -384,6 +421,12 @@ func rebuilt(t *testing.T, exported []byte) *audit.Record {
 	var x audit.Exported
 	if err := json.Unmarshal(exported, &x); err != nil {
 		t.Fatal(err)
+	}
+	for _, text := range []*string{
+		(*string)(&x.Status), &x.CallID, &x.SessionID, &x.AgentID, &x.Client, &x.Upstream, &x.Tool, &x.FlagReason, &x.Policy, &x.Rule, &x.Also,
+		&x.Arguments, &x.Approval,
+	} {
+		*text = plain(t, *text)
 	}
 	hash := func(s string) (h audit.Hash) {
 		if s != "" {
@@ -410,10 +453,72 @@ func rebuilt(t *testing.T, exported []byte) *audit.Record {
 			Session: x.ThreadSession, Agent: x.ThreadAgent, Upstream: x.ThreadUpstream, Tool: x.ThreadTool, Status: x.ThreadStatus, Flagged: x.ThreadFlagged,
 		},
 	}
-	for k := audit.KindAttempt; k <= audit.KindConfig; k++ {
+	for k := audit.KindAttempt; k <= audit.KindLedger; k++ {
 		if k.String() == x.Kind {
 			r.Kind = k
 		}
 	}
 	return r
+}
+
+// "newest first" and "only entries with a smaller number", whatever way the
+// query takes through the records.
+func TestEntriesComeNewestFirstAndBelowBefore(t *testing.T) {
+	l, clock := archive(t)
+	all := scan(t, l)
+	slices.Reverse(all)
+	for range 8 {
+		rapid.Check(t, func(t *rapid.T) {
+			f := filters(clock, len(all)).Draw(t, "filter")
+			f.Limit = rapid.IntRange(1, 30).Draw(t, "limit")
+			var want []uint64
+			for _, e := range all {
+				if naive(f, e) && len(want) < f.Limit {
+					want = append(want, e.Seq)
+				}
+			}
+			got, _, err := l.Find(context.Background(), f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := gocmp.Diff(append([]uint64{}, want...), seqs(got)); d != "" {
+				t.Fatalf("%+v (-documented +found):\n%s", f, d)
+			}
+		})
+	}
+}
+
+// The smallest case of it: two calls, settled in the other order.
+func TestTheOrderOfSettlementsIsNotTheOrderOfEntries(t *testing.T) {
+	l, e := quick(t, stateDir(t)), engine(t, shop())
+	first, _ := reserve(t, l, call("ses_a", "look", `{}`), e)
+	second, _ := reserve(t, l, call("ses_a", "look", `{}`), e)
+	l.Settle(second, ledger.Outcome{Result: ledger.Done, Reason: "odd"})
+	l.Settle(first, ledger.Outcome{Result: ledger.Done, Reason: "odd"})
+	flush(t, l)
+	for _, f := range []audit.Filter{{Calls: true}, {Session: "ses_a", Calls: true}, {Status: audit.StatusAllowed}, {Flagged: true}} {
+		got, _, err := l.Find(context.Background(), f)
+		if err != nil || !slices.Equal(seqs(got), []uint64{second.Seq, first.Seq}) {
+			t.Errorf("%+v: found %v, want %v; %v", f, seqs(got), []uint64{second.Seq, first.Seq}, err)
+		}
+		f.Before = second.Seq
+		got, _, err = l.Find(context.Background(), f)
+		if err != nil || !slices.Equal(seqs(got), []uint64{first.Seq}) {
+			t.Errorf("%+v: found %v, want %v; %v", f, seqs(got), []uint64{first.Seq}, err)
+		}
+	}
+}
+
+// Messages are read strictly and bring no such text; the ledger does not depend
+// on it, since one record that cannot be exported spoils the export.
+func TestAnExportCarriesTextsThatWereNoUTF8(t *testing.T) {
+	l, e := quick(t, stateDir(t)), engine(t, shop())
+	reserve(t, l, pay("ses_a", `"`+"\xff"+`"`), e)
+	for _, name := range []string{"caf\xe9", "\xff\xfe", "a\r\nb", "base64:", "base64:YQ=="} {
+		a := call("ses_a", "t"+name, `{}`)
+		a.Client = name
+		ticket, _ := reserve(t, l, a, e)
+		l.Settle(ticket, ledger.Outcome{Result: ledger.Failed, Reason: name})
+	}
+	checkExport(t, l)
 }

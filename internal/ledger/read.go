@@ -9,13 +9,35 @@ import (
 	"github.com/haldir-mcp/haldir/audit"
 )
 
-// Find returns a page of the audit, newest first; see [audit.Find].
+// step is how many entries a query takes in one transaction.
+const step = 250
+
+// Find returns a page of the audit, newest first; next continues it as f.Before,
+// 0 at its end. Other operations get their turn in between.
 func (l *Ledger) Find(ctx context.Context, f audit.Filter) (entries []audit.Entry, next uint64, err error) {
-	err = l.do(ctx, false, func(t *tx) (err error) {
-		entries, next, err = audit.Find(source{t}, f)
-		return err
-	})
-	return entries, next, err
+	limit := f.Limit
+	if limit <= 0 {
+		limit = 50
+	}
+	for len(entries) <= limit { // one more tells whether there is more
+		f.Limit = min(limit+1-len(entries), step)
+		var found []audit.Entry
+		err := l.do(ctx, false, func(t *tx) (err error) {
+			found, next, err = audit.Find(source{t}, f)
+			return err
+		})
+		if err != nil {
+			return nil, 0, err
+		}
+		entries, f.Before = append(entries, found...), next
+		if next == 0 {
+			break
+		}
+	}
+	if len(entries) > limit {
+		return entries[:limit], entries[limit-1].Seq, nil
+	}
+	return entries, 0, nil
 }
 
 // Entry returns the entry of the record numbered seq.
@@ -105,7 +127,7 @@ type Stats struct {
 	RecordBytes int    `json:"record_bytes"` // canonical bytes of all records
 }
 
-// Stats reads the whole file; on a large one that takes a while.
+// Stats reads every record; with many that takes a while.
 func (l *Ledger) Stats(ctx context.Context) (s Stats, err error) {
 	err = l.do(ctx, false, func(t *tx) error {
 		s = Stats{Path: t.DB().Path(), Bytes: t.Size(), Format: FormatVersion}
@@ -123,10 +145,12 @@ func (l *Ledger) Stats(ctx context.Context) (s Stats, err error) {
 		if err := t.space(spaceHolds).each(nil, count(&s.Open)); err != nil {
 			return err
 		}
-		st := t.Bucket(bucketAudit).Stats()
-		s.RecordBytes = st.LeafInuse + st.InlineBucketInuse
 		return nil
 	})
+	if err != nil {
+		return s, err
+	}
+	_, _, err = l.Walk(ctx, 0, func(_ uint64, raw []byte) error { s.RecordBytes += len(raw); return nil })
 	return s, err
 }
 

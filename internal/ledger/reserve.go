@@ -80,7 +80,9 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 	if a.Refused != nil {
 		decision = policy.Decision{Policy: a.Refused.Policy, Rule: a.Refused.Rule, Reason: a.Refused.Reason, RetryAt: a.Refused.RetryAt}
 	} else {
-		decision = d.Decide(call, t.state(call, s, d))
+		if decision, err = t.decide(call, s, d); err != nil {
+			return 0, "", policy.Decision{}, err
+		}
 	}
 	if err := t.firstUse(a.Config); err != nil {
 		return 0, "", decision, err
@@ -108,28 +110,44 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 	}
 	h := held{Seq: rec.Seq, Cost: decision.Cost, Session: s.ID, Start: t.now}
 	for _, x := range decision.Holds {
-		c := t.counter(x.Key)
-		if !c.Start.Equal(x.Start) {
+		c := t.used(x.Key, s.ID)
+		if c.Start.Before(x.Start) {
 			c = policy.Counter{Start: x.Start}
 		}
-		c.Value += x.Amount
+		c.Value = plus(c.Value, x.Amount)
 		if err := t.setCounter(x.Key, c); err != nil {
 			return 0, "", decision, err
 		}
-		h.Holds = append(h.Holds, hold{x.Key.Counter, x.Key.Of, x.Start, x.Amount, x.Money})
+		h.Holds = append(h.Holds, hold{x.Key.Counter, x.Key.Of, c.Start, x.Amount, x.Money})
 	}
 	return rec.Seq, s.ID, decision, t.space(spaceHolds).putJSON([]byte(callID), h)
 }
 
-func (t *tx) state(call policy.Call, s *Session, d Decider) policy.State {
-	keys := d.Reads(call)
-	state := policy.State{Now: t.now, Session: s.State(), Used: make(map[policy.CounterKey]policy.Counter, len(keys))}
+// decide asks d with the counters that it reads. A mistake in d, which knows
+// nothing of the file, is no damage of the file: it refuses this call.
+func (t *tx) decide(call policy.Call, s *Session, d Decider) (decision policy.Decision, err error) {
+	state := policy.State{Now: t.now, Session: s.State(), Used: map[policy.CounterKey]policy.Counter{}}
+	var keys []policy.CounterKey
+	if err := shield(func() { keys = d.Reads(call) }); err != nil {
+		return decision, err
+	}
 	for _, k := range keys {
-		if c := t.counter(k); c != (policy.Counter{}) {
+		if c := t.used(k, s.ID); c != (policy.Counter{}) {
 			state.Used[k] = c
 		}
 	}
-	return state
+	err = shield(func() { decision = d.Decide(call, state) })
+	return decision, err
+}
+
+func shield(f func()) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the decision about the call failed, which is a mistake in haldir: %v", r)
+		}
+	}()
+	f()
+	return nil
 }
 
 // firstUse records a config that was not used before.
@@ -154,8 +172,8 @@ func (l *Ledger) Check(ctx context.Context, u Use, call policy.Call, d Decider) 
 		}
 		s = *found
 		call.Session, call.Agent = s.ID, s.Agent
-		decision = d.Decide(call, t.state(call, found, d))
-		return nil
+		decision, err = t.decide(call, found, d)
+		return err
 	})
 	return s, decision, err
 }
@@ -239,7 +257,7 @@ func (t *tx) settle(callID string, out Outcome) error {
 		if !c.Start.Equal(x.Start) {
 			continue // its window has passed, and with it what the call used
 		}
-		c.Value += delta
+		c.Value = plus(c.Value, delta)
 		if err := t.setCounter(k, c); err != nil {
 			return err
 		}
@@ -367,10 +385,12 @@ func (l *Ledger) Spent(ctx context.Context, u Use, b Budgeter) (sp Spend, budget
 		if err != nil {
 			return err
 		}
-		budgets = b.Budgets(s.ID, s.Agent, t.now)
+		if err := shield(func() { budgets = b.Budgets(s.ID, s.Agent, t.now) }); err != nil {
+			return err
+		}
 		for _, x := range budgets {
-			used := t.counter(x.Key)
-			if !used.Start.Equal(x.Start) {
+			used := t.used(x.Key, s.ID)
+			if used.Start.Before(x.Start) {
 				used.Value = 0
 			}
 			sp.Used = append(sp.Used, policy.Micros(used.Value))

@@ -85,7 +85,7 @@ func (t *tx) session(id string) (*Session, error) {
 func (t *tx) use(u Use) (*Session, error) {
 	s, err := t.session(u.ID)
 	switch {
-	case errors.Is(err, ErrNoSession) && u.Terms != nil:
+	case errors.Is(err, ErrNoSession) && u.Terms != nil && t.mayBeNew():
 		return t.create(u.ID, u.Terms, OriginConfig)
 	case err != nil:
 		return nil, err
@@ -105,6 +105,11 @@ func (s *Session) equal(o *Session) bool {
 	sameLimit := s.Limit == o.Limit || s.Limit != nil && o.Limit != nil && *s.Limit == *o.Limit
 	return sameLimit && s.Agent == o.Agent && s.AllScopes == o.AllScopes && slices.Equal(s.Scopes, o.Scopes) && s.ExpiresAt.Equal(o.ExpiresAt)
 }
+
+// mayBeNew reports whether a session that is not there was never there. If
+// sessions were lost while this process ran, its own may be among them, and must
+// not begin anew.
+func (t *tx) mayBeNew() bool { return !t.begun.Before(t.doubt()) }
 
 func (t *tx) create(id string, terms *Terms, origin Origin) (*Session, error) {
 	s := &Session{ID: id, Created: t.now, Origin: origin}
@@ -149,7 +154,7 @@ func (l *Ledger) Session(ctx context.Context, u Use) (s Session, err error) {
 // peek is use without a write, whatever the transaction is.
 func (t *tx) peek(u Use) (*Session, error) {
 	s, err := t.session(u.ID)
-	if errors.Is(err, ErrNoSession) && u.Terms != nil {
+	if errors.Is(err, ErrNoSession) && u.Terms != nil && t.mayBeNew() {
 		s, err = &Session{ID: u.ID, Created: t.now, Origin: OriginConfig}, nil
 	}
 	if err != nil {
@@ -163,19 +168,30 @@ func (t *tx) peek(u Use) (*Session, error) {
 
 // Sessions lists all sessions, the newest first.
 func (l *Ledger) Sessions(ctx context.Context) (list []Session, err error) {
-	err = l.do(ctx, false, func(t *tx) error {
-		list = nil
-		return t.space(spaceSessions).each(nil, func(_, raw []byte) error {
-			var s Session
-			if err := json.Unmarshal(raw, &s); err != nil {
-				return fmt.Errorf("%w: a session: %w", ErrDamaged, err)
-			}
-			list = append(list, s)
-			return nil
+	var from []byte
+	for more := true; more; {
+		var some []Session
+		err = l.do(ctx, false, func(t *tx) error {
+			some = nil
+			return t.space(spaceSessions).some(from, page, func(_, raw []byte) error {
+				var s Session
+				if err := json.Unmarshal(raw, &s); err != nil {
+					return fmt.Errorf("%w: a session: %w", ErrDamaged, err)
+				}
+				some = append(some, s)
+				return nil
+			})
 		})
-	})
+		if err != nil {
+			return nil, err
+		}
+		if more = len(some) == page; more {
+			from = append([]byte(some[page-1].ID), 0)
+		}
+		list = append(list, some...)
+	}
 	slices.SortFunc(list, func(a, b Session) int { return b.Created.Compare(a.Created) })
-	return list, err
+	return list, nil
 }
 
 // Revoke ends a session: its running calls finish, new ones are refused by

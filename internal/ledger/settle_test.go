@@ -222,12 +222,12 @@ func TestSettlingWhatHoldsNothingChangesNothing(t *testing.T) {
 	}
 }
 
-func TestASettlementIsOnDiskWithin50Milliseconds(t *testing.T) {
+func TestASettlementComesToDiskByItself(t *testing.T) {
 	dir := stateDir(t)
 	l, other, e := newLedger(t, dir), newLedger(t, dir), engine(t, shop())
 	ticket, _ := reserve(t, l, pay("ses_a", "3"), e)
 	l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
-	deadline := time.Now().Add(50*time.Millisecond*slowdown + 200*time.Millisecond) // for the disk and the hand-over
+	deadline := time.Now().Add(hang)
 	for {
 		if entry(t, other, ticket.Seq).Status == audit.StatusAllowed {
 			return
@@ -313,16 +313,11 @@ func TestAfterCloseEverythingFailsWithErrClosed(t *testing.T) {
 	l.Settle(ticket, ledger.Outcome{Result: ledger.Done}) // must not panic or block
 }
 
-// A ledger that is never used touches nothing but the directory and takes no
-// time to close.
+// A ledger that is never used touches nothing but the directory.
 func TestALedgerThatIsNeverUsedLeavesNoFile(t *testing.T) {
 	dir := stateDir(t)
 	l := quick(t, dir)
-	begin := time.Now()
 	closeLedger(t, l)
-	if took := time.Since(begin); took > 100*time.Millisecond*slowdown {
-		t.Errorf("Close took %v", took)
-	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v %v", left, err)
 	}
@@ -473,5 +468,25 @@ func TestAConfigIsRecordedWhenItIsFirstUsed(t *testing.T) {
 	}
 	if len(seqs) != 2 {
 		t.Errorf("two configs left the records %v", seqs)
+	}
+}
+
+// A mistake of ours is no damage of the file, and must not take the ledger from
+// this and other processes until somebody restarts something.
+func TestAPanicInADecisionRefusesThatCallOnly(t *testing.T) {
+	dir := stateDir(t)
+	l, other, e := quick(t, dir), quick(t, dir), engine(t, shop())
+	reserve(t, l, pay("ses_a", "1"), e)
+	_, d, err := l.Reserve(context.Background(), pay("ses_a", "1"), panicky{e})
+	if err == nil || d.Verdict == policy.Allow {
+		t.Errorf("a call whose decision panicked: %v, %v", d.Verdict, err)
+	}
+	if errors.Is(err, ledger.ErrDamaged) {
+		t.Errorf("a panic in a decision is reported as damage of the file: %v", err)
+	}
+	for name, l := range map[string]*ledger.Ledger{"the same": l, "another": other} {
+		if _, _, err := l.Reserve(context.Background(), pay("ses_a", "1"), e); err != nil {
+			t.Errorf("the next call through %s ledger failed: %v", name, err)
+		}
 	}
 }

@@ -20,7 +20,6 @@ const (
 	spaceSessions = 's' // id → Session as JSON
 	spaceCounters = 'c' // counter, zero byte, of → window start (Unix ns), value; both big-endian
 	spaceHolds    = 'h' // call id → held as JSON
-	spaceThreads  = 't' // thread name, value → newest seq
 	spaceConfigs  = 'g' // SHA-256 of a config → seq of its record
 )
 
@@ -45,6 +44,18 @@ func (s space) each(prefix []byte, f func(k, v []byte) error) error {
 		if err := f(k[1:], v); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// some is each for at most the first n keys from a key on.
+func (s space) some(from []byte, n int, f func(k, v []byte) error) error {
+	c := s.b.Cursor()
+	for k, v := c.Seek(s.key(from)); n > 0 && len(k) > 0 && k[0] == s.prefix; k, v = c.Next() {
+		if err := f(k[1:], v); err != nil {
+			return err
+		}
+		n--
 	}
 	return nil
 }

@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -20,21 +23,24 @@ import (
 	"github.com/haldir-mcp/haldir/policy"
 )
 
-// FormatVersion is the version of the file format. A newer file is refused.
-const FormatVersion = 1
+// FormatVersion is the version of the file format. A newer file is refused, an
+// older one brought up to date: 2 added the index.
+const FormatVersion = 2
 
 // The buckets. Their names and contents are the file format.
 var (
 	bucketHot       = []byte("hot")       // see space
 	bucketAudit     = []byte("audit")     // seq, big-endian → canonical record
 	bucketOutcomes  = []byte("outcomes")  // seq of an attempt → seq of its outcome
+	bucketIndex     = []byte("index")     // block, mark → audit.Set; block alone → its span
 	bucketCatalogue = []byte("catalogue") // key of an upstream's config → its last catalogue
 
-	buckets = [][]byte{bucketHot, bucketAudit, bucketOutcomes, bucketCatalogue}
+	buckets = [][]byte{bucketHot, bucketAudit, bucketOutcomes, bucketIndex, bucketCatalogue}
 
 	keyVersion = []byte("version")
 	keyHead    = []byte("head")  // seq (8 bytes), hash of the newest record (32)
 	keyClock   = []byte("clock") // the greatest time seen, Unix ns
+	keyDoubt   = []byte("doubt") // when what was used before was lost, Unix ns
 )
 
 // Errors that callers tell apart.
@@ -51,51 +57,44 @@ var (
 	ErrNoSession = errors.New("no such session")
 )
 
-func openDB(dir string, noSync bool) (db *bolt.DB, file *os.File, err error) {
-	path := filepath.Join(dir, "haldir.db")
+// Retryable reports whether what failed with err may succeed later with nobody
+// looking after the ledger: it was busy, say, or the disk was full.
+func Retryable(err error) bool {
+	return err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewer) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrNoSession)
+}
+
+func dbPath(dir string) string { return filepath.Join(dir, "haldir.db") }
+
+func openDB(dir string, deep depth, noSync bool) (db *bolt.DB, file *os.File, err error) {
+	path := dbPath(dir)
 	anchor, err := readHead(dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	info, err := os.Stat(path)
-	switch {
-	case err == nil && info.Size() > 0:
-		if err := preflight(path); err != nil {
-			return nil, nil, err
-		}
-	case err != nil && !errors.Is(err, os.ErrNotExist):
-		return nil, nil, fmt.Errorf("open the ledger: %w", err)
-	case anchor.seq > 0:
-		return nil, nil, fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written; restore the file, "+
-			"or move both away to begin anew", ErrDamaged, path, headPath(dir), anchor.seq)
-	}
-	err = guard(func() (err error) {
-		db, err = bolt.Open(path, 0o600, &bolt.Options{
-			Timeout: time.Second, PageSize: pageSize, FreelistType: bolt.FreelistMapType, NoSync: noSync,
-			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
-				f, err := os.OpenFile(name, flag, mode)
-				file = f
-				return f, err
-			},
-		})
-		return err
-	})
+	signed, err := fileSize(logPath(dir))
 	if err != nil {
-		if file != nil {
-			_ = unlock(file) // bbolt has closed it, unless a fault kept it from that
-			_ = file.Close()
-		}
-		if errors.Is(err, os.ErrPermission) || errors.Is(err, berrors.ErrTimeout) || errors.Is(err, ErrDamaged) {
-			return nil, nil, fmt.Errorf("open %s: %w", path, err)
-		}
-		return nil, nil, fmt.Errorf("%w: open %s: %w", ErrDamaged, path, err)
+		return nil, nil, err
+	}
+	size, err := fileSize(path)
+	switch {
+	case err != nil:
+		return nil, nil, fmt.Errorf("open the ledger: %w", err)
+	case size > 0:
+		err = preflight(path, deep)
+	case anchor.seq > 0 || signed > 0:
+		err = fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written, and %s is %d bytes long; restore the file, "+
+			"or begin anew with: haldir ledger recover", ErrDamaged, path, headPath(dir), anchor.seq, logPath(dir), signed)
+	default:
+		err = create(dir, noSync, nil)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if db, file, err = openBolt(path, noSync); err != nil {
+		return nil, nil, err
 	}
 	err = guard(func() error {
-		fresh, err := prepare(db, anchor.seq == 0)
-		if err == nil && fresh {
-			err = syncDir(dir) // or a power cut could take the file with its records
-		}
-		if err != nil {
+		if err := migrate(db); err != nil {
 			return err
 		}
 		return db.View(func(btx *bolt.Tx) error { return continues(&tx{Tx: btx}, anchor, path, dir) })
@@ -107,6 +106,72 @@ func openDB(dir string, noSync bool) (db *bolt.DB, file *os.File, err error) {
 		return nil, nil, errors.Join(err, db.Close())
 	}
 	return db, file, nil
+}
+
+// openBolt opens a bbolt file, or makes one. file is what it has open.
+func openBolt(path string, noSync bool) (db *bolt.DB, file *os.File, err error) {
+	err = guard(func() (err error) {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout: time.Second, PageSize: pageSize, FreelistType: bolt.FreelistMapType, NoSync: noSync,
+			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+				f, err := os.OpenFile(name, flag, mode)
+				file = f
+				return f, err
+			},
+		})
+		return err
+	})
+	if err == nil {
+		return db, file, nil
+	}
+	if file != nil {
+		_ = unlock(file) // bbolt has closed it, unless a fault kept it from that
+		_ = file.Close()
+	}
+	return nil, nil, fmt.Errorf("open %s: %w", path, blame(err))
+}
+
+// blame tells a file that is not what was written from a system that keeps it
+// from being read or written.
+func blame(err error) error {
+	if _, ok := errors.AsType[syscall.Errno](err); ok || errors.Is(err, berrors.ErrTimeout) || errors.Is(err, ErrDamaged) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// create makes a new database. It is put in its place whole: a full disk, or the
+// end of this process, leaves none rather than half of one.
+func create(dir string, noSync bool, fill func(*tx) error) error {
+	path := dbPath(dir) + ".new"
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	db, _, err := openBolt(path, noSync)
+	if err == nil {
+		err = db.Update(func(btx *bolt.Tx) error {
+			for _, name := range buckets {
+				if _, err := btx.CreateBucket(name); err != nil {
+					return err
+				}
+			}
+			t := &tx{Tx: btx}
+			meta := t.space(spaceMeta)
+			if err := errors.Join(meta.put(keyID, []byte(newID(""))), meta.put(keyVersion, be64(FormatVersion))); err != nil || fill == nil {
+				return err
+			}
+			return fill(t)
+		})
+		err = errors.Join(err, db.Close())
+	}
+	if err == nil {
+		err = os.Rename(path, dbPath(dir))
+	}
+	if err != nil {
+		_ = os.Remove(path) // gives back what little space there is
+		return fmt.Errorf("make %s: %w", dbPath(dir), err)
+	}
+	return syncDir(dir) // or a power cut could take the file with its records
 }
 
 // continues checks that the chain in the database is the one that the head file
@@ -139,48 +204,44 @@ func syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// prepare makes the buckets of a new file, if it may be new, and checks the
-// version of an old one.
-func prepare(db *bolt.DB, mayBeNew bool) (fresh bool, err error) {
-	err = db.View(func(btx *bolt.Tx) error {
+// migrate checks the version of a file and brings an older one up to date.
+func migrate(db *bolt.DB) error {
+	old := false
+	err := db.View(func(btx *bolt.Tx) error {
 		hot := btx.Bucket(bucketHot)
 		if hot == nil {
-			if k, _ := btx.Cursor().First(); k != nil {
-				return fmt.Errorf("%w: it is a bbolt file, but none of haldir", ErrDamaged)
-			}
-			if !mayBeNew {
-				return fmt.Errorf("%w: it is empty, but records were written", ErrDamaged)
-			}
-			fresh = true
-			return nil
+			return fmt.Errorf("%w: it is a bbolt file, but none of haldir", ErrDamaged)
 		}
 		v := space{hot, spaceMeta}.get(keyVersion)
 		if len(v) != 8 {
 			return fmt.Errorf("%w: no format version", ErrDamaged)
 		}
-		if n := binary.BigEndian.Uint64(v); n > FormatVersion {
+		n := number(v)
+		if n > FormatVersion {
 			return fmt.Errorf("%w (format %d, this haldir knows %d): upgrade haldir", ErrNewer, n, FormatVersion)
 		}
+		old = n < FormatVersion
 		return nil
 	})
-	if err != nil || !fresh {
-		return false, err
+	if err != nil || !old {
+		return err
 	}
-	return true, db.Update(func(btx *bolt.Tx) error {
-		for _, name := range buckets {
-			b, err := btx.CreateBucketIfNotExists(name)
-			if err != nil {
-				return err
-			}
-			if bytes.Equal(name, bucketAudit) || bytes.Equal(name, bucketOutcomes) {
-				b.FillPercent = 0.95 // keys only grow
-			}
-		}
-		meta := space{btx.Bucket(bucketHot), spaceMeta}
-		if err := meta.put(keyID, []byte(newID(""))); err != nil {
+	return db.Update(func(btx *bolt.Tx) error {
+		if _, err := btx.CreateBucket(bucketIndex); err != nil {
 			return err
 		}
-		return meta.put(keyVersion, be64(FormatVersion))
+		t := &tx{Tx: btx}
+		err := t.Bucket(bucketAudit).ForEach(func(_, raw []byte) error {
+			r, err := audit.Decode(raw)
+			if err != nil {
+				return nil //nolint:nilerr // queries leave it out, Verify names it
+			}
+			return t.index(&r)
+		})
+		if err != nil {
+			return err
+		}
+		return t.space(spaceMeta).put(keyVersion, be64(FormatVersion))
 	})
 }
 
@@ -205,7 +266,9 @@ func be64(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 // tx is one transaction with what the operations in it share.
 type tx struct {
 	*bolt.Tx
-	now time.Time
+	now   time.Time // never runs backwards
+	wall  time.Time
+	begun time.Time // when this process opened the ledger
 }
 
 func (t *tx) space(prefix byte) space { return space{t.Bucket(bucketHot), prefix} }
@@ -223,81 +286,97 @@ func (t *tx) head() (seq uint64, hash audit.Hash) {
 // backwards: a window that has closed never opens again.
 func (t *tx) tick(wall time.Time) error {
 	meta := t.space(spaceMeta)
-	t.now = wall.UTC()
-	if v := meta.get(keyClock); len(v) == 8 {
-		if last := time.Unix(0, int64(binary.BigEndian.Uint64(v))).UTC(); last.After(t.now) { //nolint:gosec // written below
-			t.now = last
-			return nil
-		}
+	t.wall = wall.UTC()
+	t.now = t.wall
+	if last := moment(meta.get(keyClock)); last.After(t.now) {
+		t.now = last
+		return nil
 	}
 	if !t.Writable() {
 		return nil
 	}
-	return meta.put(keyClock, be64(uint64(t.now.UnixNano())))
+	return meta.put(keyClock, stamp(t.now))
 }
 
-// append adds r to the chain; it fills in the sequence, the time and the links.
+// append adds r to the chain; it fills in the sequence, the time and the link.
 func (t *tx) append(r *audit.Record) error {
 	seq, hash := t.head()
 	r.Seq, r.Prev, r.Time = seq+1, hash, t.now
-	for _, s := range []*string{&r.Session, &r.Agent, &r.Client, &r.Upstream, &r.Tool, &r.FlagReason, &r.Policy, &r.Rule} {
-		*s = strings.ToValidUTF8(*s, "\ufffd") // an export is JSON
-	}
-	for _, th := range threadsOf(r) {
-		*th.link = t.thread(th.name, th.value)
-	}
 	encoded := r.Encode()
 	b := t.Bucket(bucketAudit)
-	b.FillPercent = 0.95
+	b.FillPercent = 0.95 // keys only grow
 	if err := b.Put(be64(r.Seq), encoded); err != nil {
 		return err
 	}
-	for _, th := range threadsOf(r) {
-		if err := t.space(spaceThreads).put(threadKey(th.name, th.value), be64(r.Seq)); err != nil {
-			return err
-		}
+	if err := t.index(r); err != nil {
+		return err
 	}
 	sum := audit.Sum(encoded)
 	return t.space(spaceMeta).put(keyHead, append(be64(r.Seq), sum[:]...))
 }
 
-type thread struct {
-	name  audit.ThreadName
-	value string
-	link  *uint64
-}
-
-// threadsOf lists the threads that r is on. An outcome is found through its
-// attempt; only its own status and flag lead to it.
-func threadsOf(r *audit.Record) []thread {
-	out := make([]thread, 0, 6)
-	add := func(name audit.ThreadName, value string, on bool, link *uint64) {
-		if on {
-			out = append(out, thread{name, value, link})
+// index enters r.
+func (t *tx) index(r *audit.Record) error {
+	b := t.Bucket(bucketIndex)
+	b.FillPercent = 0.95
+	seq, given, taken := audit.Marks(r)
+	put := func(mark string, in bool) error {
+		key := markKey(seq/audit.BlockSize, mark)
+		set := audit.ParseSet(b.Get(key))
+		set.Put(seq, in)
+		if stored := set.Bytes(); stored != nil {
+			return b.Put(key, stored)
+		}
+		return b.Delete(key)
+	}
+	for _, mark := range taken {
+		if err := put(mark, false); err != nil {
+			return err
 		}
 	}
-	if r.Kind != audit.KindOutcome {
-		add(audit.ThreadSession, r.Session, r.Session != "", &r.Threads.Session)
-		add(audit.ThreadAgent, r.Agent, r.Agent != "", &r.Threads.Agent)
-		add(audit.ThreadUpstream, r.Upstream, r.Upstream != "", &r.Threads.Upstream)
-		add(audit.ThreadTool, r.Upstream+"/"+r.Tool, r.Tool != "", &r.Threads.Tool)
+	for _, mark := range given {
+		if err := put(mark, true); err != nil {
+			return err
+		}
 	}
-	add(audit.ThreadStatus, string(r.Status), r.Status != "" && r.Status != audit.StatusRunning, &r.Threads.Status)
-	add(audit.ThreadFlagged, "", r.Flagged, &r.Threads.Flagged)
-	return out
+	key := markKey(r.Seq/audit.BlockSize, "")
+	first, last := span(b.Get(key))
+	if at := r.Time; first.IsZero() || at.Before(first) || at.After(last) {
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+		if at.After(last) {
+			last = at
+		}
+		return b.Put(key, append(stamp(first), stamp(last)...))
+	}
+	return nil
 }
 
-// threadKey bounds the key: bbolt takes 32 KiB, a tool's name has no limit.
-func threadKey(name audit.ThreadName, value string) []byte {
-	if len(value) > 512 {
-		sum := audit.Sum([]byte(value))
-		value = string(append([]byte(value[:480]), sum[:]...))
+func markKey(block uint64, mark string) []byte { return append(be64(block), mark...) }
+
+// span reads the times between which the records of a block are.
+func span(v []byte) (first, last time.Time) {
+	if len(v) != 16 {
+		return first, last
 	}
-	return append([]byte{byte(name)}, value...)
+	return moment(v[:8]), moment(v[8:])
 }
 
-func (t *tx) thread(name audit.ThreadName, value string) uint64 {
-	return number(t.space(spaceThreads).get(threadKey(name, value)))
+// stamp stores a time, which moment reads; zero bytes are the zero time.
+func stamp(at time.Time) []byte {
+	if at.IsZero() {
+		return make([]byte, 8)
+	}
+	return be64(uint64(at.UnixNano())) //nolint:gosec // moment reads it the same way
+}
+
+func moment(v []byte) time.Time {
+	ns := int64(number(v)) //nolint:gosec // written by stamp
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
 }
 
 func number(v []byte) uint64 {
@@ -309,7 +388,7 @@ func number(v []byte) uint64 {
 
 func counterKey(k policy.CounterKey) []byte {
 	b := append([]byte(k.Counter), 0)
-	if len(k.Of) > 16<<10 { // bounded like threadKey
+	if len(k.Of) > 16<<10 { // bbolt takes keys of 32 KiB, a tool's name has no limit
 		sum := audit.Sum([]byte(k.Of))
 		return append(append(b, k.Of[:15<<10]...), sum[:]...)
 	}
@@ -320,24 +399,46 @@ func (t *tx) counter(k policy.CounterKey) policy.Counter {
 	return decodeCounter(t.space(spaceCounters).get(counterKey(k)))
 }
 
+// used is what counts for a call of a session. A counter that may have been lost
+// with a damaged file counts as used up until its window has passed.
+func (t *tx) used(k policy.CounterKey, session string) policy.Counter {
+	v := t.space(spaceCounters).get(counterKey(k))
+	if own := k.Of == session || strings.HasPrefix(k.Of, session+"\x00"); v == nil && !own {
+		if lost := t.doubt(); !lost.IsZero() {
+			return policy.Counter{Start: lost, Value: math.MaxInt64}
+		}
+	}
+	return decodeCounter(v)
+}
+
+// doubt returns when what had been used was lost; zero if it never was.
+func (t *tx) doubt() time.Time { return moment(t.space(spaceMeta).get(keyDoubt)) }
+
 func decodeCounter(v []byte) policy.Counter {
 	if len(v) != 16 {
 		return policy.Counter{}
 	}
-	c := policy.Counter{Value: int64(binary.BigEndian.Uint64(v[8:]))} //nolint:gosec // written by setCounter
-	if ns := int64(binary.BigEndian.Uint64(v)); ns != 0 {             //nolint:gosec // written by setCounter
-		c.Start = time.Unix(0, ns).UTC()
-	}
-	return c
+	return policy.Counter{Start: moment(v[:8]), Value: int64(number(v[8:]))} //nolint:gosec // written by setCounter
+}
+
+func encodeCounter(c policy.Counter) []byte {
+	return append(stamp(c.Start), be64(uint64(c.Value))...) //nolint:gosec // decoded the same way
 }
 
 func (t *tx) setCounter(k policy.CounterKey, c policy.Counter) error {
-	var start uint64
-	if !c.Start.IsZero() {
-		start = uint64(c.Start.UnixNano())
+	return t.space(spaceCounters).put(counterKey(k), encodeCounter(c))
+}
+
+// plus adds to a counter. One that is full stays full: it is better to count too
+// much than to begin anew below zero.
+func plus(value, delta int64) int64 {
+	switch {
+	case value == math.MaxInt64 || delta > 0 && value > math.MaxInt64-delta:
+		return math.MaxInt64
+	case delta < 0 && value < -delta:
+		return 0
 	}
-	v := append(be64(start), be64(uint64(c.Value))...) //nolint:gosec // decoded the same way
-	return t.space(spaceCounters).put(counterKey(k), v)
+	return value + delta
 }
 
 // held is what a call has reserved until it is settled.
@@ -379,4 +480,10 @@ func (s source) Outcome(attempt uint64) uint64 {
 	return number(s.t.Bucket(bucketOutcomes).Get(be64(attempt)))
 }
 
-func (s source) Thread(name audit.ThreadName, value string) uint64 { return s.t.thread(name, value) }
+func (s source) Marked(block uint64, mark string) audit.Set {
+	return audit.ParseSet(s.t.Bucket(bucketIndex).Get(markKey(block, mark)))
+}
+
+func (s source) Span(block uint64) (first, last time.Time) {
+	return span(s.t.Bucket(bucketIndex).Get(markKey(block, "")))
+}
