@@ -78,7 +78,7 @@ func (s *Server) callTool(r *request) []byte {
 	// An attempt that is cancelled meanwhile is on record all the same.
 	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
 	if err != nil {
-		r.refused = true
+		r.refused = err
 		s.o.Log.Error().Err(err).Str("tool", call.tool).Msg("a call was refused because it could not be recorded")
 		return wire.Result(id, Refusal{
 			Error:     fmt.Sprintf("Tool '%s' was not called, since the call could not be recorded: %v", call.tool, err),
@@ -87,7 +87,7 @@ func (s *Server) callTool(r *request) []byte {
 		}.result())
 	}
 	if decision.Verdict != policy.Allow {
-		r.refused = true
+		r.refused = ErrRefused
 		s.o.Log.Info().Str("tool", call.tool).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
 		return wire.Result(id, refusal(decision, ticket).result())
 	}
@@ -264,8 +264,9 @@ func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attem
 }
 
 // Call makes a tools/call as the host would, for the command line, and returns
-// the response. refused tells that it is haldir's own and nothing was called.
-func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessage) (m wire.Message, refused bool, err error) {
+// the response. refused, if it is haldir's own and nothing was called, is
+// [ErrRefused] or why the ledger could not record the call.
+func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessage) (m wire.Message, refused, err error) {
 	s.start()
 	params := append([]byte(`{"name":`), wire.Quote(tool)...)
 	if arguments != nil {
@@ -273,12 +274,15 @@ func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessag
 	}
 	msg, err := wire.ParseStrict(wire.Request(json.RawMessage("1"), "tools/call", append(params, '}')))
 	if err != nil {
-		return wire.Message{}, false, err
+		return wire.Message{}, nil, err
 	}
 	r := &request{msg: msg, ctx: ctx}
 	m, err = wire.ParseLenient(s.callTool(r))
 	return m, r.refused, err
 }
+
+// ErrRefused says that a policy did not let a call through.
+var ErrRefused = errors.New("refused by policy")
 
 // Explain decides about a call without making or recording it.
 func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMessage) (Entry, ledger.Session, policy.Decision, error) {

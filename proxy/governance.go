@@ -244,7 +244,8 @@ func (g *governance) getSpend(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 // maxAudit bounds the answer of haldir_get_audit.
 const maxAudit = 200
 
-var auditStatuses = []audit.Status{
+// Statuses are those that an entry can have.
+var Statuses = []audit.Status{
 	audit.StatusRunning, audit.StatusAllowed, audit.StatusError, audit.StatusDenied, audit.StatusCancelled, audit.StatusAbandoned,
 }
 
@@ -260,7 +261,7 @@ func (g *governance) getAudit(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if in.Limit < 1 || in.Limit > maxAudit {
 		return mcp.NewToolResultErrorf("limit must be between 1 and %d", maxAudit), nil
 	}
-	if in.Status != "" && !slices.Contains(auditStatuses, in.Status) {
+	if in.Status != "" && !slices.Contains(Statuses, in.Status) {
 		return mcp.NewToolResultErrorf("unknown status %q", in.Status), nil
 	}
 	f := audit.Filter{Session: g.s.o.Use.ID, Status: in.Status, Limit: in.Limit, Calls: true}

@@ -204,7 +204,7 @@ func TestExposedNames(t *testing.T) {
 }
 
 func TestALongNameCanBeCalledAndRecorded(t *testing.T) {
-	for _, n := range []int{100, 1000, 40_000} {
+	for _, n := range []int{100, 1000} {
 		tool := strings.Repeat("n", n)
 		up := newFake("up", tool)
 		h := serve(t, rig{fakes: []proxy.Upstream{up}})
@@ -217,7 +217,7 @@ func TestALongNameCanBeCalledAndRecorded(t *testing.T) {
 		if r := h.refused(name, "{}"); r.Policy != "unknown_tool" {
 			t.Errorf("%d characters that are no tool: %s: %s", n, r.Policy, clip(r.Error))
 		}
-		if e := h.last(); e.Status != audit.StatusDenied || n <= 1000 && e.Tool != name {
+		if e := h.last(); e.Status != audit.StatusDenied || e.Tool != name {
 			t.Errorf("%d characters that are no tool: on record as %s %q", n, e.Status, clip(e.Tool))
 		}
 	}

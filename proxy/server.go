@@ -167,7 +167,7 @@ type request struct {
 	reply  func([]byte) // nil bytes: there is no answer
 	silent atomic.Bool  // the client does not want an answer any more
 
-	refused bool // by haldir, not by the upstream
+	refused error // not nil if haldir refused it, not the upstream
 }
 
 func (s *Server) read(ctx context.Context, lines *wire.LineReader) error {

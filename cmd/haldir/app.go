@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	"github.com/mattn/go-isatty"
@@ -227,9 +226,12 @@ type secrets struct {
 func (s *secrets) add(v string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !slices.Contains(s.seen, v) {
-		s.seen = append(s.seen, v)
+	if slices.Contains(s.seen, v) {
+		return
 	}
+	// The longest first: one may be a part of another. The old slice may be in use.
+	s.seen = append(slices.Clone(s.seen), v)
+	slices.SortFunc(s.seen, func(a, b string) int { return len(b) - len(a) })
 }
 
 // clean takes the secrets out of a text that was not made by haldir.
@@ -243,7 +245,7 @@ func (s *secrets) clean(text string) string {
 func (s *secrets) list() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clip(s.seen)
+	return s.seen
 }
 
 // printJSON writes one object, indented.
@@ -254,20 +256,22 @@ func (a *app) printJSON(v any) error {
 	return enc.Encode(v)
 }
 
-// printTable writes rows in columns.
-func (a *app) printTable(head []string, rows [][]string) error {
-	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
-	for _, r := range append([][]string{head}, rows...) {
-		if _, err := fmt.Fprintln(w, strings.Join(r, "\t")); err != nil {
-			return err
-		}
-	}
-	return w.Flush()
-}
-
 func (a *app) printf(format string, args ...any) error {
 	_, err := fmt.Fprintf(a.out, format, args...)
 	return err
+}
+
+// lines makes a text of several lines safe for a terminal.
+func lines(s string) string {
+	parts := strings.Split(s, "\n")
+	for i, p := range parts {
+		cells := strings.Split(strings.TrimSuffix(p, "\r"), "\t")
+		for j, c := range cells {
+			cells[j] = plain(c, 0)
+		}
+		parts[i] = strings.Join(cells, "\t")
+	}
+	return strings.Join(parts, "\n")
 }
 
 // plain makes text from outside safe and short enough for a terminal.

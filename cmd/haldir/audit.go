@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/proxy"
 )
 
 func auditCommand(a *app) *cobra.Command {
@@ -30,7 +33,9 @@ func auditList(a *app) *cobra.Command {
 		Short: "List entries, the newest first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			f.Status = audit.Status(status)
+			if f.Status = audit.Status(status); status != "" && !slices.Contains(proxy.Statuses, f.Status) {
+				return usage("--status: %q is no status of an entry; they are %s", status, joined(proxy.Statuses))
+			}
 			if f.Since, err = moment(since); err != nil {
 				return usage("--since: %w", err)
 			}
@@ -56,12 +61,15 @@ func auditList(a *app) *cobra.Command {
 			}
 			var rows [][]string
 			for _, e := range entries {
-				what := e.Upstream + "/" + e.Tool
-				if e.Tool == "" {
-					what = e.Kind
+				what := e.Kind
+				switch {
+				case e.Upstream != "":
+					what = e.Upstream + "/" + e.Tool
+				case e.Tool != "": // nobody's
+					what = e.Tool
 				}
 				note := e.FlagReason
-				rows = append(rows, []string{strconv.FormatUint(e.Seq, 10), when(e.Timestamp), string(e.Status), plain(what, 40), plain(note, 60)})
+				rows = append(rows, []string{strconv.FormatUint(e.Seq, 10), when(e.Timestamp), string(e.Status), plain(what, 0), plain(note, 0)})
 			}
 			if err := a.printTable([]string{"SEQ", "TIME", "STATUS", "TOOL", "REASON"}, rows); err != nil {
 				return err
@@ -87,6 +95,17 @@ func auditList(a *app) *cobra.Command {
 	return cmd
 }
 
+func joined(statuses []audit.Status) string {
+	var b strings.Builder
+	for i, s := range statuses {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(string(s))
+	}
+	return b.String()
+}
+
 // moment reads a time, or an age.
 func moment(text string) (time.Time, error) {
 	if text == "" {
@@ -100,7 +119,7 @@ func moment(text string) (time.Time, error) {
 	}
 	age := text
 	if days, ok := strings.CutSuffix(text, "d"); ok {
-		if n, err := strconv.Atoi(days); err == nil {
+		if n, err := strconv.Atoi(days); err == nil && n < 100_000 {
 			age = fmt.Sprintf("%dh", n*24)
 		}
 	}
@@ -193,6 +212,9 @@ func auditVerify(a *app) *cobra.Command {
 				return err
 			}
 			v, err := a.ledger.Verify(cmd.Context(), a.progress(), extra...)
+			if damage, ok := errors.AsType[*audit.Damage](err); ok && asJSON {
+				return errors.Join(err, a.printJSON(map[string]any{"ok": false, "damage": damage}))
+			}
 			if err != nil {
 				return err
 			}

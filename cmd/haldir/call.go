@@ -9,7 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/proxy"
 )
 
 func callCommand(a *app) *cobra.Command {
@@ -20,7 +22,7 @@ func callCommand(a *app) *cobra.Command {
 		Short: "Call a tool as an agent would: judged, recorded, forwarded",
 		Long: "call makes one governed call and prints its result. TOOL is the name the agent\n" +
 			"sees, the canonical id upstream/tool, or the tool's own name if it is unique.\n\n" +
-			"exit status: 0 done, 1 the tool failed, 3 refused by policy",
+			"exit status: 0 done, 1 the tool failed, 3 refused by policy, 4 the ledger is damaged",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			arguments, err := a.arguments(args)
@@ -67,7 +69,7 @@ func (a *app) arguments(text string) (json.RawMessage, error) {
 	return raw, nil
 }
 
-func (a *app) printResult(m wire.Message, refused, asJSON bool) error {
+func (a *app) printResult(m wire.Message, refused error, asJSON bool) error {
 	code := exitDone
 	var result struct {
 		Content []struct {
@@ -77,8 +79,12 @@ func (a *app) printResult(m wire.Message, refused, asJSON bool) error {
 		IsError bool `json:"isError"`
 	}
 	switch {
-	case refused:
+	case errors.Is(refused, ledger.ErrDamaged):
+		code = exitDamaged
+	case errors.Is(refused, proxy.ErrRefused):
 		code = exitRefused
+	case refused != nil:
+		code = exitFailed
 	case m.Error != nil:
 		code = exitFailed
 	}
@@ -100,9 +106,9 @@ func (a *app) printResult(m wire.Message, refused, asJSON bool) error {
 		a.say("haldir: %s", plain(wire.ErrorOf(m).Message, 0))
 	default:
 		for _, c := range result.Content {
-			text := c.Text
+			text := lines(c.Text)
 			if c.Type != "text" {
-				text = "[" + c.Type + "; --json prints it]"
+				text = "[" + plain(c.Type, 40) + "; --json prints it]"
 			}
 			if err := a.printf("%s\n", text); err != nil {
 				return err

@@ -10,11 +10,14 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/mark3labs/mcp-go/client"
+	"github.com/mark3labs/mcp-go/client/transport"
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/spf13/cobra"
 
@@ -45,6 +48,8 @@ func demoCommand(a *app) *cobra.Command {
 type demo struct {
 	*app
 	agent  *client.Client
+	self   string // the program
+	env    []string
 	config string
 	state  string
 	step   int
@@ -68,21 +73,38 @@ func (a *app) demo(ctx context.Context) (err error) {
 	}()
 	defer func() { _ = srv.Close(); <-served }()
 
-	d := &demo{app: a, config: filepath.Join(dir, "haldir.yaml"), state: filepath.Join(dir, "state")}
+	d := &demo{app: a, env: bare(os.Environ()), config: filepath.Join(dir, "haldir.yaml"), state: filepath.Join(dir, "state")}
 	text := fmt.Sprintf(demoConfig, "(see url)", "http://"+listener.Addr().String()+"/mcp")
 	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	self, err := os.Executable()
-	if err != nil {
+	if d.self, err = os.Executable(); err != nil {
 		return err
 	}
-	d.agent, err = client.NewStdioMCPClient(self, os.Environ(), "serve", "--config", d.config, "--state-dir", d.state, "--log-level", "error")
+	d.agent, err = client.NewStdioMCPClientWithOptions(d.self, nil, []string{"serve", "--config", d.config, "--state-dir", d.state, "--log-level", "error"},
+		transport.WithCommandFunc(func(ctx context.Context, _ string, _, args []string) (*exec.Cmd, error) {
+			return d.command(ctx, args...), nil
+		}))
 	if err != nil {
 		return fmt.Errorf("start haldir serve: %w", err)
 	}
 	err = d.run(ctx)
 	return errors.Join(err, d.agent.Close())
+}
+
+// bare is an environment without settings and sessions of the person's own: the
+// demonstration is the same everywhere.
+func bare(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(e string) bool {
+		return strings.HasPrefix(e, "HALDIR_") || strings.HasPrefix(e, "CLAUDE_CODE_SESSION_ID=")
+	})
+}
+
+// command is haldir with these arguments.
+func (d *demo) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, d.self, args...)
+	cmd.Env, cmd.Stderr = d.env, d.err
+	return cmd
 }
 
 // say begins a step of the transcript.
@@ -215,12 +237,17 @@ func (d *demo) record(ctx context.Context) error {
 // haldir runs another verb beside the running serve, and checks its output.
 func (d *demo) haldir(ctx context.Context, words string, args ...string) error {
 	var out bytes.Buffer
-	code := run(ctx, append(args, "--state-dir", d.state, "--log-level", "error"), d.in, &out, d.err)
+	cmd := d.command(ctx, append(args, "--state-dir", d.state, "--log-level", "error")...)
+	cmd.Stdout = &out
+	err := cmd.Run()
 	for line := range strings.Lines(out.String()) {
 		_ = d.printf("   %s", line)
 	}
-	if code != exitDone || !strings.Contains(out.String(), words) {
-		return fmt.Errorf("haldir %s: exit status %d", strings.Join(args, " "), code)
+	if err != nil {
+		return fmt.Errorf("haldir %s: %w", strings.Join(args, " "), err)
+	}
+	if !strings.Contains(out.String(), words) {
+		return fmt.Errorf("haldir %s does not say %q", strings.Join(args, " "), words)
 	}
 	return nil
 }

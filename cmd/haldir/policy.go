@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -36,7 +37,7 @@ func policyList(a *app) *cobra.Command {
 			var rows [][]string
 			for i, r := range a.cfg.Ruleset.Policies {
 				list = append(list, entry{ids[i], string(r.Type), r.Shadow, r.Tools, r.When, sentence(r)})
-				rows = append(rows, []string{ids[i], plain(sentence(r), 100)})
+				rows = append(rows, []string{ids[i], plain(sentence(r), 0)})
 			}
 			if asJSON {
 				return a.printJSON(map[string]any{"policies": list})
@@ -46,6 +47,25 @@ func policyList(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+func plural(n int64) string {
+	if n == 1 {
+		return ""
+	}
+	return "s"
+}
+
+// span writes a time without the zeros that Go adds: 1h, not 1h0m0s.
+func span(d time.Duration) string {
+	s := d.String()
+	if t, ok := strings.CutSuffix(s, "m0s"); ok {
+		s = t + "m"
+	}
+	if t, ok := strings.CutSuffix(s, "h0m"); ok {
+		s = t + "h"
+	}
+	return s
 }
 
 // sentence says what a rule does.
@@ -63,7 +83,7 @@ func sentence(r policy.Rule) string {
 		}
 		fmt.Fprintf(&b, "at most %s per %s", r.MaxUSD, per)
 	case policy.TypeRateLimit:
-		fmt.Fprintf(&b, "at most %d calls in %s", r.MaxCalls, r.Window)
+		fmt.Fprintf(&b, "at most %d call%s in %s", r.MaxCalls, plural(r.MaxCalls), span(r.Window))
 		if r.Per != "" && r.Per != policy.PerTotal {
 			b.WriteString(" per " + r.Per)
 		}

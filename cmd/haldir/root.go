@@ -110,6 +110,19 @@ func root(a *app) *cobra.Command {
 			"4 verification failed",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// Without it cobra takes an unknown verb for an argument of none.
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			hint := ""
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
+			}
+			return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
+		},
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SuggestionsMinimumDistance: 2,
 	}
 	f := cmd.PersistentFlags()
 	f.String("config", "", "the config file (HALDIR_CONFIG)")
@@ -128,9 +141,11 @@ func root(a *app) *cobra.Command {
 		serveCommand(a), demoCommand(a), checkCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
 		sessionCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), versionCommand(a),
 	)
-	for _, c := range cmd.Commands() {
-		wrapArgs(c)
+	cmd.InitDefaultCompletionCmd()
+	if c, _, err := cmd.Find([]string{"completion"}); err == nil {
+		c.RunE = needsVerb
 	}
+	wrapArgs(cmd)
 	return cmd
 }
 
@@ -151,11 +166,13 @@ func wrapArgs(cmd *cobra.Command) {
 
 // group is a verb that only has verbs below it.
 func group(use, short string, verbs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return usage("%s needs a verb; see: %s --help", cmd.CommandPath(), cmd.CommandPath())
-	}}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: needsVerb}
 	cmd.AddCommand(verbs...)
 	return cmd
+}
+
+func needsVerb(cmd *cobra.Command, _ []string) error {
+	return usage("%s needs a verb; see: %s --help", cmd.CommandPath(), cmd.CommandPath())
 }
 
 // workingDir is where haldir was started, which ${root} stands for.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/policy"
 )
@@ -62,6 +63,9 @@ func sessionCreate(a *app) *cobra.Command {
 		Short: "Create a session with fixed terms and print its id",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := config.CheckID(agent); err != nil {
+				return usage("--agent: %w", err)
+			}
 			terms := ledger.Terms{Agent: agent, AllScopes: !cmd.Flags().Changed("scopes"), Scopes: scopes, TTL: ttl}
 			if limit != "" {
 				m, err := policy.ParseUSD(limit)
@@ -115,7 +119,7 @@ func sessionList(a *app) *cobra.Command {
 			for _, s := range list {
 				d := describe(s)
 				all = append(all, d)
-				rows = append(rows, []string{s.ID, plain(s.Agent, 20), d.Status, when(s.Created), d.limit()})
+				rows = append(rows, []string{s.ID, s.Agent, d.Status, when(s.Created), d.limit()})
 			}
 			if asJSON {
 				return a.printJSON(map[string]any{"sessions": all})

@@ -29,13 +29,13 @@ func toolsCommand(a *app) *cobra.Command {
 				if e.Hidden && a.settings.DeniedTools == "hide" {
 					seen = "denied"
 				}
-				rows = append(rows, []string{plain(e.Exposed, 48), plain(e.ID(), 48), seen})
+				rows = append(rows, []string{e.Exposed, e.ID(), seen})
 			}
 			if err := a.printTable([]string{"NAME", "CANONICAL ID", "LISTED"}, rows); err != nil {
 				return err
 			}
 			for _, n := range notes {
-				a.say("haldir: %s/%s: %s", n.Upstream, plain(n.Tool, 64), plain(n.Text, 200))
+				a.say("haldir: %s/%s: %s", n.Upstream, plain(n.Tool, 128), plain(n.Text, 300))
 			}
 			for _, u := range a.ups {
 				if st := u.Status(); st.Err != nil {

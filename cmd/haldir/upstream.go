@@ -45,18 +45,24 @@ func upstreamList(a *app) *cobra.Command {
 			for _, u := range a.ups {
 				st := u.Status()
 				e := entry{Name: u.Name(), State: string(st.State), Server: st.Server, Protocol: st.Version, Tools: len(u.Catalogue().Tools)}
-				note := st.Server
 				if st.Err != nil {
 					e.Error = st.Err.Error()
-					note = e.Error
 				}
 				list = append(list, e)
-				rows = append(rows, []string{e.Name, e.State, strconv.Itoa(e.Tools), e.Protocol, plain(note, 120)})
+				rows = append(rows, []string{e.Name, e.State, strconv.Itoa(e.Tools), e.Protocol, plain(e.Server, 40)})
 			}
 			if asJSON {
 				return a.printJSON(map[string]any{"upstreams": list})
 			}
-			return a.printTable([]string{"NAME", "STATE", "TOOLS", "PROTOCOL", "SERVER"}, rows)
+			if err := a.printTable([]string{"NAME", "STATE", "TOOLS", "PROTOCOL", "SERVER"}, rows); err != nil {
+				return err
+			}
+			for _, e := range list { // too long for a column
+				if e.Error != "" {
+					a.say("haldir: upstream %s: %s", e.Name, plain(e.Error, 500))
+				}
+			}
+			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")

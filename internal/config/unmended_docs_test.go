@@ -1,5 +1,0 @@
-//go:build unmended
-
-package config
-
-func init() { gaps = nil }
