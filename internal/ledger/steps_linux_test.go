@@ -63,8 +63,12 @@ func steps(raw []byte) error {
 	say := func(format string, args ...any) { // one line in one write
 		_, _ = fmt.Println(strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; "))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second*slowdown)
-	defer cancel()
+	within := func(f func(context.Context) error) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second*slowdown)
+		defer cancel()
+		return f(ctx)
+	}
+	failed := 0
 	tools := []string{"pay", "look", "steal", "tip", "pay"}
 	results := []ledger.Result{ledger.Done, ledger.Failed, ledger.Unknown, ledger.NotSent, ledger.Cancelled}
 	for life := range 2 {
@@ -76,15 +80,24 @@ func steps(raw []byte) error {
 		for i := range c.Calls / 2 {
 			a := call("ses_a", tools[i%len(tools)], `{"amount":1}`)
 			a.Config = audit.Sum([]byte{byte(life)})
-			ticket, d, err := l.Reserve(ctx, a, e)
+			var ticket ledger.Ticket
+			var d policy.Decision
+			err := within(func(ctx context.Context) (err error) {
+				ticket, d, err = l.Reserve(ctx, a, e)
+				return err
+			})
 			if err != nil {
-				say("E Reserve: %v", err)
+				if say("E Reserve: %v", err); failed > 3 {
+					break // it will not come back
+				}
+				failed++
 				continue
 			}
+			failed = 0
 			say("R %d %s %v", ticket.Seq, ticket.CallID, d.Verdict)
 			switch i % 8 {
 			case 3:
-				if _, err := l.Prove(ctx, 1); err != nil {
+				if err := within(func(ctx context.Context) error { _, err := l.Prove(ctx, 1); return err }); err != nil {
 					say("E Prove: %v", err)
 				}
 			case 5:
@@ -99,14 +112,14 @@ func steps(raw []byte) error {
 			}
 			l.Settle(ticket, out)
 			if i%2 == 0 {
-				if err := l.Flush(ctx); err != nil {
+				if err := within(l.Flush); err != nil {
 					say("E Flush: %v", err)
 					continue
 				}
 				say("F %d %d", ticket.Seq, out.Result)
 			}
 		}
-		if err := l.Close(ctx); err != nil {
+		if err := within(l.Close); err != nil {
 			say("E Close: %v", err)
 		}
 	}
