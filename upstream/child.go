@@ -29,10 +29,10 @@ const (
 	lastWords = 50 * time.Millisecond
 )
 
-// child is a stdio server: a process in a group of its own, so that what it
-// starts in turn ends with it.
+// child is a stdio server and its family, which ends with it, and with haldir.
 type child struct {
 	cmd    *exec.Cmd
+	family family
 	stdin  io.WriteCloser
 	stdout io.ReadCloser
 	stderr *os.File
@@ -63,7 +63,6 @@ func startChild(cfg config.Upstream, r *config.Resolver, log zerolog.Logger, cle
 	if info, err := os.Stat(cmd.Dir); cmd.Dir != "" && (err != nil || !info.IsDir()) {
 		return nil, fmt.Errorf("start %s: its directory %s (cwd) does not exist", cfg.Command, cmd.Dir)
 	}
-	ownGroup(cmd)
 	c := &child{cmd: cmd, clean: clean, exited: make(chan struct{})}
 	// Pipes of our own: those of exec.Cmd close under a reader when the child
 	// exits, and the last words would be lost.
@@ -102,12 +101,13 @@ func startError(cfg config.Upstream, err error) error {
 	return fmt.Errorf("start %s: %w", cfg.Command, err)
 }
 
-// run starts the process and waits for it, on one thread: Linux kills a child
-// when the thread that made it ends (PR_SET_PDEATHSIG).
+// run starts the process and waits for it, on a thread that lives as long and is
+// used for nothing else: Linux kills a child when the thread that made it ends,
+// and Go ends a thread whose goroutine has ended locked to it.
 func (c *child) run(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	err := c.cmd.Start()
+	err := c.family.start(c.cmd)
 	started <- err
 	if err != nil {
 		return
@@ -167,15 +167,16 @@ func (c *child) end() {
 	select {
 	case <-c.exited:
 	case <-timer.C:
-		terminate(c.cmd)
+		c.family.terminate()
 		timer.Reset(killAfter - termAfter)
 		select {
 		case <-c.exited:
 		case <-timer.C:
 		}
 	}
-	kill(c.cmd) // always: the leader may have left others of its group behind
+	c.family.kill() // always: the child may have left others behind
 	<-c.exited
+	c.family.release()
 	// A process that left the group may hold stderr open for ever.
 	_ = c.stderr.SetReadDeadline(time.Now().Add(lastWords))
 	c.wg.Wait()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -20,7 +21,33 @@ import (
 
 func TestMain(m *testing.M) {
 	mcptest.Main() // does not return in a child
+	if script, ok := os.LookupEnv(parentVar); ok {
+		beParent(script)
+		return
+	}
 	goleak.VerifyTestMain(m)
+}
+
+// parentVar makes the test binary a parent: it holds a server, as haldir does,
+// with the [mcptest.Script] in the variable, until it is killed.
+const parentVar = "HALDIR_TEST_PARENT"
+
+func beParent(text string) {
+	var script mcptest.Script
+	exe, err := os.Executable()
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &script)
+	}
+	if err != nil {
+		panic(err)
+	}
+	u := upstream.New(upstream.Options{
+		Config: script.Config(exe, "up"), Resolver: config.NewResolver("", nil), Cache: &memory{}, Log: zerolog.New(os.Stderr), Changed: func() {},
+	})
+	u.Start()
+	u.Connected(context.Background())
+	_, _ = os.Stdout.WriteString("ready\n")
+	select {}
 }
 
 // patience is how long a test waits for what must happen.

@@ -132,6 +132,11 @@ func (s Script) Child(t testing.TB, name string) config.Upstream {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s.Config(exe, name)
+}
+
+// Config is the same for the test binary at exe.
+func (s Script) Config(exe, name string) config.Upstream {
 	return config.Upstream{Name: name, Command: exe, Env: []string{ScriptVar + "=" + quote(s)}, Connect: config.DefaultConnect}
 }
 

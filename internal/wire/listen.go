@@ -96,7 +96,7 @@ func (h *HTTP) listen(s *stream, opened func()) error {
 const (
 	moment    = time.Millisecond
 	moments   = 3
-	maxHush   = 500 * time.Millisecond
+	maxHush   = 2 * time.Second
 	maxTrials = 20
 )
 
