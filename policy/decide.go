@@ -54,13 +54,13 @@ func (e *Engine) Decide(c Call, s State) Decision {
 	if scope := e.missing(&c, s.Session, price != nil); scope != "" {
 		v.add(rankScope, Finding{
 			Policy: PolicyScope, Rule: scope,
-			Reason: fmt.Sprintf("Tool '%s' requires the scope '%s', which this session does not have", c.Tool, scope),
+			Reason: fmt.Sprintf("%s requires the scope '%s', which this session does not have", c.Noun(), scope),
 		})
 	}
 	if known.unpriced != nil {
 		v.add(rankSpend, Finding{
 			Policy: PolicyCost, Rule: PolicyCost,
-			Reason: fmt.Sprintf("The cost of tool '%s' cannot be determined: %v", c.Tool, known.unpriced),
+			Reason: fmt.Sprintf("The cost of %s '%s' cannot be determined: %v", kindNouns[c.Kind], c.Tool, known.unpriced),
 		})
 	}
 
@@ -133,16 +133,16 @@ func (e *Engine) Decide(c Call, s State) Decision {
 
 func denyReason(r *rule, c *Call) string {
 	if r.when != nil {
-		return fmt.Sprintf("Tool '%s' is on the deny list for these arguments", c.Tool)
+		return c.Noun() + " is on the deny list for these arguments"
 	}
-	return fmt.Sprintf("Tool '%s' is on the deny list", c.Tool)
+	return c.Noun() + " is on the deny list"
 }
 
 func allowReason(r *rule, c *Call) string {
 	if r.when != nil && r.tools.match(c) {
-		return fmt.Sprintf("Tool '%s' is not on the allow list for these arguments", c.Tool)
+		return c.Noun() + " is not on the allow list for these arguments"
 	}
-	return fmt.Sprintf("Tool '%s' is not on the allow list", c.Tool)
+	return c.Noun() + " is not on the allow list"
 }
 
 func (e *Engine) session(v *verdicts, c *Call, s State) {
@@ -163,7 +163,7 @@ func (e *Engine) session(v *verdicts, c *Call, s State) {
 func (r *rule) shut(c *Call, now time.Time) Finding {
 	f := Finding{Policy: string(r.kind), Rule: r.id, Shadow: r.shadow}
 	h := r.hours.hours
-	f.Reason = fmt.Sprintf("Tool '%s' may be called from %02d:%02d to %02d:%02d %s%s only", c.Tool,
+	f.Reason = fmt.Sprintf("%s may be called from %02d:%02d to %02d:%02d %s%s only", c.Noun(),
 		h.Start/60, h.Start%60, h.End/60, h.End%60, r.location, r.hours.on())
 	if f.RetryAt = r.hours.next(now); !f.RetryAt.IsZero() {
 		f.Reason += "; the window opens next at " + stamp(f.RetryAt)

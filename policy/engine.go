@@ -46,7 +46,8 @@ type rule struct {
 	kind      Type
 	shadow    bool
 	tools     patterns
-	all       bool // no tools: it applies to every tool
+	all       bool        // no tools: it applies to whatever is called
+	about     [kinds]bool // what its patterns are about; an allow list of tools says nothing of prompts
 	upstreams globs
 	agents    globs
 	when      *condition
@@ -171,6 +172,7 @@ func (c *compiler) rule(r Rule) rule {
 		tools: c.patterns("tools", r.Tools), upstreams: c.globs("upstreams", r.Upstreams), agents: c.globs("agents", r.Agents),
 		window: r.Window, per: r.Per, location: r.Location,
 	}
+	out.about = out.tools.of()
 	if out.location == nil {
 		out.location = time.UTC
 	}
@@ -302,7 +304,7 @@ func (r *rule) narrowed(c *Call) bool {
 	if len(r.agents) > 0 && !r.agents.match(c.Agent) {
 		return false
 	}
-	return r.kind == TypeAllow || r.all || r.tools.match(c)
+	return r.about[c.Kind] && (r.kind == TypeAllow || r.all || r.tools.match(c))
 }
 
 func (r *rule) key(c *Call) CounterKey {
@@ -385,11 +387,12 @@ func (e *Engine) missing(c *Call, s SessionState, costs bool) string {
 		}
 	}
 	if !matched {
-		if base := ScopeExecute; !c.ReadOnly && !s.Has(base) {
-			return base
+		base := ScopeExecute
+		if c.ReadOnly || c.Kind != KindTool {
+			base = ScopeRead
 		}
-		if c.ReadOnly && !s.Has(ScopeRead) {
-			return ScopeRead
+		if !s.Has(base) {
+			return base
 		}
 	}
 	for _, r := range required {

@@ -8,6 +8,7 @@ import (
 // pattern matches canonical tool ids. Without a slash it matches the tool's own
 // name in every upstream; with one, split at the first, both parts match.
 type pattern struct {
+	kind           Kind
 	upstream, tool glob
 	both           bool
 }
@@ -58,6 +59,11 @@ func (g *glob) match(s string) bool {
 }
 
 func compilePattern(s string) (p pattern, err error) {
+	for k, prefix := range kindPrefixes {
+		if rest, ok := strings.CutPrefix(s, prefix); ok && prefix != "" {
+			p.kind, s = Kind(k), rest //nolint:gosec // there are three
+		}
+	}
 	upstream, tool, both := strings.Cut(s, "/")
 	if !both {
 		p.tool, err = compileGlob(s)
@@ -75,18 +81,29 @@ func (p *pattern) match(upstream, tool string) bool {
 	return p.tool.match(tool) && (!p.both || p.upstream.match(upstream))
 }
 
+// of reports which kinds the patterns are about; none are about all.
+func (ps patterns) of() (set [kinds]bool) {
+	for i := range set {
+		set[i] = len(ps) == 0
+	}
+	for i := range ps {
+		set[ps[i].kind] = true
+	}
+	return set
+}
+
 // MatchTool reports whether a pattern of a policy matches a tool. A malformed
 // pattern matches nothing; [Compile] refuses it.
 func MatchTool(pattern, upstream, tool string) bool {
 	p, err := compilePattern(pattern)
-	return err == nil && pattern != "" && p.match(upstream, tool)
+	return err == nil && pattern != "" && p.kind == KindTool && p.match(upstream, tool)
 }
 
 type patterns []pattern
 
 func (ps patterns) match(c *Call) bool {
 	for i := range ps {
-		if ps[i].match(c.Upstream, c.Tool) {
+		if ps[i].kind == c.Kind && ps[i].match(c.Upstream, c.Tool) {
 			return true
 		}
 	}

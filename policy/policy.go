@@ -51,8 +51,25 @@ func (m *Micros) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Call is one tools/call as policies see it.
+// Kind is what a call asks for.
+type Kind uint8
+
+// The kinds. Only tools have names of their own in patterns; the others are
+// written resource:upstream/uri and prompt:upstream/name.
+const (
+	KindTool     Kind = iota // tools/call
+	KindResource             // resources/read; Tool is the URI
+	KindPrompt               // prompts/get; Tool is the prompt's name
+	kinds
+)
+
+var kindPrefixes = [kinds]string{KindResource: "resource:", KindPrompt: "prompt:"}
+
+var kindNouns = [kinds]string{KindTool: "tool", KindResource: "resource", KindPrompt: "prompt"}
+
+// Call is one request as policies see it: a tools/call, or what Kind says.
 type Call struct {
+	Kind                           Kind
 	Session, Agent, Upstream, Tool string
 	// Arguments are the very bytes that go upstream: a JSON object, or nil for
 	// a call without arguments.
@@ -64,8 +81,17 @@ type Call struct {
 	ready *ready // what Prepare found out; nil before
 }
 
-// ID returns the canonical id of the called tool, upstream/tool.
-func (c Call) ID() string { return c.Upstream + "/" + c.Tool }
+// ID returns the canonical id of what is called: upstream/tool, with a prefix
+// for what is no tool.
+func (c Call) ID() string { return kindPrefixes[c.Kind] + c.Upstream + "/" + c.Tool }
+
+// Recorded returns the name under which the audit knows what is called.
+func (c Call) Recorded() string { return kindPrefixes[c.Kind] + c.Tool }
+
+// Noun is what a sentence calls what is called: Tool 'x'.
+func (c *Call) Noun() string {
+	return strings.ToUpper(kindNouns[c.Kind][:1]) + kindNouns[c.Kind][1:] + " '" + c.Tool + "'"
+}
 
 // CounterKey names one counter. Counter is the rule's part, Of the part of the
 // world that it counts: a session, an agent, a tool.

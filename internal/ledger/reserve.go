@@ -89,7 +89,7 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 	}
 	rec := &audit.Record{
 		Kind: audit.KindAttempt, Status: audit.StatusDenied, CallID: callID, Session: s.ID, Agent: s.Agent, Client: a.Client,
-		Upstream: call.Upstream, Tool: call.Tool, Policy: decision.Policy, Rule: decision.Rule, Arguments: a.Body.Text,
+		Upstream: call.Upstream, Tool: call.Recorded(), Policy: decision.Policy, Rule: decision.Rule, Arguments: a.Body.Text,
 		ArgumentsSHA256: a.Body.SHA256, ArgumentsSize: a.Body.Size, ConfigSHA256: a.Config,
 	}
 	if len(decision.Also) > 0 {
@@ -343,7 +343,7 @@ func (l *Ledger) Record(ctx context.Context, a Attempt, failed string) error {
 		}
 		return t.append(&audit.Record{
 			Kind: audit.KindGovernance, Status: audit.StatusGovernance, Session: s.ID, Agent: s.Agent, Client: a.Client,
-			Upstream: a.Call.Upstream, Tool: a.Call.Tool, Arguments: a.Body.Text, ArgumentsSHA256: a.Body.SHA256,
+			Upstream: a.Call.Upstream, Tool: a.Call.Recorded(), Arguments: a.Body.Text, ArgumentsSHA256: a.Body.SHA256,
 			ArgumentsSize: a.Body.Size, ConfigSHA256: a.Config, FlagReason: failed, Flagged: failed != "",
 		})
 	})
