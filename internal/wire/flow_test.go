@@ -27,7 +27,7 @@ type flow struct {
 func TestASlowHostSlowsTheServerAndLosesNothing(t *testing.T) {
 	const n = 10_000
 	note := func(i int) string {
-		return fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/progress","params":{"i":%d,"pad":"%s"}}`, i, pad4K)
+		return fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/progress","params":{"i":%d,"pad":"%s"}}`, i, pad2K)
 	}
 	// burst writes everything; each write waits for the reader once the pipes between are full.
 	burst := func(w http.ResponseWriter, sent *atomic.Int64) {
@@ -129,7 +129,7 @@ func TestASlowHostSlowsTheServerAndLosesNothing(t *testing.T) {
 				return still
 			})
 			held := int64(heapInUse()) - int64(before)
-			t.Logf("%d of %d notifications of 4 KiB went out to a host that reads none; the heap grew by %d KiB", last, n, held>>10)
+			t.Logf("%d of %d notifications of 2 KiB went out to a host that reads none; the heap grew by %d KiB", last, n, held>>10)
 			if last == n {
 				t.Error("the server was not held back")
 			}
@@ -147,4 +147,4 @@ func TestASlowHostSlowsTheServerAndLosesNothing(t *testing.T) {
 	}
 }
 
-var pad4K = strings.Repeat("x", 4<<10)
+var pad2K = strings.Repeat("x", 2<<10)
