@@ -40,7 +40,7 @@ func (s *Set) Bytes() []byte {
 	for s[last] == 0 {
 		last--
 	}
-	return append([]byte{byte(first)}, s[first:last+1]...)
+	return append([]byte{byte(first)}, s[first:last+1]...) //nolint:gosec // below 128
 }
 
 // ParseSet reads what Bytes returned; of anything else, what makes sense.

@@ -49,7 +49,7 @@ type checkpointed struct {
 // agrees checks that the key and the log are those that the database knows of:
 // what somebody removed must stay missing, and not be made anew.
 func (c checkpointed) agrees(logged int64, public string) error {
-	detail := ""
+	var detail string
 	switch {
 	case logged < c.Logged:
 		detail = fmt.Sprintf("the checkpoint log is %d bytes long; it had %d", logged, c.Logged)
@@ -106,7 +106,7 @@ const checkpointStep = 50_000
 // answered. The log comes first: what it says is on disk already, and so the
 // database can tell how long it was.
 func (l *Ledger) checkpoint() (c audit.Checkpoint, signed string, err error) {
-	key, err := l.key()
+	key, err := readKey(l.o.Dir)
 	if err != nil {
 		return c, "", err
 	}
@@ -213,9 +213,9 @@ func wholeLines(f *os.File, size int64) (int64, error) {
 	return size - int64(len(tail)) + int64(bytes.LastIndexByte(tail, '\n')) + 1, nil
 }
 
-// key returns the key that signs checkpoints, nil if there is none.
-func (l *Ledger) key() (*audit.Key, error) {
-	text, err := os.ReadFile(keyPath(l.o.Dir))
+// readKey returns the key that signs checkpoints, nil if there is none.
+func readKey(dir string) (*audit.Key, error) {
+	text, err := os.ReadFile(keyPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // documented
 	}
@@ -224,7 +224,7 @@ func (l *Ledger) key() (*audit.Key, error) {
 	}
 	key, err := audit.ParseKey(string(text))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", keyPath(l.o.Dir), err)
+		return nil, fmt.Errorf("%s: %w", keyPath(dir), err)
 	}
 	return key, nil
 }
@@ -271,7 +271,7 @@ func (l *Ledger) Checkpoints(ctx context.Context) (list []audit.Checkpoint, publ
 		if state, err = t.checkpointed(); err != nil {
 			return err
 		}
-		if key, err = l.key(); err != nil {
+		if key, err = readKey(l.o.Dir); err != nil {
 			return err
 		}
 		logged, err = fileSize(logPath(l.o.Dir))
@@ -330,7 +330,7 @@ func (l *Ledger) Prove(ctx context.Context, seq uint64) (Proof, error) {
 	if err != nil {
 		return p, err
 	}
-	key, err := l.key()
+	key, err := readKey(l.o.Dir)
 	if err != nil || key == nil {
 		return p, errors.Join(err, errors.New("the key is gone"))
 	}

@@ -19,8 +19,9 @@ func (l *Ledger) Clock(ctx context.Context) (now, wall time.Time, err error) {
 
 // ResetClock sets the time by the ledger to that of the clock, which is before it
 // because the clock was wrong, and records that, with the reason that a person
-// gave. No limit becomes looser: what was used in windows that lie ahead counts
-// in those of now, and sessions expire after their time from now on. It returns
+// gave. No limit becomes looser: where a window had begun anew in the time that
+// was wrong, all that was used in the last 31 days counts in the one that begins
+// now; and sessions made in that time expire after theirs from now on. It returns
 // the time that the ledger had; when the clock is not behind, nothing happens.
 func (l *Ledger) ResetClock(ctx context.Context, reason string) (was, now time.Time, err error) {
 	err = l.do(ctx, true, func(t *tx) error {
@@ -50,13 +51,37 @@ func (l *Ledger) ResetClock(ctx context.Context, reason string) (was, now time.T
 	return was, now, err
 }
 
+// lately returns what was used in the last 31 days, the longest period of a limit:
+// the calls, or what they cost in micro-USD, whichever is more.
+func (t *tx) lately() (used int64, err error) {
+	var calls, cost int64
+	c := t.Bucket(bucketAudit).Cursor()
+	for k, raw := c.Last(); k != nil; k, raw = c.Prev() {
+		r, err := audit.Decode(raw)
+		if err != nil {
+			return 0, fmt.Errorf("%w: record %d: %w", ErrDamaged, number(k), err)
+		}
+		if r.Time.Before(t.now.AddDate(0, 0, -31)) {
+			break
+		}
+		if r.Kind == audit.KindAttempt && r.Status == audit.StatusRunning {
+			calls, cost = calls+1, plus(cost, r.Cost)
+		}
+	}
+	return max(calls, cost), nil
+}
+
 // turnBack brings what lies after t.now down to it.
 func (t *tx) turnBack() error {
+	used, err := t.lately()
+	if err != nil {
+		return err
+	}
 	changed := map[string][]byte{}
 	for _, space := range []space{t.space(spaceCounters), t.space(spaceHolds), t.space(spaceSessions)} {
 		clear(changed)
 		err := space.each(nil, func(k, v []byte) (err error) {
-			if v, err = t.turned(space.prefix, v); v != nil {
+			if v, err = t.turned(space.prefix, v, used); v != nil {
 				changed[string(k)] = v
 			}
 			return err
@@ -74,8 +99,8 @@ func (t *tx) turnBack() error {
 }
 
 // turned returns a value of a space with its times turned back, nil if it need
-// not change.
-func (t *tx) turned(space byte, v []byte) ([]byte, error) {
+// not change. A counter that must change has used in it as well.
+func (t *tx) turned(space byte, v []byte, used int64) ([]byte, error) {
 	back := func(at *time.Time) bool {
 		if !at.After(t.now) {
 			return false
@@ -89,11 +114,12 @@ func (t *tx) turned(space byte, v []byte) ([]byte, error) {
 		if !back(&c.Start) {
 			return nil, nil
 		}
+		c.Value = plus(c.Value, used)
 		return encodeCounter(c), nil
 	case spaceHolds:
 		var h held
 		if json.Unmarshal(v, &h) != nil {
-			return nil, nil // see abandon
+			return nil, nil //nolint:nilerr // abandon knows what to do with it
 		}
 		changed := back(&h.Start)
 		for i := range h.Holds {

@@ -33,45 +33,43 @@ func (e element) child() (root uint64, inline []byte, err error) {
 	return binary.NativeEndian.Uint64(e.value), e.value[bucketHeader:], nil
 }
 
-// elements reads a leaf page.
-func elements(page []byte) ([]element, error) {
-	list := make([]element, 0, 64)
-	err := eachElement(page, func(e []byte, rest []byte) error {
+// elements reads a leaf page. With an error it returns those that can be read.
+func elements(page []byte) (list []element, err error) {
+	err = eachElement(page, func(e, rest []byte) bool {
 		ne := binary.NativeEndian
 		pos, keySize, valueSize := uint64(ne.Uint32(e[4:])), uint64(ne.Uint32(e[8:])), uint64(ne.Uint32(e[12:]))
 		if pos+keySize+valueSize > uint64(len(rest)) {
-			return errors.New("an entry leads out of its page")
+			return false
 		}
 		list = append(list, element{ne.Uint32(e)&bucketFlag != 0, rest[pos : pos+keySize], rest[pos+keySize : pos+keySize+valueSize]})
-		return nil
+		return true
 	})
 	return list, err
 }
 
 // branches reads the children of a branch page.
-func branches(page []byte) ([]uint64, error) {
-	var list []uint64
-	err := eachElement(page, func(e, _ []byte) error {
+func branches(page []byte) (list []uint64, err error) {
+	err = eachElement(page, func(e, _ []byte) bool {
 		list = append(list, binary.NativeEndian.Uint64(e[8:]))
-		return nil
+		return true
 	})
 	return list, err
 }
 
-// eachElement calls f with every element and with the page from there on.
-func eachElement(page []byte, f func(e, rest []byte) error) error {
+// eachElement calls f with every element and with the page from there on; f
+// returns whether it is good.
+func eachElement(page []byte, f func(e, rest []byte) bool) error {
 	if len(page) < pageHeader {
 		return errors.New("a page is cut short")
 	}
-	n := int(binary.NativeEndian.Uint16(page[10:]))
-	if pageHeader+n*elementSize > len(page) {
-		return errors.New("it says that it has more entries than fit")
-	}
-	for i := range n {
+	n, fit := int(binary.NativeEndian.Uint16(page[10:])), (len(page)-pageHeader)/elementSize
+	good := n <= fit
+	for i := range min(n, fit) {
 		rest := page[pageHeader+i*elementSize:]
-		if err := f(rest[:elementSize], rest); err != nil {
-			return err
-		}
+		good = f(rest[:elementSize], rest) && good
+	}
+	if !good {
+		return errors.New("it has entries that lead out of it")
 	}
 	return nil
 }

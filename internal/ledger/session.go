@@ -109,7 +109,10 @@ func (s *Session) equal(o *Session) bool {
 // mayBeNew reports whether a session that is not there was never there. If
 // sessions were lost while this process ran, its own may be among them, and must
 // not begin anew.
-func (t *tx) mayBeNew() bool { return !t.begun.Before(t.doubt()) }
+func (t *tx) mayBeNew() bool {
+	_, lost := t.doubt()
+	return !t.begun.Before(lost)
+}
 
 func (t *tx) create(id string, terms *Terms, origin Origin) (*Session, error) {
 	s := &Session{ID: id, Created: t.now, Origin: origin}

@@ -40,7 +40,7 @@ var (
 	keyVersion = []byte("version")
 	keyHead    = []byte("head")  // seq (8 bytes), hash of the newest record (32)
 	keyClock   = []byte("clock") // the greatest time seen, Unix ns
-	keyDoubt   = []byte("doubt") // when what was used before was lost, Unix ns
+	keyDoubt   = []byte("doubt") // when what had been used was lost, by the ledger's time and by the clock
 )
 
 // Errors that callers tell apart.
@@ -355,7 +355,7 @@ func (t *tx) index(r *audit.Record) error {
 
 func markKey(block uint64, mark string) []byte { return append(be64(block), mark...) }
 
-// span reads the times between which the records of a block are.
+// span reads two times, such as those between which the records of a block are.
 func span(v []byte) (first, last time.Time) {
 	if len(v) != 16 {
 		return first, last
@@ -368,7 +368,7 @@ func stamp(at time.Time) []byte {
 	if at.IsZero() {
 		return make([]byte, 8)
 	}
-	return be64(uint64(at.UnixNano())) //nolint:gosec // moment reads it the same way
+	return be64(uint64(at.UnixNano()))
 }
 
 func moment(v []byte) time.Time {
@@ -404,7 +404,7 @@ func (t *tx) counter(k policy.CounterKey) policy.Counter {
 func (t *tx) used(k policy.CounterKey, session string) policy.Counter {
 	v := t.space(spaceCounters).get(counterKey(k))
 	if own := k.Of == session || strings.HasPrefix(k.Of, session+"\x00"); v == nil && !own {
-		if lost := t.doubt(); !lost.IsZero() {
+		if lost, _ := t.doubt(); !lost.IsZero() {
 			return policy.Counter{Start: lost, Value: math.MaxInt64}
 		}
 	}
@@ -412,7 +412,7 @@ func (t *tx) used(k policy.CounterKey, session string) policy.Counter {
 }
 
 // doubt returns when what had been used was lost; zero if it never was.
-func (t *tx) doubt() time.Time { return moment(t.space(spaceMeta).get(keyDoubt)) }
+func (t *tx) doubt() (now, wall time.Time) { return span(t.space(spaceMeta).get(keyDoubt)) }
 
 func decodeCounter(v []byte) policy.Counter {
 	if len(v) != 16 {
