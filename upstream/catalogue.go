@@ -15,7 +15,6 @@ const (
 	maxPages = 1000
 	maxTools = 10000
 	maxBytes = 8 << 20 // of all definitions together; the largest servers in use list some 100 KiB
-	maxName  = 1 << 10 // bytes of a tool's name; MCP recommends 128 characters at most
 	// maxWithheld is how many are told by name.
 	maxWithheld = 100
 )
@@ -111,9 +110,6 @@ func readTool(def json.RawMessage) (Tool, error) {
 	}
 	if t.Name, ok = wire.String(name.Value); !ok || t.Name == "" {
 		return t, errors.New("its name is no text")
-	}
-	if len(t.Name) > maxName {
-		return t, fmt.Errorf("its name is longer than %d bytes", maxName)
 	}
 	t.nameStart, t.nameEnd = name.Start, name.End
 	for _, key := range []string{"description", "title"} {

@@ -105,7 +105,7 @@ func TestACatalogueIsBounded(t *testing.T) {
 		"more than 10,000":              {many, 10_000, []string{"t10000", "t10001"}},
 		"more than 8 MiB":               {big, 7, []string{"t7", "t8"}},
 		"one that is larger":            {[]json.RawMessage{def("huge", 9<<20), def("b", 1)}, 1, []string{"huge"}},
-		"a name without end":            {[]json.RawMessage{def(strings.Repeat("n", 2000), 1), def("b", 1)}, 1, []string{strings.Repeat("n", 200) + "…"}},
+		"a name without end":            {[]json.RawMessage{def(strings.Repeat("n", 9<<20), 1), def("b", 1)}, 1, []string{strings.Repeat("n", 200) + "…"}},
 		"a name that plays with colour": {[]json.RawMessage{json.RawMessage(`{"name":"\u001b[31mred\u202e"}`)}, 0, []string{"\ufffd[31mred\ufffd"}},
 	} {
 		got := upstream.ReadCatalogue(c.list)

@@ -30,9 +30,10 @@ func (f *family) start(child *exec.Cmd) error {
 	f.child = child
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil //nolint:nilerr // it does without
+		return nil // it does without
 	}
-	defer func() { _ = r.Close() }()                                                                     // the guard has its own
+	defer func() { _ = r.Close() }() // the guard has its own
+
 	guard := exec.Command("/bin/sh", "-c", guardScript, "haldir-guard", strconv.Itoa(child.Process.Pid)) //nolint:noctx // ended by release
 	guard.Env, guard.Stdin, guard.SysProcAttr = []string{}, r, &syscall.SysProcAttr{Setpgid: true}
 	if guard.Start() != nil {

@@ -165,7 +165,7 @@ func (h *HTTP) take(raw []byte, id string) (answer Message, err error) {
 func (h *HTTP) takeOne(raw []byte, id string) (answer Message, err error) {
 	m, err := ParseLenient(raw)
 	switch {
-	case err != nil && id != "" && string(findID(raw)) == id:
+	case err != nil && id != "" && string(findID(raw)) == id && claims(raw):
 		return Message{}, &badAnswerError{err}
 	case err != nil:
 		return Message{}, fmt.Errorf("what is no JSON-RPC message: %w", err)

@@ -81,11 +81,15 @@ func each(batch []byte, take func([]byte) error) error {
 }
 
 // claims reports that a line which is no message was meant to be a response, as
-// against a line of a log that happens to name an id.
+// against a line of a log that happens to name an id: it calls itself JSON-RPC
+// and asks for nothing, or has a result or an error and nothing else.
 func claims(line []byte) bool {
 	f := idFinder{limit: len(line)}
 	f.write(line)
-	return f.jsonrpc && !f.method
+	if f.jsonrpc {
+		return f.outcome || !f.method
+	}
+	return f.outcome && !f.method && !f.other
 }
 
 func (b *inbox) answer(m Message) error {

@@ -111,6 +111,8 @@ type idFinder struct {
 	found   int
 	method  bool // there is a "method"
 	jsonrpc bool // there is a "jsonrpc"
+	outcome bool // there is a "result" or an "error"
+	other   bool // there is a key that no response has
 	begun   bool
 	ended   bool // the object is closed
 	limit   int  // bytes of an id
@@ -180,13 +182,27 @@ func (f *idFinder) step(c byte) {
 			f.wantKey, f.taking = true, false
 		}
 	case ':':
-		f.jsonrpc = f.jsonrpc || f.depth == 1 && f.keyIs("jsonrpc")
-		f.method = f.method || f.depth == 1 && f.keyIs("method")
-		if f.depth == 1 && f.keyIs("id") {
-			f.taking = true
-			f.value = f.value[:0]
-			f.found++
+		if f.depth == 1 {
+			f.member()
 		}
+	}
+}
+
+// member notes the key whose value is about to come.
+func (f *idFinder) member() {
+	switch {
+	case f.keyIs("id"):
+		f.taking = true
+		f.value = f.value[:0]
+		f.found++
+	case f.keyIs("jsonrpc"):
+		f.jsonrpc = true
+	case f.keyIs("method"):
+		f.method = true
+	case f.keyIs("result"), f.keyIs("error"):
+		f.outcome = true
+	default:
+		f.other = true
 	}
 }
 

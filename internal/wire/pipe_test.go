@@ -420,6 +420,8 @@ func TestAnAnswerThatCannotBeReadFailsItsCall(t *testing.T) {
 		"cut off":               `{"jsonrpc":"2.0","id":%s,"result":{"a":`,
 		"an error that is text": `{"jsonrpc":"2.0","id":%s,"error":"oops"}`,
 		"NaN":                   `{"jsonrpc":"2.0","id":%s,"result":{"value":NaN}}`, // Python's json.dumps writes it
+		"beside a method":       `{"jsonrpc":"2.0","id":%s,"method":"x","result":{}}`,
+		"not called JSON-RPC":   `{"id":%s,"result":{}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			var heard list[noise]
