@@ -45,7 +45,8 @@ func newJob() (windows.Handle, error) {
 	}
 	var info windows.JOBOBJECT_EXTENDED_LIMIT_INFORMATION
 	info.BasicLimitInformation.LimitFlags = windows.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
-	_, err = windows.SetInformationJobObject(job, windows.JobObjectExtendedLimitInformation, uintptr(unsafe.Pointer(&info)), uint32(unsafe.Sizeof(info)))
+	at, size := uintptr(unsafe.Pointer(&info)), uint32(unsafe.Sizeof(info)) //nolint:gosec // as the system's interface is
+	_, err = windows.SetInformationJobObject(job, windows.JobObjectExtendedLimitInformation, at, size)
 	if err != nil {
 		_ = windows.CloseHandle(job)
 		return 0, err
