@@ -90,6 +90,11 @@ func OpenCheckpoint(signed, public string) (Checkpoint, error) {
 		return Checkpoint{}, fmt.Errorf("the signature of the checkpoint is not that of this ledger: %w", err)
 	}
 	bad := errors.New("not a checkpoint of haldir")
+	for _, sig := range n.Sigs { // as it was written, to the last bit
+		if _, err := base64.StdEncoding.Strict().DecodeString(sig.Base64); err != nil || len(n.UnverifiedSigs) > 0 {
+			return Checkpoint{}, bad
+		}
+	}
 	lines := strings.Split(n.Text, "\n")
 	if len(lines) != 6 || lines[5] != "" || !strings.HasPrefix(lines[3], "head ") || !strings.HasPrefix(lines[4], "time ") {
 		return Checkpoint{}, bad
@@ -132,7 +137,8 @@ func ReadLog(data []byte, public string) ([]Checkpoint, error) {
 		}
 		data = rest
 		var l logLine
-		if err := json.Unmarshal(line, &l); err != nil {
+		err := json.Unmarshal(line, &l)
+		if again, err2 := LogLine(l.Note); err != nil || err2 != nil || !bytes.Equal(again, append(bytes.Clone(line), '\n')) {
 			return list, &Damage{Kind: DamageCheckpoint, Detail: fmt.Sprintf("line %d of the checkpoint log cannot be read", i)}
 		}
 		c, err := OpenCheckpoint(l.Note, public)

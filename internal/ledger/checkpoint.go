@@ -52,7 +52,7 @@ func (c checkpointed) agrees(logged int64, public string) error {
 	var detail string
 	switch {
 	case logged < c.Logged:
-		detail = fmt.Sprintf("the checkpoint log is %d bytes long; it had %d", logged, c.Logged)
+		detail = fmt.Sprintf("the checkpoint log has whole lines of %d bytes; it had %d", logged, c.Logged)
 	case public == "" && max(logged, c.Logged) > 0:
 		detail = "the key that signed the checkpoint log is gone"
 	case public != "" && c.Key != "" && public != c.Key:
@@ -110,7 +110,7 @@ func (l *Ledger) checkpoint() (c audit.Checkpoint, signed string, err error) {
 	if err != nil {
 		return c, "", err
 	}
-	logged, err := fileSize(logPath(l.o.Dir))
+	logged, err := logLength(l.o.Dir)
 	if err != nil {
 		return c, "", err
 	}
@@ -180,37 +180,43 @@ func fileSize(path string) (int64, error) {
 	return info.Size(), nil
 }
 
-// appendLine writes a whole line at the end of a file, syncs it and returns where
-// it ends. What a crash left of an earlier line is cut off first.
-func appendLine(path string, line []byte, size int64) (end int64, err error) {
+// logLength returns where the last whole line of the checkpoint log ends. After
+// it, there may be what a crash left of one.
+func logLength(dir string) (int64, error) {
+	f, err := os.Open(logPath(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	tail := make([]byte, min(size, 4096))
+	if err == nil {
+		_, err = f.ReadAt(tail, size-int64(len(tail)))
+	}
+	return size - int64(len(tail)) + int64(bytes.LastIndexByte(tail, '\n')) + 1, errors.Join(err, f.Close())
+}
+
+// appendLine writes a line where the last whole one of a file ends, syncs it and
+// returns where it ends itself.
+func appendLine(path string, line []byte, at int64) (end int64, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return 0, err
 	}
-	at, err := wholeLines(f, size)
-	if err == nil {
-		_, err = f.WriteAt(line, at)
-	}
-	if err == nil && at+int64(len(line)) < size {
-		err = f.Truncate(at + int64(len(line)))
+	end = at + int64(len(line))
+	if _, err = f.WriteAt(line, at); err == nil {
+		err = f.Truncate(end)
 	}
 	if err == nil {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
-	if err == nil && size == 0 {
+	if err == nil && at == 0 {
 		err = syncDir(filepath.Dir(path)) // the database will know of it
 	}
-	return at + int64(len(line)), err
-}
-
-// wholeLines returns where the last whole line ends.
-func wholeLines(f *os.File, size int64) (int64, error) {
-	tail := make([]byte, min(size, 4096))
-	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil {
-		return 0, err
-	}
-	return size - int64(len(tail)) + int64(bytes.LastIndexByte(tail, '\n')) + 1, nil
+	return end, err
 }
 
 // readKey returns the key that signs checkpoints, nil if there is none.
@@ -274,7 +280,7 @@ func (l *Ledger) Checkpoints(ctx context.Context) (list []audit.Checkpoint, publ
 		if key, err = readKey(l.o.Dir); err != nil {
 			return err
 		}
-		logged, err = fileSize(logPath(l.o.Dir))
+		logged, err = logLength(l.o.Dir)
 		return err
 	})
 	if err != nil {

@@ -103,6 +103,11 @@ func TestTheLogOfCheckpointsIsGuarded(t *testing.T) {
 		"emptied":         {func(t *testing.T, dir string) { write(t, dir, "checkpoints.log", nil) }, audit.DamageCheckpoint},
 		"removed":         {func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, "checkpoints.log")) }, audit.DamageCheckpoint},
 		"without its key": {func(t *testing.T, dir string) { _ = os.Remove(filepath.Join(dir, "checkpoint.key")) }, audit.DamageCheckpoint},
+		"its last line break changed": {func(t *testing.T, dir string) {
+			b := read(t, dir, "checkpoints.log")
+			b[len(b)-1] ^= 2
+			write(t, dir, "checkpoints.log", b)
+		}, audit.DamageCheckpoint},
 		"without its last line": {func(t *testing.T, dir string) {
 			b := read(t, dir, "checkpoints.log")
 			write(t, dir, "checkpoints.log", b[:bytes.LastIndexByte(b[:len(b)-1], '\n')+1])

@@ -175,7 +175,7 @@ func (s *salvage) read() (err error) {
 		return err
 	}
 	s.sum = hex.EncodeToString(sum.Sum(nil))
-	s.trees(int64(len(log)), public)
+	s.trees(int64(bytes.LastIndexByte(log, '\n')+1), public)
 	if s.why == nil {
 		return nil
 	}
