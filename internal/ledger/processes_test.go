@@ -917,3 +917,30 @@ func TestAnErrorOfReserveMeansThatNothingIsHeld(t *testing.T) {
 		t.Errorf("%d calls count although none was sent", sp.Calls)
 	}
 }
+
+// The files in procs only help: whose calls are open the database knows, and a
+// file that is gone is no sign of life.
+func TestTheDeadAreFoundWithoutTheirFiles(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	d := newDriver(t)
+	d.ask(t, request{Op: "open", Dir: dir, NoSync: true, Rules: "shop"})
+	ticket := d.ask(t, request{Op: "reserve", Session: "ses_a", Tool: "pay", Arguments: `{"amount":1}`}).Ticket
+	d.kill()
+	if err := os.RemoveAll(filepath.Join(dir, "procs")); err != nil {
+		t.Fatal(err)
+	}
+	l := quick(t, dir)
+	if en := entry(t, l, ticket.Seq); en.Status != audit.StatusAbandoned {
+		t.Errorf("the call of a dead process is %s", en.Status)
+	}
+	// A living process whose file was removed registers again.
+	if err := os.RemoveAll(filepath.Join(dir, "procs")); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // until it has let go of the database
+	open, _ := reserve(t, l, pay("ses_a", "1"), engine(t, shop()))
+	if en := entry(t, quick(t, dir), open.Seq); en.Status != audit.StatusRunning {
+		t.Errorf("the call of a living process is %s", en.Status)
+	}
+}

@@ -7,14 +7,17 @@ import (
 	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	bolt "go.etcd.io/bbolt"
 	"pgregory.net/rapid"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -521,4 +524,43 @@ func TestAnExportCarriesTextsThatWereNoUTF8(t *testing.T) {
 		l.Settle(ticket, ledger.Outcome{Result: ledger.Failed, Reason: name})
 	}
 	checkExport(t, l)
+}
+
+// A file of the first format has no index; it is made when the file is opened.
+func TestAFileOfTheFirstFormatIsBroughtUpToDate(t *testing.T) {
+	l, clock := archive(t)
+	filters := []audit.Filter{{}, {Governance: true}, {Flagged: true}, {Status: audit.StatusAbandoned}, {Session: "ses_1"}, {Tool: "look", Since: newClock().now().Add(time.Minute)}}
+	found := func(l *ledger.Ledger) (all [][]uint64) {
+		for _, f := range filters {
+			f.Limit = 1000
+			list, _, err := l.Find(context.Background(), f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, seqs(list))
+		}
+		return all
+	}
+	flush(t, l)
+	dir := l.Dir()
+	closeLedger(t, l)
+	later := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now}) // what was open is abandoned
+	want := found(later)
+	closeLedger(t, later)
+	db, err := bolt.Open(filepath.Join(dir, "haldir.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		return errors.Join(tx.DeleteBucket([]byte("index")), tx.Bucket([]byte("hot")).Put([]byte("mversion"), []byte{0, 0, 0, 0, 0, 0, 0, 1}))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	old := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	if d := gocmp.Diff(want, found(old)); d != "" {
+		t.Errorf("with the index made anew (-before +after):\n%s", d)
+	}
+	reserve(t, old, call("ses_0", "steal", `{}`), engine(t, shop()))
+	verify(t, old)
 }

@@ -490,3 +490,21 @@ func TestAPanicInADecisionRefusesThatCallOnly(t *testing.T) {
 		}
 	}
 }
+
+// A counter without a limit may be added to for ever; it must not begin anew
+// below zero.
+func TestACounterThatIsFullStaysFull(t *testing.T) {
+	l := quick(t, stateDir(t))
+	e := engine(t, policy.Ruleset{Costs: []policy.Cost{{Tools: []string{"shop/pay"}, HasFromArgument: true, FromArgument: "/amount"}}})
+	for i := range 9_300 {
+		ticket, d := reserve(t, l, pay("ses_a", "1000000000"), e)
+		if d.Verdict != policy.Allow {
+			t.Fatalf("call %d: %s", i, d.Reason)
+		}
+		l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+	}
+	flush(t, l)
+	if sp := spent(t, l, attempt("ses_a").Use, e); sp.Total != math.MaxInt64 || sp.ByTool["shop/pay"] != math.MaxInt64 {
+		t.Errorf("9,300 billion dollars are %s", sp.Total)
+	}
+}
