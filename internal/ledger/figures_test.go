@@ -24,7 +24,7 @@ import (
 
 // The figures of docs/performance.md, as tables:
 //
-//	go test ./internal/ledger -run '^$' -bench 'Figures|Queries' -benchtime 1x
+//	go test ./internal/ledger -run '^$' -bench Figures -benchtime 1x
 //
 // and with -tags soak at the sizes for which there are limits. Nothing here fails
 // because a machine is slow.
@@ -196,7 +196,8 @@ func fill(tb testing.TB, dir string, records uint64, size int64) {
 	for w := range uint64(128) {
 		wg.Go(func() {
 			for i := w; !full.Load(); i += 128 {
-				a := call(fmt.Sprintf("ses_%d", i%1000), []string{"look", "tip", "ask", "read", "list", "find"}[i%6], fmt.Sprintf(`{"n":%d,"text":"%s"}`, i, filler))
+				tool := []string{"look", "tip", "ask", "read", "list", "find"}[i%6]
+				a := call(fmt.Sprintf("ses_%d", i%1000), tool, fmt.Sprintf(`{"n":%d,"text":"%s"}`, i, filler))
 				a.Body = audit.NewBody(a.Call.Arguments, audit.DetailFull, nil)
 				a.Use.Terms.Agent = fmt.Sprintf("agent_%d", i%1000%7) // one of a session
 				switch {
@@ -224,7 +225,7 @@ func fill(tb testing.TB, dir string, records uint64, size int64) {
 					l.Settle(ticket, out)
 					made.Add(1)
 				}
-				if w == 0 && i/128%20 == 0 {
+				if w == 0 { // now and then
 					info, err := os.Stat(filepath.Join(dir, "haldir.db"))
 					if err == nil && info.Size() >= size && made.Load() >= records {
 						full.Store(true)
@@ -375,30 +376,44 @@ func discard() {
 // BenchmarkFigures prints what docs/performance.md says of the ledger, beside the
 // floor on the same disk in the same minute.
 func BenchmarkFigures(b *testing.B) {
-	if b.N > 1 {
-		return // a table, not a loop
-	}
-	if !soaking || !testing.Verbose() { // else BenchmarkQueries goes on with them
-		defer discard()
-	}
+	defer discard()
 	length := 700 * time.Millisecond
 	if soaking {
 		length = 5 * time.Second
 	}
-	for _, s := range sizes() {
-		dir := prepared(b, s)
-		if s.name != "100 MB" { // for opening alone
-			figuresOf(b, s, dir, length)
-		}
-		open, recovered := opening(b, dir, false), opening(b, dir, true)
-		fmt.Printf("%s: open to the first answer %v, with 16 calls of a dead process to settle %v\n", s.name, open.Round(10*time.Microsecond), recovered.Round(10*time.Microsecond))
-		line, _ := spawn(b, "memory", dir).line()
-		var before, most int
-		if _, err := fmt.Sscan(line, &before, &most); err != nil {
-			b.Fatal(err)
-		}
-		fmt.Printf("%s: anonymous memory %d KiB above the bare program's %d KiB\n", s.name, most-before, before)
+	once := func(name string, f func(*testing.B)) {
+		b.Run(strings.ReplaceAll(name, " ", ""), func(b *testing.B) {
+			if b.N == 1 { // a table, not a loop
+				f(b)
+			}
+		})
 	}
+	all := sizes()
+	for _, s := range all {
+		var dir string
+		once(s.name+"/open", func(b *testing.B) {
+			dir = prepared(b, s)
+			openingOf(b, s, dir)
+		})
+		if s.name != "100 MB" && dir != "" {
+			once(s.name+"/calls", func(b *testing.B) { figuresOf(b, s, dir, length) })
+		}
+		if s == all[len(all)-1] && dir != "" {
+			once(s.name+"/queries", func(b *testing.B) { queriesOf(b, dir) })
+		}
+	}
+}
+
+func openingOf(b *testing.B, s size, dir string) {
+	b.Helper()
+	open, recovered := opening(b, dir, false), opening(b, dir, true)
+	fmt.Printf("%s: open to the first answer %v, with 16 calls of a dead process to settle %v\n", s.name, open.Round(10*time.Microsecond), recovered.Round(10*time.Microsecond))
+	line, _ := spawn(b, "memory", dir).line()
+	var before, most int
+	if _, err := fmt.Sscan(line, &before, &most); err != nil {
+		b.Fatal(err)
+	}
+	fmt.Printf("%s: anonymous memory %d KiB above the bare program's %d KiB\n", s.name, most-before, before)
 }
 
 func figuresOf(b *testing.B, s size, dir string, length time.Duration) {
@@ -437,16 +452,10 @@ func figuresOf(b *testing.B, s size, dir string, length time.Duration) {
 		float64(last.percentile(99))/float64(last.percentile(50)))
 }
 
-// BenchmarkQueries prints how long a page of 50 takes by every filter, at first
-// and deep in the past, in the largest ledger.
-func BenchmarkQueries(b *testing.B) {
-	if b.N > 1 {
-		return
-	}
-	defer discard()
-	all := sizes()
-	s := all[len(all)-1]
-	dir := prepared(b, s)
+// queriesOf prints how long a page of 50 takes by every filter, from the newest
+// on and deep in the past.
+func queriesOf(b *testing.B, dir string) {
+	b.Helper()
 	l := quick(b, dir)
 	defer closeLedger(b, l)
 	ctx := context.Background()

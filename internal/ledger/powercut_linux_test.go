@@ -538,3 +538,6 @@ func cutPower(t *testing.T, c cutting) {
 // Whatever a power cut does to what was not synced, the file opens, the chain is
 // whole and every promise is kept.
 func TestAPowerCutLosesNothingThatWasPromised(t *testing.T) { cutPower(t, cutting{}) }
+
+// Nor does it if a name is lost although something else was synced since.
+func TestAPowerCutMayForgetANameThatWasNotSynced(t *testing.T) { cutPower(t, cutting{names: true}) }

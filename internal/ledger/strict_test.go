@@ -2,5 +2,5 @@
 
 package ledger_test
 
-// strict has tests find what is known and not mended yet; see unmended_test.go.
+// strict has tests find what is known and not mended yet, so that they fail.
 const strict = true

@@ -303,7 +303,7 @@ func TestEveryTamperOfTheFilesIsFound(t *testing.T) {
 	names := slices.Sorted(maps.Keys(tampers))
 	count := map[string]int{}
 	var judge *process
-	for i := 0; i < n; i++ {
+	for i := range n {
 		dir := filepath.Join(root, fmt.Sprint(i))
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
