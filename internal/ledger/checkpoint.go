@@ -74,6 +74,37 @@ func (t *tx) checkpointed() (c checkpointed, err error) {
 	return c, nil
 }
 
+// logLength returns where the last line of the log ends. A line that a crash cut
+// short, or a power cut tore, does not count; it can only be the last one, and one
+// that the database does not know of yet.
+func (c checkpointed) logLength(dir string, key *audit.Key) (int64, error) {
+	f, err := os.Open(logPath(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, err
+	}
+	from := max(0, min(c.Logged-1, size)) // with the line break before
+	tail := make([]byte, size-from)
+	if _, err := f.ReadAt(tail, from); err != nil {
+		return 0, err
+	}
+	end := bytes.LastIndexByte(tail, '\n') + 1
+	if end > 0 && from+int64(end) > c.Logged && key != nil {
+		last := bytes.LastIndexByte(tail[:end-1], '\n') + 1
+		if _, err := audit.ReadLog(tail[last:end], key.Public()); err != nil {
+			end = last
+		}
+	}
+	return from + int64(end), nil
+}
+
 // due reports whether a checkpoint should be made now.
 func (t *tx) due() bool {
 	size, at := t.signed()
@@ -110,13 +141,13 @@ func (l *Ledger) checkpoint() (c audit.Checkpoint, signed string, err error) {
 	if err != nil {
 		return c, "", err
 	}
-	logged, err := logLength(l.o.Dir)
-	if err != nil {
-		return c, "", err
-	}
 	var state checkpointed
+	var logged int64
 	err = l.commit([]*op{{run: func(t *tx) error {
 		if state, err = t.checkpointed(); err != nil {
+			return err
+		}
+		if logged, err = state.logLength(l.o.Dir, key); err != nil {
 			return err
 		}
 		if key == nil { // its first use
@@ -178,24 +209,6 @@ func fileSize(path string) (int64, error) {
 		return 0, err
 	}
 	return info.Size(), nil
-}
-
-// logLength returns where the last whole line of the checkpoint log ends. After
-// it, there may be what a crash left of one.
-func logLength(dir string) (int64, error) {
-	f, err := os.Open(logPath(dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	size, err := f.Seek(0, io.SeekEnd)
-	tail := make([]byte, min(size, 4096))
-	if err == nil {
-		_, err = f.ReadAt(tail, size-int64(len(tail)))
-	}
-	return size - int64(len(tail)) + int64(bytes.LastIndexByte(tail, '\n')) + 1, errors.Join(err, f.Close())
 }
 
 // appendLine writes a line where the last whole one of a file ends, syncs it and
@@ -280,7 +293,7 @@ func (l *Ledger) Checkpoints(ctx context.Context) (list []audit.Checkpoint, publ
 		if key, err = readKey(l.o.Dir); err != nil {
 			return err
 		}
-		logged, err = logLength(l.o.Dir)
+		logged, err = state.logLength(l.o.Dir, key)
 		return err
 	})
 	if err != nil {

@@ -143,18 +143,12 @@ func (s *salvage) read() (err error) {
 	if err != nil {
 		s.blame(err)
 	}
-	public := ""
-	if key != nil {
-		public = key.Public()
-	}
 	log, err := os.ReadFile(logPath(s.dir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if public != "" {
-		if s.signed, err = audit.ReadLog(log, public); err != nil {
-			s.blame(err)
-		}
+	if key != nil {
+		s.signed, _ = audit.ReadLog(log, key.Public()) // those that can be read; see trees
 	}
 	s.newest = s.anchor.seq
 	for _, c := range s.signed {
@@ -175,7 +169,7 @@ func (s *salvage) read() (err error) {
 		return err
 	}
 	s.sum = hex.EncodeToString(sum.Sum(nil))
-	s.trees(int64(bytes.LastIndexByte(log, '\n')+1), public)
+	s.trees(log, key)
 	if s.why == nil {
 		return nil
 	}
@@ -187,7 +181,7 @@ func (s *salvage) read() (err error) {
 }
 
 // trees reads what of the file is whole, and finds out whether all of it is.
-func (s *salvage) trees(logged int64, public string) {
+func (s *salvage) trees(log []byte, key *audit.Key) {
 	m, err := sound(s.file)
 	if err != nil {
 		s.blame(at(s.file.Name(), err))
@@ -244,7 +238,14 @@ func (s *salvage) trees(logged int64, public string) {
 			s.blame(err)
 		}
 	}
-	for _, err := range []error{broken, v.Finish(headSeq, headHash), state.agrees(logged, public)} {
+	logged, err := state.logLength(s.dir, key)
+	public := ""
+	if key != nil {
+		public = key.Public()
+		_, unread := audit.ReadLog(log[:logged], public)
+		err = errors.Join(err, unread)
+	}
+	for _, err := range []error{broken, v.Finish(headSeq, headHash), err, state.agrees(logged, public)} {
 		if err != nil {
 			s.blame(err)
 		}
