@@ -475,9 +475,6 @@ func (l *Ledger) run(ops, debts []*op) {
 			continue
 		}
 		if err != nil {
-			if l.db != nil {
-				l.release()
-			}
 			for _, o := range ops {
 				if slices.Contains(all, o) {
 					if o.unsure != nil && write {
@@ -586,8 +583,12 @@ func (l *Ledger) commit(ops []*op) error {
 		l.damaged = &damaged{why: err}
 		l.damaged.info, _ = l.file.Stat()
 	}
-	if errors.Is(err, errFault) {
+	_, own := errors.AsType[*opError](err)
+	switch {
+	case errors.Is(err, errFault):
 		l.abandonDB()
+	case err != nil && (!own || errors.Is(err, ErrDamaged)): // what bbolt makes of it now is not known
+		l.release()
 	}
 	return err
 }
