@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -506,5 +507,20 @@ func TestACounterThatIsFullStaysFull(t *testing.T) {
 	flush(t, l)
 	if sp := spent(t, l, attempt("ses_a").Use, e); sp.Total != math.MaxInt64 || sp.ByTool["shop/pay"] != math.MaxInt64 {
 		t.Errorf("9,300 billion dollars are %s", sp.Total)
+	}
+}
+
+// What an agent is told about trying again rests on this.
+func TestWhatPassesByItselfIsRetryable(t *testing.T) {
+	for err, want := range map[error]bool{
+		ledger.ErrBusy: true, syscall.ENOSPC: true, context.DeadlineExceeded: true,
+		ledger.ErrDamaged: false, ledger.ErrNewer: false, ledger.ErrClosed: false, ledger.ErrNoSession: false,
+	} {
+		if got := ledger.Retryable(fmt.Errorf("a call: %w", err)); got != want {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+	if ledger.Retryable(nil) {
+		t.Error("nothing failed")
 	}
 }
