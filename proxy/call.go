@@ -83,7 +83,7 @@ func (s *Server) callTool(r *request) []byte {
 		return wire.Result(id, Refusal{
 			Error:     fmt.Sprintf("Tool '%s' was not called, since the call could not be recorded: %v", call.tool, err),
 			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger,
-			Retryable: !errors.Is(err, ledger.ErrDamaged) && !errors.Is(err, ledger.ErrNewer),
+			Retryable: ledger.Retryable(err),
 		}.result())
 	}
 	if decision.Verdict != policy.Allow {

@@ -76,12 +76,16 @@ func (u *Upstream) dial(c *conn) error {
 		})
 		return nil
 	}
+	url, err := u.o.Resolver.URL(cfg.URL)
+	if err != nil {
+		return err
+	}
 	header, err := u.header()
 	if err != nil {
 		return err
 	}
 	c.web = wire.HTTPOptions{
-		URL: cfg.URL, Client: httpClient(cfg.Connect), Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem,
+		URL: url, Client: httpClient(cfg.Connect), Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem,
 	}
 	c.client = wire.NewHTTP(c.web)
 	return nil
@@ -109,14 +113,14 @@ func (c *conn) fallBack(ctx context.Context, refusal error) error {
 func (u *Upstream) header() (http.Header, error) {
 	h := http.Header{}
 	for _, x := range u.o.Config.Headers {
-		v, err := u.o.Resolver.Resolve(x.Value)
+		v, err := u.o.Resolver.Header(x.Value)
 		if err != nil {
 			return nil, fmt.Errorf("header %s: %w", x.Name, err)
 		}
 		h.Add(x.Name, u.o.Resolver.Secret(v))
 	}
 	if u.o.Config.Bearer != "" {
-		v, err := u.o.Resolver.Resolve(u.o.Config.Bearer)
+		v, err := u.o.Resolver.Header(u.o.Config.Bearer)
 		if err != nil {
 			return nil, fmt.Errorf("auth.token: %w", err)
 		}

@@ -101,6 +101,7 @@ var readme = map[string]struct {
 	},
 	"haldir policy list":   {prints: "at most 100 calls"},
 	"haldir upstream list": {prints: "everything"},
+	"haldir ledger stats":  {prints: "records"},
 }
 
 // TestREADMECommands runs the commands of README, in their order, with the config
@@ -209,12 +210,12 @@ func TestREADMEJSON(t *testing.T) {
 	standIn := httptest.NewServer(server.NewStreamableHTTPServer(filesystem()))
 	t.Cleanup(standIn.Close)
 	path := filepath.Join(dir, "haldir.yaml")
-	text := fmt.Sprintf("version: 1\nupstreams: [{name: a, url: %q}]\npolicies: [{type: rate_limit, max_calls: 1, window: 1h}]\n", standIn.URL)
+	text := fmt.Sprintf("version: 1\nupstreams: [{name: a, url: %q}]\npolicies: [{type: rate_limit, max_calls: 2, window: 1h}]\n", standIn.URL)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	for range 2 {
+	for range 3 {
 		out.Reset()
 		run(t.Context(), []string{"call", "echo", "--config", path, "--state-dir", filepath.Join(dir, "state")}, strings.NewReader(""), &out, t.Output())
 	}

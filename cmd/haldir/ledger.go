@@ -1,13 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
 )
 
 func ledgerCommand(a *app) *cobra.Command {
-	return group("ledger", "Look after the ledger's file", ledgerStats(a))
+	return group("ledger", "Look after the ledger's file", ledgerStats(a), ledgerRecover(a), ledgerTrust(a), ledgerResetClock(a))
 }
 
 func ledgerStats(a *app) *cobra.Command {
@@ -37,4 +41,126 @@ func ledgerStats(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+func ledgerRecover(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "recover",
+		Short: "Set a damaged ledger aside and go on with what is left of it",
+		Long: "recover renames a damaged ledger's files, which it neither changes nor deletes,\n" +
+			"writes every record that can be verified to a file of its own, begins a new\n" +
+			"ledger whose first record tells of it, and says what is missing. A ledger that is\n" +
+			"sound is left alone. Windows that are open go on with the new one.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.set(); err != nil {
+				return err
+			}
+			r, err := ledger.Recover(cmd.Context(), ledger.Options{Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log})
+			if errors.Is(err, ledger.ErrSound) && !asJSON {
+				return a.printf("the ledger is sound; nothing was done\n")
+			}
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(r)
+			}
+			return a.printRecovery(r)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func (a *app) printRecovery(r ledger.Recovery) error {
+	if err := a.printf("recovered  %s\n", r.Why); err != nil {
+		return err
+	}
+	for _, f := range r.Aside {
+		if err := a.printf("set aside  %s\n", f); err != nil {
+			return err
+		}
+	}
+	if err := a.printf("salvaged   %d records in %s\nmissing    %d records\n", r.Records, r.Salvaged, r.Lost); err != nil {
+		return err
+	}
+	for _, m := range r.Missing {
+		if err := a.printf("           %d to %d\n", m.First, m.Last); err != nil {
+			return err
+		}
+	}
+	if !r.Doubt {
+		return a.printf("sessions   %d go on\nopen calls %d stay spent\n", r.Sessions, r.Open)
+	}
+	if err := a.printf("sessions   lost, as is what had been spent and counted\n"); err != nil {
+		return err
+	}
+	a.say("every limit counts as used up until its window has passed; limits without a window until you run: haldir ledger trust --reason TEXT")
+	return nil
+}
+
+func ledgerTrust(a *app) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "trust",
+		Short: "After a recovery that lost what was spent: count it as nothing from now on",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.openState(); err != nil {
+				return err
+			}
+			doubted, err := a.ledger.Trust(cmd.Context(), reason)
+			switch {
+			case err != nil:
+				return err
+			case !doubted:
+				return a.printf("nothing was in doubt; nothing was done\n")
+			}
+			return a.printf("limits count from zero again; the audit has your reason\n")
+		},
+	}
+	reasonFlag(cmd, &reason)
+	return cmd
+}
+
+func ledgerResetClock(a *app) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "reset-clock",
+		Short: "Set the ledger's time back to the clock's, after the clock was wrong",
+		Long: "The ledger's time never runs backwards, so that a clock that jumps back opens no\n" +
+			"window anew. A clock that was ahead for a while leaves it ahead: windows and\n" +
+			"sessions then wait for the clock. reset-clock ends that; no limit becomes looser,\n" +
+			"and the audit has the reason.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.openState(); err != nil {
+				return err
+			}
+			was, now, err := a.ledger.ResetClock(cmd.Context(), reason)
+			switch {
+			case err != nil:
+				return err
+			case !was.After(now):
+				return a.printf("the ledger's time is the clock's; nothing was done\n")
+			}
+			return a.printf("the ledger's time was %s and is now %s\n", was.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		},
+	}
+	reasonFlag(cmd, &reason)
+	return cmd
+}
+
+// reasonFlag demands a reason for what loosens a rule.
+func reasonFlag(cmd *cobra.Command, reason *string) {
+	cmd.Flags().StringVar(reason, "reason", "", "why, for the audit (needed)")
+	check := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if *reason == "" {
+			return errors.New("--reason is needed: it goes into the audit")
+		}
+		return check(cmd, args)
+	}
 }

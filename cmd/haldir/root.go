@@ -82,7 +82,7 @@ func (a *app) explain(err error) int {
 		hint = "the audit was changed outside haldir; keep the file as it is and compare it with a backup"
 	case errors.Is(err, ledger.ErrDamaged):
 		code = exitDamaged
-		hint = "haldir has not touched the file; make a copy of the state directory before anything else"
+		hint = "haldir has not touched the file; copy the state directory, then see: haldir ledger recover --help"
 	case errors.Is(err, ledger.ErrBusy):
 		hint = "`ps` shows the process; a suspended one (Ctrl-Z) is continued with `fg`"
 	case errors.Is(err, ledger.ErrNoSession):
