@@ -22,6 +22,7 @@ type toolCall struct {
 	tool      string
 	arguments json.RawMessage // nil if absent or null
 	token     json.RawMessage // the progress token, nil if absent
+	task      bool            // it asks for a task (MCP 2025-11-25)
 }
 
 func readToolCall(params json.RawMessage) (toolCall, error) {
@@ -43,6 +44,7 @@ func readToolCall(params json.RawMessage) (toolCall, error) {
 		}
 		c.arguments = a.Value
 	}
+	_, c.task = wire.Find(members, "task")
 	if meta, ok := wire.Find(members, "_meta"); ok {
 		fields, err := wire.Members(meta.Value)
 		if err != nil {
@@ -115,6 +117,9 @@ func (s *Server) callTool(r *request) []byte {
 		})
 	}
 	outcome = answered(m, decision)
+	if call.task {
+		s.made(entry.up, m.Result)
+	}
 	return m.WithID(id)
 }
 
@@ -267,7 +272,7 @@ func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attem
 // the response. refused, if it is haldir's own and nothing was called, is
 // [ErrRefused] or why the ledger could not record the call.
 func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessage) (m wire.Message, refused, err error) {
-	s.start()
+	s.start(upstream.Host{})
 	params := append([]byte(`{"name":`), wire.Quote(tool)...)
 	if arguments != nil {
 		params = append(append(params, `,"arguments":`...), arguments...)
@@ -286,7 +291,7 @@ var ErrRefused = errors.New("refused by policy")
 
 // Explain decides about a call without making or recording it.
 func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMessage) (Entry, ledger.Session, policy.Decision, error) {
-	s.start()
+	s.start(upstream.Host{})
 	e, err := s.route(ctx, tool)
 	if err != nil {
 		return e, ledger.Session{}, policy.Decision{}, fmt.Errorf("%s: %w", tool, err)

@@ -84,6 +84,12 @@ func (*governance) Bare() bool                { return true }
 func (*governance) Trusted() bool             { return true }
 func (*governance) Settled(context.Context)   {}
 func (*governance) Connected(context.Context) {}
+func (*governance) Restored(context.Context)  {}
+func (*governance) Ready() bool               { return true }
+func (*governance) Refuses(string) bool       { return true } // it asks for nothing
+
+func (*governance) Notify(context.Context, []byte) error { return nil }
+func (*governance) Keep(string, *upstream.Call)          {}
 
 // Catalogue implements [Upstream].
 func (g *governance) Catalogue() upstream.Catalogue { return g.catalogue }

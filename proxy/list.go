@@ -3,11 +3,14 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/upstream"
 )
 
 // current returns the merged catalogue.
@@ -19,7 +22,7 @@ func (s *Server) current() *table {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.table == nil || s.table.revision < revision {
-		s.table = build(s.ups, s.o.NameLimit, s.never)
+		s.table = build(s.ups, s.o.NameLimit, s.never, s.neverOther)
 	}
 	return s.table
 }
@@ -27,6 +30,11 @@ func (s *Server) current() *table {
 // never reports whether policy could never allow a tool in this session.
 func (s *Server) never(e Entry) bool {
 	return e.Upstream != ownName && s.o.Engine.Never(s.call(e, nil), s.o.Session)
+}
+
+// neverOther is never for what is no tool.
+func (s *Server) neverOther(kind policy.Kind, up Upstream, name string) bool {
+	return s.o.Engine.Never(policy.Call{Kind: kind, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: name}, s.o.Session)
 }
 
 // call makes the policy's view of a call.
@@ -52,7 +60,7 @@ func (s *Server) settle(ctx context.Context) {
 // Tools returns the merged list and what was changed or withheld, waiting for
 // upstreams that were never seen as tools/list does.
 func (s *Server) Tools(ctx context.Context) ([]Entry, []Note) {
-	s.start()
+	s.start(upstream.Host{})
 	s.settle(ctx)
 	t := s.current()
 	return t.entries, t.notes
@@ -82,24 +90,10 @@ func (s *Server) list() []byte {
 	return append(b, "]}"...)
 }
 
-func (s *Server) listTools(r *request) []byte {
-	if members, err := wire.Members(r.msg.Params); err == nil {
-		if _, ok := wire.Find(members, "cursor"); ok {
-			return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: "haldir lists all tools on one page; it has given out no cursor", ID: r.msg.ID})
-		}
-	}
-	s.settle(r.ctx)
-	list := s.list()
-	s.mu.Lock()
-	s.listed = list
-	s.mu.Unlock()
-	return wire.Result(r.msg.ID, list)
-}
-
-// debounce is how long a change of the tools waits for more of its kind.
+// debounce is how long a change of a list waits for more of its kind.
 const debounce = 50 * time.Millisecond
 
-// notify tells the host when the list it has seen is out of date.
+// notify tells the host when a list it has seen is out of date.
 func (s *Server) notify(ctx context.Context) {
 	for {
 		select {
@@ -112,15 +106,20 @@ func (s *Server) notify(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		list := s.list()
-		s.mu.Lock()
-		stale := s.listed != nil && !bytes.Equal(s.listed, list)
-		if stale {
-			s.listed = list // said once
-		}
-		s.mu.Unlock()
-		if stale {
-			s.write(wire.Notification("notifications/tools/list_changed", nil))
+		told := map[string]bool{}
+		for _, method := range slices.Sorted(maps.Keys(listings)) {
+			list := s.listing(method)
+			s.mu.Lock()
+			seen := s.listed[method]
+			stale := seen != nil && !bytes.Equal(seen, list)
+			if stale {
+				s.listed[method] = list // said once
+			}
+			s.mu.Unlock()
+			if changed := listings[method].changed; stale && !told[changed] {
+				told[changed] = true
+				s.write(wire.Notification(changed, nil))
+			}
 		}
 	}
 }

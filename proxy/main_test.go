@@ -142,9 +142,9 @@ func serve(t *testing.T, r rig) *host {
 		Session: policy.SessionState{ID: session, AllScopes: terms.AllScopes, Scopes: terms.Scopes, SpendLimit: terms.SpendLimit},
 		Agent:   terms.Agent, Detail: audit.DetailFull, Secrets: func() []string { return nil }, HideNever: true, NameLimit: 89,
 		ListWait: 5 * time.Second, Message: r.max, Version: "test", Log: log,
-		Initialize: func() {
+		Initialize: func(host upstream.Host) {
 			for _, u := range h.ups {
-				u.Start()
+				u.Start(host)
 			}
 		},
 	}
@@ -628,6 +628,12 @@ func (f *fake) Settled(ctx context.Context) {
 }
 
 func (f *fake) Connected(ctx context.Context) { f.Settled(ctx) }
+
+func (*fake) Restored(context.Context)             {}
+func (*fake) Ready() bool                          { return true }
+func (*fake) Notify(context.Context, []byte) error { return nil }
+func (*fake) Keep(string, *upstream.Call)          {}
+func (*fake) Refuses(string) bool                  { return false }
 
 func (f *fake) Catalogue() upstream.Catalogue {
 	f.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/upstream"
 )
 
@@ -70,10 +71,11 @@ type table struct {
 	byTool      map[string][]int
 	upstreams   []string
 	notes       []Note
+	offers      offers
 }
 
 // build merges the catalogues in the order of the config.
-func build(ups []Upstream, limit int, hidden func(Entry) bool) *table {
+func build(ups []Upstream, limit int, hidden func(Entry) bool, never func(policy.Kind, Upstream, string) bool) *table {
 	t := &table{byExposed: map[string]int{}, byCanonical: map[string]int{}, byTool: map[string][]int{}}
 	for _, up := range ups {
 		t.upstreams = append(t.upstreams, up.Name())
@@ -87,6 +89,7 @@ func build(ups []Upstream, limit int, hidden func(Entry) bool) *table {
 		for _, def := range c.Tools {
 			t.add(up, def, limit, hidden)
 		}
+		t.offer(up, c, limit, never)
 	}
 	return t
 }

@@ -153,7 +153,7 @@ var invalid = []struct {
 	{"a cursor", `{"jsonrpc":"2.0","id":15,"method":"tools/list","params":{"cursor":"x"}}`, wire.CodeInvalidParams, "15"},
 	{"a batch", `[{"jsonrpc":"2.0","id":16,"method":"ping"}]`, wire.CodeInvalidRequest, "null"},
 	{"a batch that is no JSON", `[{"jsonrpc":"2.0","id":16,"method":"ping"]`, wire.CodeInvalidRequest, "null"},
-	{"the rest of methods that are not there yet", `{"jsonrpc":"2.0","id":17,"method":"resources/list"}`, wire.CodeMethodNotFound, "17"},
+	{"methods that no revision has", `{"jsonrpc":"2.0","id":17,"method":"resources/burn"}`, wire.CodeMethodNotFound, "17"},
 }
 
 func TestInvalidMessagesAreAnsweredAndTheConnectionLivesOn(t *testing.T) {

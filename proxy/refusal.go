@@ -15,6 +15,7 @@ const (
 	policyUnavailable = "unavailable"
 	policyLedger      = "ledger"
 	policyMalformed   = "malformed"
+	policyRequest     = "deny_requests"
 )
 
 // Refusal is what an agent is told about a call that was not let through.
@@ -44,6 +45,16 @@ func refusal(d policy.Decision, t ledger.Ticket) Refusal {
 		r.Error += noUse
 	}
 	return r
+}
+
+// failure returns r as a JSON-RPC error, which is all that answers to other
+// requests than tools/call have room for.
+func (r Refusal) failure(id json.RawMessage) []byte {
+	data, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // strings, a bool and a time of this century
+	}
+	return wire.Failure(&wire.Error{Code: CodeRefused, Message: r.Error, Data: data, ID: id})
 }
 
 // result returns r as the result of tools/call. A refusal is a result, not a

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,11 @@ type Upstream interface {
 	Settled(ctx context.Context)
 	Connected(ctx context.Context)
 	Call(ctx context.Context, c upstream.Call) (wire.Message, error)
+	Restored(ctx context.Context)
+	Ready() bool
+	Notify(ctx context.Context, msg []byte) error
+	Keep(key string, call *upstream.Call)
+	Refuses(kind string) bool // whether the config keeps it from asking for that
 }
 
 // Ledger is what the proxy needs of the ledger.
@@ -59,7 +65,7 @@ type Options struct {
 	Version   string
 	Log       zerolog.Logger
 	// Initialize is called once, when the host has sent initialize.
-	Initialize func()
+	Initialize func(upstream.Host)
 }
 
 // Server is the MCP endpoint. Make it with [New]; its methods are safe for
@@ -78,13 +84,16 @@ type Server struct {
 	inflight map[string]*request
 	client   string
 	version  string
-	ready    bool   // initialize has been answered
-	listed   []byte // the list the host has seen last, nil if none
+	ready    bool              // initialize has been answered
+	listed   map[string][]byte // what the host has seen last of each list, by method
+	asks     asks
+	tasks    map[string]Upstream        // whose a task is
+	declared map[string]json.RawMessage // the capabilities haldir has told the host
 }
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, changed: make(chan struct{}, 1), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, listed: map[string][]byte{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, changed: make(chan struct{}, 1), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
@@ -218,7 +227,8 @@ func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batc
 	case m.IsNotification():
 		s.notification(m)
 		reply(nil)
-	case m.IsResponse(): // haldir asks the host nothing yet
+	case m.IsResponse():
+		s.answered(m)
 		reply(nil)
 	case m.Method == "initialize" && batched:
 		s.fail(&wire.Error{Code: wire.CodeInvalidRequest, Message: "initialize must not be part of a batch", ID: m.ID}, reply)
@@ -268,16 +278,44 @@ func (s *Server) handle(r *request) (answer []byte) {
 	switch m.Method {
 	case "ping":
 		return wire.Result(m.ID, json.RawMessage("{}"))
-	case "tools/list", "tools/call":
-		if !s.initialized() {
-			return wire.Failure(&wire.Error{Code: wire.CodeInvalidRequest, Message: "send initialize first", ID: m.ID})
-		}
-		if m.Method == "tools/list" {
-			return s.listTools(r)
-		}
-		return s.callTool(r)
+	case "tools/list", "resources/list", "resources/templates/list", "prompts/list":
+		return s.ask(r, listings[m.Method].member, s.answerList)
+	case "tools/call":
+		return s.ask(r, "tools", s.callTool)
+	case "resources/read":
+		return s.ask(r, "resources", s.readResource)
+	case "resources/subscribe", "resources/unsubscribe":
+		return s.ask(r, "resources", s.subscribe)
+	case "prompts/get":
+		return s.ask(r, "prompts", s.prompt)
+	case "completion/complete":
+		return s.ask(r, "completions", s.complete)
+	case "tasks/get", "tasks/result", "tasks/cancel":
+		return s.ask(r, "tasks", s.task)
+	case "tasks/list":
+		return s.ask(r, "tasks", s.listTasks)
+	case "logging/setLevel":
+		return s.ask(r, "logging", s.setLevel)
 	}
 	return wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID})
+}
+
+// ask handles a request once the host has been greeted, if haldir has declared
+// the capability that it takes.
+func (s *Server) ask(r *request, capability string, handle func(*request) []byte) []byte {
+	if !s.initialized() {
+		return wire.Failure(&wire.Error{Code: wire.CodeInvalidRequest, Message: "send initialize first", ID: r.msg.ID})
+	}
+	if capability == "resourceTemplates" {
+		capability = "resources"
+	}
+	s.mu.Lock()
+	declared := s.declared[capability]
+	s.mu.Unlock()
+	if declared == nil {
+		return wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + r.msg.Method, ID: r.msg.ID})
+	}
+	return handle(r)
 }
 
 func (s *Server) initialized() bool {
@@ -290,6 +328,7 @@ func (s *Server) initialized() bool {
 func (s *Server) initialize(m wire.Message, reply func([]byte)) {
 	var p struct {
 		ProtocolVersion string          `json:"protocolVersion"`
+		Capabilities    json.RawMessage `json:"capabilities"`
 		ClientInfo      json.RawMessage `json:"clientInfo"`
 	}
 	if m.Params == nil || json.Unmarshal(m.Params, &p) != nil || p.ProtocolVersion == "" {
@@ -297,19 +336,44 @@ func (s *Server) initialize(m wire.Message, reply func([]byte)) {
 		return
 	}
 	version := wire.Negotiate(p.ProtocolVersion)
+	if wire.KindOf(p.Capabilities) != "an object" {
+		p.Capabilities = nil
+	}
+	s.start(upstream.Host{Version: version, Capabilities: p.Capabilities, Peer: s})
+	s.restored()
+	capabilities, instructions := s.offered()
 	s.mu.Lock()
 	s.version, s.ready, s.client = version, true, clientName(p.ClientInfo)
+	s.declared = declaredIn(capabilities)
 	s.mu.Unlock()
-	reply(wire.Result(m.ID, fmt.Appendf(nil,
-		`{"protocolVersion":%s,"capabilities":{"tools":{"listChanged":true}},"serverInfo":{"name":"haldir","title":"haldir","version":%s}}`,
-		wire.Quote(version), wire.Quote(s.o.Version))))
-	s.start()
+	result := fmt.Appendf(nil, `{"protocolVersion":%s,"capabilities":%s,"serverInfo":{"name":"haldir","title":"haldir","version":%s}`,
+		wire.Quote(version), capabilities, wire.Quote(s.o.Version))
+	if instructions != "" {
+		result = append(append(result, `,"instructions":`...), wire.Quote(instructions)...)
+	}
+	reply(wire.Result(m.ID, append(result, '}')))
 }
 
-func (s *Server) start() {
+// restored waits a moment for what earlier runs knew of the upstreams.
+func (s *Server) restored() {
+	ctx, cancel := context.WithTimeout(context.Background(), restoreWait)
+	defer cancel()
+	for _, up := range s.o.Upstreams {
+		up.Restored(ctx)
+	}
+}
+
+func declaredIn(capabilities json.RawMessage) map[string]json.RawMessage {
+	var all map[string]json.RawMessage
+	_ = json.Unmarshal(capabilities, &all) // an object of haldir's own making
+	return all
+}
+
+// start begins to connect, on behalf of h, once.
+func (s *Server) start(h upstream.Host) {
 	s.started.Do(func() {
 		if s.o.Initialize != nil {
-			s.o.Initialize()
+			s.o.Initialize(h)
 		}
 	})
 }
@@ -331,9 +395,18 @@ func clientName(info json.RawMessage) string {
 }
 
 func (s *Server) notification(m wire.Message) {
-	if m.Method != "notifications/cancelled" {
-		return
+	switch m.Method {
+	case "notifications/cancelled":
+		s.cancelled(m)
+	case "notifications/progress":
+		s.progressed(m)
+	case "notifications/initialized":
+	default: // roots/list_changed, and what later revisions may have
+		s.tell("", slices.Clone(m.Raw))
 	}
+}
+
+func (s *Server) cancelled(m wire.Message) {
 	members, err := wire.Members(m.Params)
 	if err != nil {
 		return

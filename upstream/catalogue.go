@@ -25,6 +25,87 @@ type Catalogue struct {
 	Revision uint64 // grows with every change
 	Tools    []Tool
 	Withheld []Withheld
+	// Server is the result of initialize, as it came.
+	Server    json.RawMessage
+	Resources []Item // by URI
+	Templates []Item // by URI template
+	Prompts   []Item // by name
+}
+
+// Item is a resource, a resource template or a prompt as its server defines it.
+type Item struct {
+	Key string          // what it is asked for by
+	Raw json.RawMessage // the definition, byte for byte
+
+	keyStart, keyEnd int
+}
+
+// As returns the definition under another key; nothing else changes.
+func (i Item) As(key string) []byte { return wire.Splice(i.Raw, i.keyStart, i.keyEnd, wire.Quote(key)) }
+
+// lists are what a server can be asked to list.
+var lists = [...]struct{ method, member, capability, key, changed string }{
+	{"tools/list", "tools", "tools", "name", "notifications/tools/list_changed"},
+	{"resources/list", "resources", "resources", "uri", "notifications/resources/list_changed"},
+	{"resources/templates/list", "resourceTemplates", "resources", "uriTemplate", "notifications/resources/list_changed"},
+	{"prompts/list", "prompts", "prompts", "name", "notifications/prompts/list_changed"},
+}
+
+// Their places in lists.
+const (
+	ofTools = iota
+	ofResources
+	ofTemplates
+	ofPrompts
+)
+
+// offers is what a server has listed, as it came.
+type offers struct {
+	server json.RawMessage
+	lists  [len(lists)][]json.RawMessage
+	beyond []json.RawMessage // tools beyond the bounds
+}
+
+// read vets what a server offers.
+func (o offers) read() Catalogue {
+	c := ReadCatalogue(append(slices.Clip(o.lists[ofTools]), o.beyond...))
+	c.Server = o.server
+	for i, into := range map[int]*[]Item{ofResources: &c.Resources, ofTemplates: &c.Templates, ofPrompts: &c.Prompts} {
+		seen := map[string]bool{}
+		for _, def := range o.lists[i] {
+			item, err := ReadItem(def, lists[i].key)
+			if err == nil && seen[item.Key] {
+				err = fmt.Errorf("the server lists another one of this %s before it", lists[i].key)
+			}
+			if err != nil {
+				if len(c.Withheld) < maxWithheld {
+					c.Withheld = append(c.Withheld, Withheld{wire.Printable(item.Key, shown), err.Error()})
+				}
+				continue
+			}
+			seen[item.Key] = true
+			*into = append(*into, item)
+		}
+	}
+	return c
+}
+
+// ReadItem vets a definition that is asked for by key.
+func ReadItem(def json.RawMessage, key string) (Item, error) {
+	item := Item{Raw: def}
+	members, err := wire.Members(def)
+	if err != nil {
+		return item, err
+	}
+	m, ok := wire.Find(members, key)
+	if !ok {
+		return item, fmt.Errorf("it has no %s", key)
+	}
+	if item.Key, ok = wire.String(m.Value); !ok || item.Key == "" {
+		return item, fmt.Errorf("its %s is no text", key)
+	}
+	item.keyStart, item.keyEnd = m.Start, m.End
+	return item, nil
 }
 
 // Tool is one tool as its server defines it.
@@ -242,56 +323,128 @@ func objectSchema(raw json.RawMessage) error {
 	return nil
 }
 
-// encode makes the cached form of a list.
-func encode(raw []json.RawMessage) []byte {
-	b := []byte(`{"tools":[`)
-	for i, r := range raw {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, r...)
+// encode makes the cached form of what a server offers.
+func (o offers) encode() []byte {
+	b := []byte(`{"server":`)
+	if o.server == nil {
+		b = append(b, "null"...)
 	}
-	return append(b, "]}"...)
+	b = append(b, wire.OneLine(o.server)...)
+	for i, l := range lists {
+		b = append(append(append(b, `,"`...), l.member...), `":[`...)
+		for k, r := range o.lists[i] {
+			if k > 0 {
+				b = append(b, ',')
+			}
+			b = append(b, r...)
+		}
+		b = append(b, ']')
+	}
+	return append(b, '}')
 }
 
-func decode(cached []byte) ([]json.RawMessage, error) {
+func decode(cached []byte) (o offers, err error) {
 	members, err := wire.Members(cached)
 	if err != nil {
-		return nil, err
+		return o, err
 	}
-	tools, ok := wire.Find(members, "tools")
-	if !ok {
-		return nil, errors.New("no tools")
+	if s, ok := wire.Find(members, "server"); ok && string(s.Value) != "null" {
+		o.server = s.Value
 	}
-	return wire.Elements(tools.Value)
+	for i, l := range lists {
+		m, ok := wire.Find(members, l.member)
+		if !ok {
+			return o, fmt.Errorf("no %s", l.member)
+		}
+		if o.lists[i], err = wire.Elements(m.Value); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
 }
 
-// list asks for all pages of tools/list. A problem that did not keep it from
-// getting tools is told to report.
-func list(ctx context.Context, c wire.Client, report func(error)) ([]json.RawMessage, error) {
+// capable reports whether a server has declared a capability.
+func capable(server json.RawMessage, name string) bool {
+	var result struct {
+		Capabilities map[string]json.RawMessage `json:"capabilities"`
+	}
+	if json.Unmarshal(server, &result) != nil {
+		return false
+	}
+	c, ok := result.Capabilities[name]
+	return ok && string(c) != "null"
+}
+
+// list learns anew what has changed. Only tools must be there to be listed: that
+// something else cannot be is reported, and leaves the rest usable.
+func (c *conn) list(ctx context.Context, report func(error)) error {
+	for i, l := range lists {
+		c.mu.Lock()
+		stale := c.stale[i]
+		c.stale[i] = false
+		c.mu.Unlock()
+		if !stale || !capable(c.offers.server, l.capability) {
+			continue
+		}
+		raw, err := list(ctx, c.client, l.method, l.member, report)
+		switch {
+		case err == nil:
+		case i == ofTools, ctx.Err() != nil, errors.Is(err, wire.ErrSessionExpired):
+			return err
+		default:
+			if e, ok := errors.AsType[*wire.Error](err); !ok || e.Code != wire.CodeMethodNotFound || i != ofTemplates {
+				report(err) // a server without templates need not know the method
+			}
+			raw = nil
+		}
+		fit, beyond := within(raw)
+		// What is kept is a copy, so that the pages it came on can go.
+		var size int
+		for _, r := range fit {
+			size += len(r)
+		}
+		kept := make([]byte, 0, size)
+		for k, r := range fit {
+			from := len(kept)
+			kept = append(kept, r...)
+			fit[k] = kept[from:len(kept):len(kept)]
+		}
+		c.offers.lists[i] = fit
+		if i == ofTools {
+			c.offers.beyond = beyond
+		} else if len(beyond) > 0 {
+			report(fmt.Errorf("%s: more than %d entries or %d MiB of them; the rest is left out", l.method, maxTools, maxBytes>>20))
+		}
+	}
+	return nil
+}
+
+// list asks for all pages of a list. A problem that did not keep it from getting
+// some is told to report.
+func list(ctx context.Context, c wire.Client, method, member string, report func(error)) ([]json.RawMessage, error) {
 	var all []json.RawMessage
 	var params json.RawMessage
 	cursors := map[string]bool{}
 	size := 0
 	for range maxPages {
-		m, err := c.Call(ctx, "tools/list", params)
+		m, err := c.Call(ctx, method, params)
 		if err != nil {
-			return nil, fmt.Errorf("tools/list: %w", err)
+			return nil, fmt.Errorf("%s: %w", method, err)
 		}
 		if m.Error != nil {
-			return nil, fmt.Errorf("tools/list: %w", refusal(m))
+			return nil, fmt.Errorf("%s: %w", method, refusal(m))
 		}
 		members, err := wire.Members(m.Result)
 		if err != nil {
-			return nil, fmt.Errorf("tools/list: %w", err)
+			return nil, fmt.Errorf("%s: %w", method, err)
 		}
-		tools, ok := wire.Find(members, "tools")
+		page, ok := wire.Find(members, member)
 		if !ok {
-			return nil, errors.New("tools/list: the result has no tools")
+			return nil, fmt.Errorf("%s: the result has no %s", method, member)
 		}
-		elements, err := wire.Elements(tools.Value)
+		elements, err := wire.Elements(page.Value)
 		if err != nil {
-			return nil, fmt.Errorf("tools/list: tools: %w", err)
+			return nil, fmt.Errorf("%s: %s: %w", method, member, err)
 		}
 		all = append(all, elements...)
 		size += len(m.Raw) // all of the page is held on to
@@ -303,19 +456,19 @@ func list(ctx context.Context, c wire.Client, report func(error)) ([]json.RawMes
 		case isText && cursor == "":
 			return all, nil
 		case !isText:
-			report(fmt.Errorf("tools/list: nextCursor is %s; what follows it is left out", wire.KindOf(next.Value)))
+			report(fmt.Errorf("%s: nextCursor is %s; what follows it is left out", method, wire.KindOf(next.Value)))
 			return all, nil
 		case cursors[cursor]:
-			report(errors.New("tools/list: the server repeats a cursor; the list is taken to end there"))
+			report(fmt.Errorf("%s: the server repeats a cursor; the list is taken to end there", method))
 			return all, nil
 		case len(all) > maxTools, size > maxBytes:
-			report(fmt.Errorf("tools/list: more than %d tools or %d MiB of them; the pages that follow are left out", maxTools, maxBytes>>20))
+			report(fmt.Errorf("%s: more than %d %s or %d MiB of them; the pages that follow are left out", method, maxTools, member, maxBytes>>20))
 			return all, nil
 		default:
 			cursors[cursor] = true
 		}
 		params = append(append(json.RawMessage(`{"cursor":`), next.Value...), '}')
 	}
-	report(fmt.Errorf("tools/list: more than %d pages; the rest is left out", maxPages))
+	report(fmt.Errorf("%s: more than %d pages; the rest is left out", method, maxPages))
 	return all, nil
 }

@@ -218,7 +218,7 @@ func TestACatalogueIsKeptForTheNextRun(t *testing.T) {
 	if c := second.Catalogue(); c.Known {
 		t.Errorf("before Start: %+v", c)
 	}
-	second.Start()
+	second.Start(upstream.Host{})
 	within(t, 2*time.Second, "Settled", func() { second.Settled(context.Background()) })
 	if c := second.Catalogue(); !c.Known || !slices.Equal(names(c), []string{"a", "b"}) || len(c.Withheld) != 1 || string(c.Tools[1].Raw) != string(odd) {
 		t.Errorf("restored: %+v", c)
@@ -253,7 +253,7 @@ func TestACacheThatFailsOrIsDamagedChangesNothing(t *testing.T) {
 			good.cache.kept[k] = []byte(damage)
 		}
 		r := open(t, srv.Upstream("up"), func(o *upstream.Options) { o.Cache = good.cache })
-		r.Start()
+		r.Start(upstream.Host{})
 		eventually(t, "the log tells of it", func() bool { return strings.Contains(r.log.String(), "last run") })
 		if c := r.Catalogue(); c.Known {
 			t.Errorf("%q was restored: %+v", damage, c)

@@ -63,7 +63,7 @@ func TestClosingAChild(t *testing.T) {
 			cfg := tt.script.Child(t, "up")
 			cfg.Connect = patience
 			r := open(t, cfg)
-			r.Start()
+			r.Start(upstream.Host{})
 			ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 			defer cancel()
 			r.Connected(ctx)
@@ -487,7 +487,7 @@ func TestCallsBesideTheLifeOfAnUpstream(t *testing.T) {
 	if s := r.Status(); s.State != upstream.StateIdle {
 		t.Errorf("%+v", s)
 	}
-	r.Start()
+	r.Start(upstream.Host{})
 	if got := r.must("echo", `{"text":"x"}`); got != "x" { // without waiting for it to be ready
 		t.Errorf("got %q", got)
 	}
@@ -518,6 +518,6 @@ func TestCloseWithoutStart(t *testing.T) {
 	r := open(t, mcptest.Script{}.Child(t, "up"))
 	within(t, time.Second, "Close", r.Close)
 	r = open(t, mcptest.Script{}.Child(t, "up"))
-	r.Start()
+	r.Start(upstream.Host{})
 	within(t, 2*time.Second, "Close at once", r.Close)
 }

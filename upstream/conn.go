@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,12 +23,17 @@ type conn struct {
 	child   *child           // nil for a remote server
 	server  string           // what it says it is
 	version string
+	host    Host
+	name    string        // of the upstream
+	asked   chan struct{} // a place for each of the server's requests that waits for the host
 	relist  chan struct{}
 	dead    chan struct{} // closed when the server has forgotten the session
 	once    sync.Once
 
 	mu     sync.Mutex
 	tokens map[string]*audience // of calls in flight, by wire.IDKey of the token
+	stale  [len(lists)]bool     // lists that have changed
+	offers offers               // for whoever connects and then attends
 	calls  sync.WaitGroup       // calls in flight
 	wg     sync.WaitGroup
 	// replies bounds the answers to the server's own requests that are under
@@ -46,17 +52,20 @@ func refusal(m wire.Message) error {
 func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, u.o.Config.Connect, fmt.Errorf("no answer within %v (timeouts.connect)", u.o.Config.Connect))
 	defer cancel()
-	c := &conn{relist: make(chan struct{}, 1), dead: make(chan struct{}), tokens: map[string]*audience{}, replies: make(chan struct{}, 16)}
+	c := &conn{
+		host: u.host, name: u.Name(), asked: make(chan struct{}, maxAsked), relist: make(chan struct{}, 1), dead: make(chan struct{}),
+		tokens: map[string]*audience{}, replies: make(chan struct{}, 16),
+	}
 	if err := u.dial(c); err != nil {
 		return nil, err
 	}
-	tools, err := u.greet(ctx, c)
-	if err != nil {
+	if err := u.greet(ctx, c); err != nil {
 		err = c.explain(err)
 		c.close()
 		return nil, err
 	}
-	u.learn(ctx, tools)
+	u.repeat(ctx, c)
+	u.learn(ctx, c.offers)
 	return c, nil
 }
 
@@ -143,10 +152,9 @@ func httpClient(connect time.Duration) *http.Client {
 	}}
 }
 
-// greet shakes hands (MCP lifecycle, initialization) and lists the tools.
-func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error) {
-	params := fmt.Appendf(nil, `{"protocolVersion":%s,"capabilities":{},"clientInfo":{"name":"haldir","version":%s}}`,
-		wire.Quote(wire.LatestLegacy), wire.Quote(u.o.Version))
+// greet shakes hands (MCP lifecycle, initialization) and lists what there is.
+func (u *Upstream) greet(ctx context.Context, c *conn) error {
+	params := u.host.greeting(u.o.Version)
 	m, err := c.client.Call(ctx, "initialize", params)
 	if err != nil {
 		if err = c.fallBack(ctx, err); err == nil {
@@ -154,26 +162,23 @@ func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("initialize: %w", err)
+		return fmt.Errorf("initialize: %w", err)
 	}
 	if m.Error != nil {
-		return nil, fmt.Errorf("initialize: %w", refusal(m))
+		return fmt.Errorf("initialize: %w", refusal(m))
 	}
 	var result struct {
 		ProtocolVersion string `json:"protocolVersion"`
-		Capabilities    struct {
-			Tools json.RawMessage `json:"tools"`
-		} `json:"capabilities"`
-		ServerInfo struct {
+		ServerInfo      struct {
 			Name    string `json:"name"`
 			Version string `json:"version"`
 		} `json:"serverInfo"`
 	}
 	if err := json.Unmarshal(m.Result, &result); err != nil {
-		return nil, fmt.Errorf("initialize: the result cannot be read: %w", err)
+		return fmt.Errorf("initialize: the result cannot be read: %w", err)
 	}
 	if !wire.KnownLegacy(result.ProtocolVersion) {
-		return nil, fmt.Errorf("initialize: the server speaks protocol %q, which haldir does not", wire.Printable(result.ProtocolVersion, shown))
+		return fmt.Errorf("initialize: the server speaks protocol %q, which haldir does not", wire.Printable(result.ProtocolVersion, shown))
 	}
 	c.version = result.ProtocolVersion
 	c.server = wire.Printable(result.ServerInfo.Name+" "+result.ServerInfo.Version, shown)
@@ -181,7 +186,7 @@ func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error
 		remote.SetVersion(c.version)
 	}
 	if err := c.client.Send(ctx, wire.Notification("notifications/initialized", nil)); err != nil {
-		return nil, fmt.Errorf("notifications/initialized: %w", err)
+		return fmt.Errorf("notifications/initialized: %w", err)
 	}
 	if h, ok := c.client.(*wire.HTTP); ok {
 		// Once the stream is open nothing that belongs to the first call is lost.
@@ -194,10 +199,11 @@ func (u *Upstream) greet(ctx context.Context, c *conn) ([]json.RawMessage, error
 			}
 		}()
 	}
-	if len(result.Capabilities.Tools) == 0 || string(result.Capabilities.Tools) == "null" {
-		return nil, nil
+	c.offers.server = bytes.Clone(m.Result)
+	for i := range c.stale {
+		c.stale[i] = true
 	}
-	return list(ctx, c.client, u.problem)
+	return c.list(ctx, u.problem)
 }
 
 // openGrace is how long a server may take to answer that it has a stream of its
@@ -206,21 +212,40 @@ const openGrace = 250 * time.Millisecond
 
 // handle takes what the server sends of its own accord.
 func (c *conn) handle(m wire.Message) {
-	if m.IsRequest() {
-		c.answer(m)
-		return
-	}
-	switch m.Method {
-	case "notifications/progress":
+	switch {
+	case m.Method == "ping" && m.IsRequest():
+		c.answer(wire.Result(m.ID, json.RawMessage("{}")))
+	case m.IsRequest() && c.host.Peer == nil:
+		c.answer(wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID}))
+	case m.IsRequest():
+		c.ask(m)
+	case m.Method == "notifications/progress":
 		if a := c.audience(m); a != nil {
 			a.tell(m)
 		}
-	case "notifications/tools/list_changed":
+	case c.changed(m.Method):
+	case c.host.Peer != nil:
+		c.host.Peer.Notify(c.name, m)
+	}
+}
+
+// changed notes that a list has changed, if that is what method says.
+func (c *conn) changed(method string) bool {
+	known := false
+	c.mu.Lock()
+	for i, l := range lists {
+		if method == l.changed {
+			c.stale[i], known = true, true
+		}
+	}
+	c.mu.Unlock()
+	if known {
 		select {
 		case c.relist <- struct{}{}:
 		default: // one is due already
 		}
 	}
+	return known
 }
 
 // audience is whoever wants to hear of a call's progress.
@@ -261,13 +286,8 @@ func (c *conn) audience(m wire.Message) *audience {
 	return c.tokens[wire.IDKey(token.Value)]
 }
 
-// answer replies to a request of the server. haldir declares no capabilities,
-// so only a ping has an answer.
-func (c *conn) answer(m wire.Message) {
-	reply := wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID})
-	if m.Method == "ping" {
-		reply = wire.Result(m.ID, json.RawMessage("{}"))
-	}
+// answer replies to a request of the server that needs no host.
+func (c *conn) answer(reply []byte) {
 	select {
 	case c.replies <- struct{}{}:
 	default:
@@ -282,9 +302,7 @@ func (c *conn) answer(m wire.Message) {
 	}
 	c.wg.Go(func() { // sending may wait; the stream that brought m waits only for its turn
 		defer func() { <-c.replies }()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		_ = c.client.Send(ctx, reply) // the connection's end shows elsewhere
+		c.send(reply)
 	})
 }
 

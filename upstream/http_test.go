@@ -91,7 +91,7 @@ func TestAServerThatTakesConnectionsAndSaysNothing(t *testing.T) {
 	}
 	cfg.Connect = time.Minute
 	r = open(t, cfg)
-	r.Start()
+	r.Start(upstream.Host{})
 	time.Sleep(50 * time.Millisecond)
 	if took := within(t, 2*time.Second, "Close", r.Close); took > 500*time.Millisecond {
 		t.Errorf("Close took %v", took)

@@ -44,7 +44,7 @@ func beParent(text string) {
 	u := upstream.New(upstream.Options{
 		Config: script.Config(exe, "up"), Resolver: config.NewResolver("", nil), Cache: &memory{}, Log: zerolog.New(os.Stderr), Changed: func() {},
 	})
-	u.Start()
+	u.Start(upstream.Host{})
 	u.Connected(context.Background())
 	_, _ = os.Stdout.WriteString("ready\n")
 	select {}
@@ -137,7 +137,7 @@ func open(t *testing.T, cfg config.Upstream, adjust ...func(*upstream.Options)) 
 func start(t *testing.T, cfg config.Upstream, adjust ...func(*upstream.Options)) *rig {
 	t.Helper()
 	r := open(t, cfg, adjust...)
-	r.Start()
+	r.Start(upstream.Host{})
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	r.Connected(ctx)

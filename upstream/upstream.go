@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,12 +62,15 @@ type Status struct {
 // Upstream is one server.
 type Upstream struct {
 	o    Options
-	key  string
+	host Host          // set by Start
+	key  string        // of the catalogue; the host is part of it
 	wake chan struct{} // a call cannot wait for the backoff
 
 	mu        sync.Mutex
 	catalogue Catalogue
 	listed    []byte // what catalogue was read from
+	restored  bool   // the cache has been looked into
+	kept      map[string]Call
 	conn      *conn
 	trying    bool
 	tried     bool // one attempt has ended, well or not
@@ -81,12 +85,7 @@ type Upstream struct {
 
 // New makes an upstream; nothing happens before Start.
 func New(o Options) *Upstream {
-	block, err := json.Marshal(o.Config) //nolint:musttag // only to hash it
-	if err != nil {
-		panic(err) // strings and numbers
-	}
-	sum := sha256.Sum256(block)
-	u := &Upstream{o: o, key: o.Config.Name + ":" + hex.EncodeToString(sum[:12]), wake: make(chan struct{}, 1), news: make(chan struct{})}
+	u := &Upstream{o: o, wake: make(chan struct{}, 1), news: make(chan struct{}), kept: map[string]Call{}}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	if u.o.Clean == nil {
 		u.o.Clean = func(s string) string { return s }
@@ -100,29 +99,50 @@ func (u *Upstream) Name() string { return u.o.Config.Name }
 // Bare reports whether the tools are listed under their own names.
 func (u *Upstream) Bare() bool { return u.o.Config.Bare }
 
+// Ready reports whether the server is connected.
+func (u *Upstream) Ready() bool { return u.Status().State == StateReady }
+
+// Refuses reports whether the config keeps the server from asking the host for
+// sampling, elicitation or roots.
+func (u *Upstream) Refuses(kind string) bool { return slices.Contains(u.o.Config.DenyRequests, kind) }
+
 // Trusted reports whether the annotations of the tools count.
 func (u *Upstream) Trusted() bool { return u.o.Config.TrustAnnotations }
 
-// Restore takes the catalogue of an earlier run from the cache; Start does so too.
-func (u *Upstream) Restore(ctx context.Context) error {
+// restore takes the catalogue of an earlier run from the cache.
+func (u *Upstream) restore(ctx context.Context) error {
+	defer u.set(func() { u.restored = true })
 	cached, err := u.o.Cache.LoadCatalogue(ctx, u.key)
 	if err != nil || cached == nil {
 		return err
 	}
-	raw, err := decode(cached)
+	o, err := decode(cached)
 	if err != nil {
 		return fmt.Errorf("the cached catalogue of upstream %q: %w", u.Name(), err)
 	}
-	u.take(ReadCatalogue(raw), cached)
+	u.take(o.read(), cached)
 	return nil
 }
 
-// Start begins to connect, once. It does not wait. Close ends what it began.
-func (u *Upstream) Start() {
+// cacheKey names the catalogue of a server as it is configured for a client that
+// can do what this one can.
+func (u *Upstream) cacheKey() string {
+	block, err := json.Marshal([]any{u.o.Config, u.host.greeting("")})
+	if err != nil {
+		panic(err) // strings, numbers and what was read as JSON
+	}
+	sum := sha256.Sum256(block)
+	return u.o.Config.Name + ":" + hex.EncodeToString(sum[:12])
+}
+
+// Start begins to connect on behalf of h, once. It does not wait. Close ends what
+// it began.
+func (u *Upstream) Start(h Host) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.ctx.Err() == nil && !u.trying {
-		u.trying = true
+	if u.ctx.Err() == nil && !u.trying && u.key == "" {
+		u.trying, u.host = true, h
+		u.key = u.cacheKey()
 		u.wg.Go(func() { u.run(u.ctx) })
 	}
 }
@@ -174,31 +194,30 @@ func (u *Upstream) Status() Status {
 	return Status{State: StateIdle}
 }
 
+// Restored returns when what an earlier run knew of the server is at hand, or ctx
+// ends.
+func (u *Upstream) Restored(ctx context.Context) {
+	u.await(ctx, func() bool { return u.restored || u.tried })
+}
+
 // Settled returns when the catalogue is known, the first attempt to learn it
 // has failed, or ctx ends.
 func (u *Upstream) Settled(ctx context.Context) {
-	for {
-		u.mu.Lock()
-		done, news := u.catalogue.Known || u.tried, u.news
-		u.mu.Unlock()
-		if done {
-			return
-		}
-		select {
-		case <-news:
-		case <-ctx.Done():
-			return
-		}
-	}
+	u.await(ctx, func() bool { return u.catalogue.Known || u.tried })
 }
 
 // Connected returns when the first attempt to connect has ended, or ctx has.
 func (u *Upstream) Connected(ctx context.Context) {
+	u.await(ctx, func() bool { return u.tried })
+}
+
+// await returns when done, called under the lock, says so, or ctx ends.
+func (u *Upstream) await(ctx context.Context, done func() bool) {
 	for {
 		u.mu.Lock()
-		done, news := u.tried, u.news
+		over, news := done(), u.news
 		u.mu.Unlock()
-		if done {
+		if over {
 			return
 		}
 		select {
@@ -213,7 +232,7 @@ func (u *Upstream) Connected(ctx context.Context) {
 const maxBackoff = 30 * time.Second
 
 func (u *Upstream) run(ctx context.Context) {
-	if err := u.Restore(ctx); err != nil {
+	if err := u.restore(ctx); err != nil {
 		u.o.Log.Warn().Err(err).Msg("the tools of the last run are not at hand")
 	}
 	pause := backoff.NewExponentialBackOff()
@@ -229,6 +248,9 @@ func (u *Upstream) run(ctx context.Context) {
 			err = u.attend(ctx, c)
 			// The end of a connection is no failed attempt: the next call may try.
 			u.set(func() { u.conn, u.err, u.failedAt = nil, err, time.Time{} })
+			if u.host.Peer != nil {
+				u.host.Peer.Gone(u.Name())
+			}
 			u.leave(ctx, c)
 			if time.Since(since) > maxBackoff {
 				pause.Reset()
@@ -319,10 +341,10 @@ func (u *Upstream) relist(ctx context.Context, c *conn) {
 		}
 		cancel()
 	})
-	raw, err := list(ctx, c.client, u.problem)
+	err := c.list(ctx, u.problem)
 	switch {
 	case err == nil:
-		u.learn(ctx, raw)
+		u.learn(ctx, c.offers)
 	case errors.Is(err, wire.ErrSessionExpired):
 		c.expire()
 	case ctx.Err() == nil:
@@ -332,21 +354,16 @@ func (u *Upstream) relist(ctx context.Context, c *conn) {
 
 func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(err).Msg("upstream") }
 
-// learn takes a fresh list of tools.
-func (u *Upstream) learn(ctx context.Context, raw []json.RawMessage) {
-	fit, beyond := within(raw)
-	fresh := encode(fit)
+// learn takes what the server offers now.
+func (u *Upstream) learn(ctx context.Context, o offers) {
+	fresh := o.encode()
 	u.mu.Lock()
 	same := bytes.Equal(fresh, u.listed)
 	u.mu.Unlock()
 	if same {
 		return
 	}
-	// What is kept anyway is read again, so that the pages it came on can go.
-	if kept, err := decode(fresh); err == nil {
-		fit = kept
-	}
-	c := ReadCatalogue(append(fit, beyond...))
+	c := o.read()
 	for _, w := range c.Withheld {
 		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld")
 	}

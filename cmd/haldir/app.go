@@ -165,9 +165,9 @@ func (a *app) server(ctx context.Context) (*proxy.Server, ledger.Use, error) {
 }
 
 // start begins to connect to the upstreams.
-func (a *app) start() {
+func (a *app) start(h upstream.Host) {
 	for _, u := range a.ups {
-		u.Start()
+		u.Start(h)
 	}
 }
 

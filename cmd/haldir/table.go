@@ -41,7 +41,7 @@ func (a *app) printTable(head []string, rows [][]string) error {
 
 func (a *app) width() (columns int, terminal bool) {
 	if f, ok := a.out.(*os.File); ok {
-		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 { //nolint:gosec // a descriptor is small
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
 			return w, true
 		}
 	}

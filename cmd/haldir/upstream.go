@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/upstream"
 )
 
 func upstreamCommand(a *app) *cobra.Command {
@@ -24,7 +26,7 @@ func upstreamList(a *app) *cobra.Command {
 			if _, err := a.prepare(cmd.Context()); err != nil {
 				return err
 			}
-			a.start()
+			a.start(upstream.Host{})
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
 			var wg sync.WaitGroup

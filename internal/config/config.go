@@ -58,6 +58,7 @@ type Upstream struct {
 	Cwd              string
 	Bare             bool
 	TrustAnnotations bool
+	DenyRequests     []string      // of sampling, elicitation, roots
 	Connect          time.Duration // for connecting and the handshake
 	Call             time.Duration // for one call; 0 means no limit
 }
@@ -238,7 +239,12 @@ func (c *checker) upstreams() []Upstream {
 		names[d.Name] = i
 		u := Upstream{
 			Name: d.Name, URL: d.URL, Command: d.Command, Args: d.Args, Env: d.Env, EnvPass: d.EnvPass, Cwd: d.Cwd,
-			TrustAnnotations: d.TrustAnnotations, Connect: DefaultConnect,
+			TrustAnnotations: d.TrustAnnotations, DenyRequests: d.DenyRequests, Connect: DefaultConnect,
+		}
+		for j, kind := range d.DenyRequests {
+			if !slices.Contains(requestKinds, kind) {
+				c.fail(fmt.Sprintf("%s.deny_requests[%d]", path, j), "%q is nothing that a server asks a client for%s", kind, suggest(kind, requestKinds))
+			}
 		}
 		switch d.Expose {
 		case "", "prefixed":
@@ -280,6 +286,9 @@ func (c *checker) upstreams() []Upstream {
 	}
 	return out
 }
+
+// requestKinds are what servers ask clients for.
+var requestKinds = []string{"sampling", "elicitation", "roots"}
 
 func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
 	for _, key := range []string{"args", "env", "env_pass", "cwd"} {

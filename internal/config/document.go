@@ -48,6 +48,7 @@ type upstreamDoc struct {
 	Auth             *authDoc     `yaml:"auth" doc:"How haldir signs in to url."`
 	Expose           string       `yaml:"expose" jsonschema:"enum=prefixed,enum=bare" doc:"prefixed (default) lists the tools as name__tool, bare as tool; at most one upstream may be bare."`
 	TrustAnnotations bool         `yaml:"trust_annotations" doc:"Whether a readOnlyHint of this upstream makes the scope read enough for a call. Default false."`
+	DenyRequests     []string     `yaml:"deny_requests" doc:"What this upstream must not ask the client for: sampling, elicitation, roots. Such a request is refused and recorded."`
 	Timeouts         *timeoutsDoc `yaml:"timeouts" doc:"Limits in time."`
 }
 

@@ -79,7 +79,7 @@ func suggest(got string, known []string) string {
 	if best := near(got, known); best != "" {
 		return best
 	}
-	if len(known) > 12 {
+	if len(known) > 13 {
 		return ""
 	}
 	return "; known here: " + strings.Join(known, ", ")

@@ -78,7 +78,7 @@ func in(line string) string         { return "version: 1\n" + line + "\n" }
 
 const (
 	topKeys      = `known here: version, session, upstreams, costs, scopes, policies, denied_tools, tool_name_limit, list_wait, max_message_bytes, audit, log`
-	upstreamKeys = `known here: name, url, command, args, env, env_pass, cwd, headers, auth, expose, trust_annotations, timeouts`
+	upstreamKeys = `known here: name, url, command, args, env, env_pass, cwd, headers, auth, expose, trust_annotations, deny_requests, timeouts`
 )
 
 func TestAnUnknownKeyIsBlamedWhereverItStands(t *testing.T) {

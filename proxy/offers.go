@@ -1,0 +1,584 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/yosida95/uritemplate/v3"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/upstream"
+)
+
+// offer is a resource, a resource template or a prompt in the merged lists.
+type offer struct {
+	up     Upstream
+	key    string // its URI, URI template or name, as the upstream spells it
+	raw    []byte // the definition as the host sees it
+	hidden bool   // policy could never allow it
+}
+
+// offers are the merged lists of one moment beside the tools'.
+type offers struct {
+	resources, templates, prompts []offer
+	byURI                         map[string]int
+	byPrompt                      map[string]int // by exposed name
+	patterns                      []*uritemplate.Template
+}
+
+// offer merges what an upstream has beside tools. URIs stay as they are: of two
+// upstreams with the same one the first serves it.
+func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(policy.Kind, Upstream, string) bool) {
+	o := &t.offers
+	if o.byURI == nil {
+		o.byURI, o.byPrompt = map[string]int{}, map[string]int{}
+	}
+	for _, r := range c.Resources {
+		if i, taken := o.byURI[r.Key]; taken {
+			t.note(up.Name(), r.Key, "withheld: %s serves the resource of this URI", o.resources[i].up.Name())
+			continue
+		}
+		o.byURI[r.Key] = len(o.resources)
+		o.resources = append(o.resources, offer{up, r.Key, r.Raw, never(policy.KindResource, up, r.Key)})
+	}
+	for _, r := range c.Templates {
+		if slices.ContainsFunc(o.templates, func(x offer) bool { return x.key == r.Key }) {
+			t.note(up.Name(), r.Key, "withheld: another upstream serves the resources of this template")
+			continue
+		}
+		pattern, _ := uritemplate.New(r.Key) // one that is malformed matches nothing
+		o.patterns = append(o.patterns, pattern)
+		o.templates = append(o.templates, offer{up, r.Key, r.Raw, false})
+	}
+	for _, p := range c.Prompts {
+		name, changed := expose(up.Name(), p.Key, up.Bare(), limit)
+		if _, taken := o.byPrompt[name]; taken {
+			t.note(up.Name(), p.Key, "withheld: its name %s is that of another prompt", name)
+			continue
+		}
+		if changed {
+			t.note(up.Name(), p.Key, "the prompt is listed as %s", name)
+		}
+		raw := p.Raw
+		if name != p.Key {
+			raw = p.As(name)
+		}
+		o.byPrompt[name] = len(o.prompts)
+		o.prompts = append(o.prompts, offer{up, p.Key, raw, never(policy.KindPrompt, up, p.Key)})
+	}
+}
+
+// readers returns the upstreams that may know a URI: the one that lists it, else
+// the first whose template has it, else all that have resources, since a result
+// may link to what no list has.
+func (s *Server) readers(uri string) []Upstream {
+	o := &s.current().offers
+	if i, ok := o.byURI[uri]; ok {
+		return []Upstream{o.resources[i].up}
+	}
+	for i, p := range o.patterns {
+		if p != nil && p.Match(uri) != nil {
+			return []Upstream{o.templates[i].up}
+		}
+	}
+	return s.capable("resources")
+}
+
+// capable returns the upstreams that declare a capability, in their order.
+func (s *Server) capable(capability string) []Upstream {
+	var ups []Upstream
+	for _, up := range s.o.Upstreams {
+		if _, ok := declared(up.Catalogue().Server)[capability]; ok {
+			ups = append(ups, up)
+		}
+	}
+	return ups
+}
+
+// declared returns the capabilities in the result of an initialize.
+func declared(server json.RawMessage) map[string]json.RawMessage {
+	var result struct {
+		Capabilities map[string]json.RawMessage `json:"capabilities"`
+	}
+	if server == nil || json.Unmarshal(server, &result) != nil {
+		return nil
+	}
+	return result.Capabilities
+}
+
+// listings are the lists of the merged catalogue, by their method.
+var listings = map[string]struct{ member, changed string }{
+	"tools/list":               {"tools", "notifications/tools/list_changed"},
+	"resources/list":           {"resources", "notifications/resources/list_changed"},
+	"resources/templates/list": {"resourceTemplates", "notifications/resources/list_changed"},
+	"prompts/list":             {"prompts", "notifications/prompts/list_changed"},
+}
+
+// listing encodes one of the lists as the host sees it.
+func (s *Server) listing(method string) []byte {
+	t := s.current()
+	var list []offer
+	switch method {
+	case "tools/list":
+		return s.list()
+	case "resources/list":
+		list = t.offers.resources
+	case "resources/templates/list":
+		list = t.offers.templates
+	case "prompts/list":
+		list = t.offers.prompts
+	}
+	b := append(append([]byte(`{"`), listings[method].member...), `":[`...)
+	first := true
+	for _, o := range list {
+		if o.hidden && s.o.HideNever {
+			continue
+		}
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		b = append(b, o.raw...)
+	}
+	return append(b, "]}"...)
+}
+
+// answerList answers any of the lists, whole, on one page.
+func (s *Server) answerList(r *request) []byte {
+	method := r.msg.Method
+	if members, err := wire.Members(r.msg.Params); err == nil {
+		if _, ok := wire.Find(members, "cursor"); ok {
+			return wire.Failure(&wire.Error{
+				Code: wire.CodeInvalidParams, Message: "haldir lists all " + listings[method].member + " on one page; it has given out no cursor", ID: r.msg.ID,
+			})
+		}
+	}
+	s.settle(r.ctx)
+	list := s.listing(method)
+	s.mu.Lock()
+	s.listed[method] = list
+	s.mu.Unlock()
+	return wire.Result(r.msg.ID, list)
+}
+
+// field returns a text in params and where it stands.
+func field(params json.RawMessage, path ...string) (text string, start, end int, ok bool) {
+	value := params
+	for _, name := range path {
+		members, err := wire.Members(value)
+		if err != nil {
+			return "", 0, 0, false
+		}
+		m, found := wire.Find(members, name)
+		if !found {
+			return "", 0, 0, false
+		}
+		start, end = start+m.Start, start+m.End
+		value = m.Value
+	}
+	text, ok = wire.String(value)
+	return text, start, end, ok
+}
+
+// readResource is resources/read, governed as a call of a tool is.
+func (s *Server) readResource(r *request) []byte {
+	uri, _, _, ok := field(r.msg.Params, "uri")
+	if !ok {
+		return s.invalid(r, "resources/read needs a uri")
+	}
+	var last []byte
+	for _, up := range s.readers(uri) {
+		call := policy.Call{Kind: policy.KindResource, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: uri}
+		answer, unknown := s.governed(r, up, call, nil, r.msg.Params)
+		if !unknown {
+			return answer
+		}
+		last = answer
+	}
+	if last == nil {
+		return wire.Failure(&wire.Error{Code: codeNoResource, Message: "Resource not found", Data: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), ID: r.msg.ID})
+	}
+	return last
+}
+
+// codeNoResource is what servers of the handshake era answer about a resource
+// they do not have (MCP 2025-11-25, resources, error handling).
+const codeNoResource = -32002
+
+// prompt is prompts/get, governed as a call of a tool is.
+func (s *Server) prompt(r *request) []byte {
+	name, start, end, ok := field(r.msg.Params, "name")
+	if !ok {
+		return s.invalid(r, "prompts/get needs a name")
+	}
+	o := &s.current().offers
+	i, known := o.byPrompt[name]
+	if !known {
+		s.settle(r.ctx)
+		o = &s.current().offers
+		if i, known = o.byPrompt[name]; !known {
+			return s.invalid(r, "Unknown prompt: "+wire.Printable(name, longestName))
+		}
+	}
+	p := o.prompts[i]
+	var arguments json.RawMessage
+	if members, err := wire.Members(r.msg.Params); err == nil {
+		if a, ok := wire.Find(members, "arguments"); ok && wire.KindOf(a.Value) == "an object" {
+			arguments = a.Value
+		}
+	}
+	call := policy.Call{Kind: policy.KindPrompt, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: p.up.Name(), Tool: p.key, Arguments: arguments}
+	answer, _ := s.governed(r, p.up, call, arguments, wire.Splice(r.msg.Params, start, end, wire.Quote(p.key)))
+	return answer
+}
+
+func (s *Server) invalid(r *request, why string) []byte {
+	return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: why, ID: r.msg.ID})
+}
+
+// governed reserves, forwards and settles what is no call of a tool. unknown says
+// that the upstream does not have what was asked for.
+func (s *Server) governed(r *request, up Upstream, call policy.Call, arguments, params json.RawMessage) (answer []byte, unknown bool) {
+	s.mu.Lock()
+	client := s.client
+	s.mu.Unlock()
+	attempt := ledger.Attempt{
+		Use: s.o.Use, Client: client, Config: s.o.Config, Call: call, Body: audit.NewBody(arguments, s.o.Detail, s.o.Secrets()),
+	}
+	s.o.Engine.Prepare(&attempt.Call)
+	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
+	if err != nil {
+		s.o.Log.Error().Err(err).Str("what", call.ID()).Msg("a call was refused because it could not be recorded")
+		return Refusal{
+			Error:     fmt.Sprintf("%s was not asked for, since that could not be recorded: %v", call.Noun(), err),
+			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
+		}.failure(r.msg.ID), false
+	}
+	if decision.Verdict != policy.Allow {
+		s.o.Log.Info().Str("what", call.ID()).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
+		return refusal(decision, ticket).failure(r.msg.ID), false
+	}
+	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
+	defer func() { s.o.Ledger.Settle(ticket, outcome) }()
+	m, err := s.forward(r, up, params)
+	if err != nil {
+		outcome = failed(r.ctx, err)
+		outcome.Reason = s.o.Clean(outcome.Reason)
+		return s.broken(r, up, err), false
+	}
+	outcome = answered(m, decision)
+	if m.Error != nil {
+		code := wire.ErrorOf(m).Code
+		unknown = code == codeNoResource || code == wire.CodeInvalidParams
+	}
+	return m.WithID(r.msg.ID), unknown
+}
+
+// forward passes a request on with other params.
+func (s *Server) forward(r *request, up Upstream, params json.RawMessage) (wire.Message, error) {
+	return up.Call(r.ctx, upstream.Call{
+		Method: r.msg.Method, Params: params, Token: progressToken(params),
+		Progress: func(m wire.Message) {
+			if !r.silent.Load() {
+				s.write(m.Raw)
+			}
+		},
+	})
+}
+
+// broken answers a request whose upstream did not.
+func (s *Server) broken(r *request, up Upstream, err error) []byte {
+	return wire.Failure(&wire.Error{
+		Code: wire.CodeInternal, Message: s.o.Clean(err.Error()), ID: r.msg.ID,
+		Data: fmt.Appendf(nil, `{"source":"haldir","upstream":%s}`, wire.Quote(up.Name())),
+	})
+}
+
+// pass forwards a request that no policy is about.
+func (s *Server) pass(r *request, up Upstream, params json.RawMessage) []byte {
+	m, err := s.forward(r, up, params)
+	if err != nil {
+		return s.broken(r, up, err)
+	}
+	return m.WithID(r.msg.ID)
+}
+
+// complete is completion/complete: it belongs to the prompt or template it is
+// about.
+func (s *Server) complete(r *request) []byte {
+	kind, _, _, _ := field(r.msg.Params, "ref", "type")
+	o := &s.current().offers
+	switch kind {
+	case "ref/prompt":
+		name, start, end, ok := field(r.msg.Params, "ref", "name")
+		if i, known := o.byPrompt[name]; ok && known {
+			p := o.prompts[i]
+			return s.pass(r, p.up, wire.Splice(r.msg.Params, start, end, wire.Quote(p.key)))
+		}
+		return s.invalid(r, "Unknown prompt: "+wire.Printable(name, longestName))
+	case "ref/resource":
+		uri, _, _, ok := field(r.msg.Params, "ref", "uri")
+		if i := slices.IndexFunc(o.templates, func(t offer) bool { return t.key == uri }); ok && i >= 0 {
+			return s.pass(r, o.templates[i].up, r.msg.Params)
+		}
+		if ups := s.readers(uri); ok && len(ups) > 0 {
+			return s.pass(r, ups[0], r.msg.Params)
+		}
+		return s.invalid(r, "Unknown resource: "+wire.Printable(uri, longestName))
+	}
+	return s.invalid(r, "completion/complete needs a ref to a prompt or a resource")
+}
+
+// subscribe is resources/subscribe and its contrary. What is subscribed to is
+// subscribed to again on a new connection.
+func (s *Server) subscribe(r *request) []byte {
+	uri, _, _, ok := field(r.msg.Params, "uri")
+	if !ok {
+		return s.invalid(r, r.msg.Method+" needs a uri")
+	}
+	ups := s.readers(uri)
+	if len(ups) == 0 {
+		return s.invalid(r, "Unknown resource: "+wire.Printable(uri, longestName))
+	}
+	key := "resources/subscribe " + uri
+	if r.msg.Method == "resources/unsubscribe" {
+		ups[0].Keep(key, nil)
+		return s.pass(r, ups[0], r.msg.Params)
+	}
+	m, err := s.forward(r, ups[0], r.msg.Params)
+	if err != nil {
+		return s.broken(r, ups[0], err)
+	}
+	if m.Error == nil {
+		ups[0].Keep(key, &upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)})
+	}
+	return m.WithID(r.msg.ID)
+}
+
+// Tasks (MCP 2025-11-25) belong to the upstream that made them. What haldir has
+// not seen being made, after it was started anew, is asked of all that have tasks.
+func (s *Server) task(r *request) []byte {
+	id, _, _, ok := field(r.msg.Params, "taskId")
+	if !ok {
+		return s.invalid(r, r.msg.Method+" needs a taskId")
+	}
+	s.mu.Lock()
+	owner := s.tasks[id]
+	s.mu.Unlock()
+	if owner != nil {
+		return s.pass(r, owner, r.msg.Params)
+	}
+	answer := s.invalid(r, "Unknown task: "+wire.Printable(id, longestName))
+	for _, up := range s.capable("tasks") {
+		m, err := s.forward(r, up, r.msg.Params)
+		if err != nil {
+			answer = s.broken(r, up, err)
+			continue
+		}
+		if m.Error == nil {
+			return m.WithID(r.msg.ID)
+		}
+		answer = m.WithID(r.msg.ID)
+	}
+	return answer
+}
+
+// made notes whose the task is that a call has made.
+func (s *Server) made(up Upstream, result json.RawMessage) {
+	if id, _, _, ok := field(result, "task", "taskId"); ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.tasks) < maxTasks {
+			s.tasks[strings.Clone(id)] = up
+		}
+	}
+}
+
+// maxTasks bounds how many tasks haldir remembers the makers of.
+const maxTasks = 100_000
+
+// listTasks is tasks/list: with one server that has tasks its pages are passed on,
+// with several their lists are put together.
+func (s *Server) listTasks(r *request) []byte {
+	ups := s.capable("tasks")
+	if len(ups) == 1 {
+		return s.pass(r, ups[0], r.msg.Params)
+	}
+	if _, _, _, given := field(r.msg.Params, "cursor"); given {
+		return s.invalid(r, "haldir lists all tasks on one page; it has given out no cursor")
+	}
+	var all []json.RawMessage
+	for _, up := range ups {
+		params := r.msg.Params
+		for range maxTaskPages {
+			m, err := s.forward(r, up, params)
+			if err != nil || m.Error != nil {
+				break // one that is down hides only its own
+			}
+			members, err := wire.Members(m.Result)
+			if err != nil {
+				break
+			}
+			if list, ok := wire.Find(members, "tasks"); ok {
+				if page, err := wire.Elements(list.Value); err == nil {
+					all = append(all, page...)
+				}
+			}
+			next, _, _, more := field(m.Result, "nextCursor")
+			if !more || next == "" {
+				break
+			}
+			params = fmt.Appendf(nil, `{"cursor":%s}`, wire.Quote(next))
+		}
+	}
+	b := []byte(`{"tasks":[`)
+	for i, t := range all {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, t...)
+	}
+	return wire.Result(r.msg.ID, append(b, "]}"...))
+}
+
+const maxTaskPages = 100
+
+// setLevel is logging/setLevel: every server that logs gets it, now or when it is
+// connected.
+func (s *Server) setLevel(r *request) []byte {
+	call := upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)}
+	var answer []byte
+	for _, up := range s.o.Upstreams {
+		c := up.Catalogue()
+		if _, logs := declared(c.Server)["logging"]; c.Known && !logs {
+			continue
+		}
+		up.Keep(call.Method, &call)
+		if !up.Ready() {
+			continue
+		}
+		m, err := s.forward(r, up, r.msg.Params)
+		if err != nil {
+			s.o.Log.Warn().Err(err).Str("upstream", up.Name()).Msg("logging/setLevel")
+			continue
+		}
+		if m.Error != nil {
+			up.Keep(call.Method, nil)
+			return m.WithID(r.msg.ID)
+		}
+		if answer == nil {
+			answer = m.WithID(r.msg.ID)
+		}
+	}
+	if answer == nil {
+		answer = wire.Result(r.msg.ID, json.RawMessage("{}"))
+	}
+	return answer
+}
+
+// restoreWait bounds how long initialize waits for what an earlier run knew.
+const restoreWait = 250 * time.Millisecond
+
+// offered returns the capabilities and the instructions that haldir answers
+// initialize with: those of its upstreams together where all of them are known,
+// else all capabilities that there are, since the host asks once.
+func (s *Server) offered() (capabilities json.RawMessage, instructions string) {
+	var parts []json.RawMessage
+	var texts []instruction
+	for _, up := range s.o.Upstreams {
+		c := up.Catalogue()
+		if !c.Known || c.Server == nil {
+			return json.RawMessage(everything), ""
+		}
+		var result struct {
+			Capabilities json.RawMessage `json:"capabilities"`
+			Instructions string          `json:"instructions"`
+		}
+		if json.Unmarshal(c.Server, &result) == nil {
+			if wire.KindOf(result.Capabilities) == "an object" {
+				parts = append(parts, result.Capabilities)
+			}
+			if result.Instructions != "" {
+				texts = append(texts, instruction{up.Name(), result.Instructions})
+			}
+		}
+	}
+	return union(append(parts, json.RawMessage(ownCapabilities))), merge(texts)
+}
+
+const (
+	ownCapabilities = `{"tools":{"listChanged":true}}`
+	everything      = `{"tools":{"listChanged":true},"resources":{"subscribe":true,"listChanged":true},"prompts":{"listChanged":true},"completions":{},"logging":{},"tasks":{"list":{},"cancel":{},"requests":{"tools":{"call":{}}}}}`
+)
+
+// union merges objects: true wins over false, objects are merged, of anything
+// else the first stays.
+func union(objects []json.RawMessage) json.RawMessage {
+	var names []string
+	values := map[string][]json.RawMessage{}
+	for _, o := range objects {
+		members, err := wire.Members(o)
+		if err != nil {
+			continue
+		}
+		for _, m := range members {
+			if values[m.Name] == nil {
+				names = append(names, m.Name)
+			}
+			values[m.Name] = append(values[m.Name], m.Value)
+		}
+	}
+	b := []byte{'{'}
+	for i, n := range names {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(b, wire.Quote(n)...), ':')
+		v := values[n]
+		switch one := v[0]; {
+		case wire.KindOf(one) == "an object":
+			b = append(b, union(v)...)
+		case slices.ContainsFunc(v, func(x json.RawMessage) bool { return string(x) == "true" }):
+			b = append(b, "true"...)
+		default:
+			b = append(b, one...)
+		}
+	}
+	return append(b, '}')
+}
+
+// instruction is what one server tells the agent.
+type instruction struct{ upstream, text string }
+
+// head is how much of the instructions hosts show at least.
+const head = 2048
+
+// merge puts the instructions of several servers under their names. Each gets a
+// fair part of what hosts show; what goes beyond it follows after all of them.
+func merge(texts []instruction) string {
+	switch len(texts) {
+	case 0:
+		return ""
+	case 1:
+		return texts[0].text
+	}
+	share := head/len(texts) - 40
+	var first, rest strings.Builder
+	for _, t := range texts {
+		text := strings.TrimSpace(t.text)
+		cut := len(text)
+		if cut > share {
+			cut = max(strings.LastIndexAny(text[:share], "\n."), strings.LastIndexByte(text[:share], ' '), 0) + 1
+			fmt.Fprintf(&rest, "# %s, continued\n\n%s\n\n", t.upstream, strings.TrimSpace(text[cut:]))
+		}
+		fmt.Fprintf(&first, "# %s\n\n%s\n\n", t.upstream, strings.TrimSpace(text[:cut]))
+	}
+	return strings.TrimSpace(first.String() + rest.String())
+}

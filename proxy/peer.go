@@ -1,0 +1,233 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// asked is a request of an upstream that the host has not answered.
+type asked struct {
+	upstream string
+	id       json.RawMessage // as the upstream numbered it
+	token    json.RawMessage // its progress token, nil if it has none
+	shown    json.RawMessage // the token as the host knows it
+	reply    func([]byte)
+}
+
+// asks are the requests of upstreams that wait for the host, under haldir's ids.
+// They are guarded by the server's mu.
+type asks struct {
+	last    int64
+	waiting map[string]*asked // by wire.IDKey of haldir's id
+}
+
+// Ask passes a request of an upstream on to the host, under an id of haldir's
+// own. It implements [upstream.Peer].
+func (s *Server) Ask(from string, m wire.Message, reply func([]byte)) {
+	if s.refuses(from, m.Method) {
+		reply(s.refuseRequest(from, m))
+		return
+	}
+	a := &asked{upstream: from, id: m.ID, reply: reply}
+	start, end := tokenIn(m)
+	if end > start {
+		a.token, a.shown = m.Raw[start:end], m.Raw[start:end]
+	}
+	s.mu.Lock()
+	s.asks.last++
+	id := fmt.Appendf(nil, `"haldir-%d"`, s.asks.last)
+	if a.token != nil && s.asks.taken(a.token) { // two servers may number alike
+		a.shown = id
+	}
+	s.asks.waiting[wire.IDKey(id)] = a
+	s.mu.Unlock()
+	if string(a.shown) != string(a.token) {
+		if renamed, err := wire.ParseLenient(wire.Splice(m.Raw, start, end, a.shown)); err == nil {
+			m = renamed
+		}
+	}
+	s.write(m.WithID(id))
+}
+
+// taken reports whether the host knows a token already.
+func (a *asks) taken(token json.RawMessage) bool {
+	for _, w := range a.waiting {
+		if w.shown != nil && wire.IDKey(w.shown) == wire.IDKey(token) {
+			return true
+		}
+	}
+	return false
+}
+
+// answered passes the host's response on to the upstream that asked.
+func (s *Server) answered(m wire.Message) {
+	s.mu.Lock()
+	a := s.asks.waiting[wire.IDKey(m.ID)]
+	delete(s.asks.waiting, wire.IDKey(m.ID))
+	s.mu.Unlock()
+	if a != nil { // else it was withdrawn
+		a.reply(m.WithID(a.id))
+	}
+}
+
+// Notify passes a notification of an upstream on to the host. It implements
+// [upstream.Peer].
+func (s *Server) Notify(from string, m wire.Message) {
+	if m.Method != "notifications/cancelled" {
+		s.write(m.Raw)
+		return
+	}
+	members, err := wire.Members(m.Params)
+	if err != nil {
+		return
+	}
+	id, ok := wire.Find(members, "requestId")
+	if !ok {
+		return
+	}
+	key := wire.IDKey(id.Value)
+	s.withdraw(func(a *asked) bool { return a.upstream == from && wire.IDKey(a.id) == key }, func(own json.RawMessage) json.RawMessage {
+		return wire.Splice(m.Params, id.Start, id.End, own)
+	})
+}
+
+// Gone withdraws what an upstream had asked. It implements [upstream.Peer].
+func (s *Server) Gone(from string) {
+	s.withdraw(func(a *asked) bool { return a.upstream == from }, func(own json.RawMessage) json.RawMessage {
+		return fmt.Appendf(nil, `{"requestId":%s,"reason":"the server is gone"}`, own)
+	})
+}
+
+func (s *Server) withdraw(which func(*asked) bool, params func(own json.RawMessage) json.RawMessage) {
+	var void []string
+	s.mu.Lock()
+	for key, a := range s.asks.waiting {
+		if which(a) {
+			void = append(void, strings.TrimPrefix(key, "s"))
+			delete(s.asks.waiting, key)
+		}
+	}
+	s.mu.Unlock()
+	for _, id := range void {
+		s.write(wire.Notification("notifications/cancelled", params(wire.Quote(id))))
+	}
+}
+
+// progressed passes the host's progress on to the upstream whose request it is
+// about.
+func (s *Server) progressed(m wire.Message) {
+	members, err := wire.Members(m.Params)
+	if err != nil {
+		return
+	}
+	token, ok := wire.Find(members, "progressToken")
+	if !ok {
+		return
+	}
+	s.mu.Lock()
+	var to *asked
+	for _, a := range s.asks.waiting {
+		if a.shown != nil && wire.IDKey(a.shown) == wire.IDKey(token.Value) {
+			to = a
+		}
+	}
+	s.mu.Unlock()
+	if to == nil {
+		return
+	}
+	s.tell(to.upstream, wire.Notification(m.Method, wire.Splice(m.Params, token.Start, token.End, to.token)))
+}
+
+// tell sends a notification to one upstream, or to all of them if name is "", if
+// they are connected. It does not wait.
+func (s *Server) tell(name string, msg []byte) {
+	for _, up := range s.o.Upstreams {
+		if name == "" || up.Name() == name {
+			s.wg.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), drain)
+				defer cancel()
+				_ = up.Notify(ctx, msg) // one that is not connected learns nothing it needs
+			})
+		}
+	}
+}
+
+// progressToken returns the token in params, nil if there is none.
+func progressToken(params json.RawMessage) json.RawMessage {
+	if start, end := tokenAt(params, 0); end > start {
+		return params[start:end]
+	}
+	return nil
+}
+
+// tokenIn returns where in m the progress token stands.
+func tokenIn(m wire.Message) (start, end int) {
+	members, err := wire.Members(m.Raw)
+	if err != nil {
+		return 0, 0
+	}
+	params, ok := wire.Find(members, "params")
+	if !ok {
+		return 0, 0
+	}
+	return tokenAt(params.Value, params.Start)
+}
+
+// tokenAt returns where the progress token of params stands, offset added.
+func tokenAt(params json.RawMessage, offset int) (start, end int) {
+	members, err := wire.Members(params)
+	if err != nil {
+		return 0, 0
+	}
+	meta, ok := wire.Find(members, "_meta")
+	if !ok {
+		return 0, 0
+	}
+	fields, err := wire.Members(meta.Value)
+	if err != nil {
+		return 0, 0
+	}
+	token, ok := wire.Find(fields, "progressToken")
+	if !ok {
+		return 0, 0
+	}
+	return offset + meta.Start + token.Start, offset + meta.Start + token.End
+}
+
+// kinds of requests that deny_requests can name, by their methods.
+var requestKinds = map[string]string{
+	"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots",
+}
+
+// refuses reports whether the config keeps an upstream from asking that.
+func (s *Server) refuses(from, method string) bool {
+	for _, up := range s.o.Upstreams {
+		if up.Name() == from && requestKinds[method] != "" && up.Refuses(requestKinds[method]) {
+			return true
+		}
+	}
+	return false
+}
+
+// refuseRequest records a refused request of an upstream and answers it.
+func (s *Server) refuseRequest(from string, m wire.Message) []byte {
+	reason := fmt.Sprintf("haldir's config does not let upstream '%s' ask for %s (deny_requests)", from, requestKinds[m.Method])
+	attempt := ledger.Attempt{
+		Use: s.o.Use, Config: s.o.Config, Call: policy.Call{Upstream: from, Tool: "request:" + m.Method},
+		Refused: &policy.Finding{Policy: policyRequest, Rule: requestKinds[m.Method], Reason: reason},
+	}
+	if _, _, err := s.o.Ledger.Reserve(context.Background(), attempt, s.o.Engine); err != nil {
+		s.o.Log.Error().Err(err).Msg("a refused request of an upstream could not be recorded")
+	}
+	return wire.Failure(&wire.Error{Code: CodeRefused, Message: reason, ID: m.ID})
+}
+
+// CodeRefused is the JSON-RPC error code of what policy refuses where the answer
+// is no result of tools/call. It lies outside the codes that JSON-RPC reserves.
+const CodeRefused = -31001

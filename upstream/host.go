@@ -1,0 +1,120 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
+)
+
+// Host is the client before haldir, as its servers get to know it: they offer
+// other things to other clients.
+type Host struct {
+	Version      string          // the MCP revision it asked for; "" means the latest
+	Capabilities json.RawMessage // as it declared them; nil means none
+	Peer         Peer            // nil: nobody takes what a server sends
+}
+
+// Peer takes what servers send of their own accord, in the order in which it
+// comes. A server's stream waits for Notify and Ask.
+type Peer interface {
+	Notify(upstream string, m wire.Message)
+	// Ask passes a request on. reply is called with the response, under the
+	// request's own id, once or never; it does not block.
+	Ask(upstream string, m wire.Message, reply func(response []byte))
+	// Gone says that the requests of an upstream are void: its connection ended.
+	Gone(upstream string)
+}
+
+// greeting is the params of initialize (MCP lifecycle, initialization).
+func (h Host) greeting(version string) json.RawMessage {
+	revision, capabilities := h.Version, h.Capabilities
+	if !wire.KnownLegacy(revision) {
+		revision = wire.LatestLegacy
+	}
+	if capabilities == nil {
+		capabilities = json.RawMessage("{}")
+	}
+	return fmt.Appendf(nil, `{"protocolVersion":%s,"capabilities":%s,"clientInfo":{"name":"haldir","version":%s}}`,
+		wire.Quote(revision), capabilities, wire.Quote(version))
+}
+
+// maxAsked bounds how many requests of one server wait for the host.
+const maxAsked = 64
+
+// ask passes a request of the server on to the host.
+func (c *conn) ask(m wire.Message) {
+	select {
+	case c.asked <- struct{}{}:
+	default:
+		c.answer(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "too many requests wait for the client", ID: m.ID}))
+		return
+	}
+	m.Raw = append([]byte(nil), m.Raw...) // it outlives the stream's buffer
+	if kept, err := wire.ParseLenient(m.Raw); err == nil {
+		m = kept
+	}
+	c.host.Peer.Ask(c.name, m, func(response []byte) {
+		<-c.asked
+		c.wg.Go(func() { c.send(response) })
+	})
+}
+
+// replyTime bounds how long a server may take to take an answer.
+const replyTime = 10 * time.Minute
+
+func (c *conn) send(msg []byte) {
+	ctx, cancel := context.WithTimeout(context.Background(), replyTime)
+	defer cancel()
+	_ = c.client.Send(ctx, msg) // the connection's end shows elsewhere
+}
+
+// Notify passes a notification of the host on to the server, if it is connected.
+func (u *Upstream) Notify(ctx context.Context, msg []byte) error {
+	u.mu.Lock()
+	c := u.conn
+	if c != nil {
+		c.calls.Add(1)
+	}
+	u.mu.Unlock()
+	if c == nil {
+		return &UnavailableError{u.Name(), errors.New("it is not connected")}
+	}
+	defer c.calls.Done()
+	return c.client.Send(ctx, msg)
+}
+
+// Keep makes a request part of every connection from now on, as what it sets, a
+// level of logging or a subscription, is the connection's. A nil call forgets
+// what was kept under key.
+func (u *Upstream) Keep(key string, call *Call) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if call == nil {
+		delete(u.kept, key)
+		return
+	}
+	u.kept[key] = *call
+}
+
+// repeat makes the kept requests on a new connection.
+func (u *Upstream) repeat(ctx context.Context, c *conn) {
+	u.mu.Lock()
+	calls := make([]Call, 0, len(u.kept))
+	for _, k := range u.kept {
+		calls = append(calls, k)
+	}
+	u.mu.Unlock()
+	for _, k := range calls {
+		m, err := c.client.Call(ctx, k.Method, k.Params)
+		if err == nil && m.Error != nil {
+			err = refusal(m)
+		}
+		if err != nil {
+			u.problem(fmt.Errorf("%s, made again on a new connection: %w", k.Method, err))
+		}
+	}
+}
