@@ -97,17 +97,15 @@ func (c *compiler) condition(text string) *condition {
 	return &condition{program: program, now: l.now, who: l.who}
 }
 
-// traits of a condition's text. One that does not loop, that is go through a list
+// looks are what the text of a condition uses. One that does not loop, that is go through a list
 // or an object, takes no longer than its arguments are long, and needs no bound,
 // which would cost more than most conditions do.
 type looks struct{ loops, now, who bool }
 
 func look(a *cel.Ast) (l looks) {
 	ast.PreOrderVisit(a.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
-		switch e.Kind() {
-		case ast.ComprehensionKind:
-			l.loops = true
-		case ast.IdentKind: // a loop's own variable of that name is taken for it: that only costs time
+		l.loops = l.loops || e.Kind() == ast.ComprehensionKind
+		if e.Kind() == ast.IdentKind { // a loop's own variable of that name is taken for it: that only costs time
 			l.now = l.now || e.AsIdent() == "now"
 			l.who = l.who || e.AsIdent() == "session" || e.AsIdent() == "agent"
 		}

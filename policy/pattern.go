@@ -61,7 +61,7 @@ func (g *glob) match(s string) bool {
 func compilePattern(s string) (p pattern, err error) {
 	for k, prefix := range kindPrefixes {
 		if rest, ok := strings.CutPrefix(s, prefix); ok && prefix != "" {
-			p.kind, s = Kind(k), rest //nolint:gosec // there are three
+			p.kind, s = Kind(k), rest
 		}
 	}
 	upstream, tool, both := strings.Cut(s, "/")
