@@ -176,8 +176,8 @@ func (p *presence) gone() bool {
 
 // leave removes the registration; call it with the turn taken and nothing held.
 func (p *presence) leave() error {
-	err := os.Remove(p.lock.Path())
-	return errors.Join(err, p.lock.Unlock())
+	err := p.lock.Unlock() // first, because Windows removes no open file
+	return errors.Join(err, os.Remove(p.lock.Path()))
 }
 
 // dead returns those of ids, and of the processes that left their registration
