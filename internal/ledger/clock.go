@@ -77,6 +77,11 @@ func (t *tx) turnBack() error {
 	if err != nil {
 		return err
 	}
+	if t.doubt().After(t.now) {
+		if err := t.space(spaceMeta).put(keyDoubt, stamp(t.now)); err != nil {
+			return err
+		}
+	}
 	changed := map[string][]byte{}
 	for _, space := range []space{t.space(spaceCounters), t.space(spaceHolds), t.space(spaceSessions)} {
 		clear(changed)

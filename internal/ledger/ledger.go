@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,10 +43,9 @@ type Options struct {
 
 // Ledger is one process's access to the database in a state directory.
 type Ledger struct {
-	o     Options
-	id    string
-	begun time.Time
-	turn  *turn
+	o    Options
+	id   string
+	turn *turn
 
 	ops    chan *op
 	mu     sync.Mutex
@@ -66,6 +66,8 @@ type Ledger struct {
 	presence *presence
 	healed   time.Time // when it was last looked for dead processes
 	damaged  *damaged  // what this process found the file to be
+	began    string    // the id of the ledger that it used first
+	moved    bool      // it uses another one now
 	owedAt   time.Time // when owed settlements are due; zero when none
 	due      bool      // the last commit left enough to sign
 	signAt   time.Time // when what is new is signed at the latest; zero when nothing is
@@ -101,7 +103,7 @@ func Open(o Options) (*Ledger, error) {
 		return nil, err
 	}
 	l := &Ledger{
-		o: o, id: newID(""), begun: o.Clock(), turn: newTurn(o.Dir), ops: make(chan *op), owing: make(chan struct{}, 1),
+		o: o, id: newID(""), turn: newTurn(o.Dir), ops: make(chan *op), owing: make(chan struct{}, 1),
 		closed: make(chan struct{}), done: make(chan struct{}),
 	}
 	go l.work()
@@ -390,14 +392,19 @@ func (l *Ledger) opened(err error) error {
 }
 
 // damaged is a file as this process found it. It must not be written to; another
-// one in its place, or one that was put right, may.
+// one in its place, or one that was put right, may. So may one that was only not
+// there to be read for a moment, if all of it is sound after a pause.
 type damaged struct {
 	info os.FileInfo // nil if even that could not be had
 	why  error
+	at   time.Time
 }
 
 // still returns why the database must not be opened, if it is the same.
 func (d *damaged) still(dir string) error {
+	if errors.Is(d.why, errMemory) && time.Since(d.at) > retryWait {
+		return nil
+	}
 	info, err := os.Stat(dbPath(dir))
 	if err == nil && d.info != nil && os.SameFile(info, d.info) && info.Size() == d.info.Size() && info.ModTime().Equal(d.info.ModTime()) {
 		return d.why
@@ -422,6 +429,9 @@ func (l *Ledger) heal() error {
 	owners := map[string]bool{}
 	err := l.commit([]*op{{run: func(t *tx) error {
 		clear(owners)
+		now := string(t.space(spaceMeta).get(keyID))
+		l.began = cmp.Or(l.began, now)
+		l.moved = l.began != now
 		return t.space(spaceHolds).each(nil, func(k, _ []byte) error {
 			owner, _, _ := strings.Cut(string(k), "-")
 			owners[owner] = true
@@ -552,7 +562,7 @@ func (l *Ledger) commit(ops []*op) error {
 	}
 	var newHead head
 	body := func(btx *bolt.Tx) error {
-		t := &tx{Tx: btx, begun: l.begun}
+		t := &tx{Tx: btx, moved: l.moved}
 		if err := t.tick(l.o.Clock()); err != nil {
 			return err
 		}
@@ -580,7 +590,7 @@ func (l *Ledger) commit(ops []*op) error {
 		}
 	}
 	if errors.Is(err, ErrDamaged) {
-		l.damaged = &damaged{why: err}
+		l.damaged = &damaged{why: err, at: time.Now()}
 		l.damaged.info, _ = l.file.Stat()
 	}
 	_, own := errors.AsType[*opError](err)

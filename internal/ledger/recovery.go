@@ -16,14 +16,16 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/policy"
 )
 
-// ErrSound is what Recover returns when nothing is wrong.
-var ErrSound = errors.New("the ledger is sound; there is nothing to recover")
+// ErrSound is what Recover returns when nothing is wrong: the ledger is sound, or
+// there is none.
+var ErrSound = errors.New("there is nothing to recover")
 
 // Recovery is what [Recover] found and did. It is also in the first record of the
 // new ledger, as its arguments.
@@ -39,8 +41,9 @@ type Recovery struct {
 	Missing  []Range  `json:"missing"`         // at most 100 of them
 	Lost     uint64   `json:"records_missing"` // in all
 	// Doubt means that sessions and counters are lost as well. Then a limit counts
-	// as used up until its window has passed; one without a window until
-	// [Ledger.Trust] is called.
+	// as used up until its window has passed. One without a window does until
+	// [Ledger.Trust] is called, and until then no session begins that may be one
+	// of those that were lost.
 	Doubt    bool `json:"doubt"`
 	Sessions int  `json:"sessions"`   // that live on
 	Open     int  `json:"open_calls"` // whose holds stay spent
@@ -61,6 +64,9 @@ type Range struct {
 // and the checkpoints say; otherwise see [Recovery.Doubt]. Processes that use the
 // ledger go on with the new one.
 func Recover(ctx context.Context, o Options) (r Recovery, err error) {
+	if none(o.Dir) {
+		return r, fmt.Errorf("there is no ledger in %s: %w", o.Dir, ErrSound)
+	}
 	if err := stateDir(o.Dir); err != nil {
 		return r, err
 	}
@@ -89,9 +95,23 @@ func Recover(ctx context.Context, o Options) (r Recovery, err error) {
 		return r, err
 	}
 	if s.why == nil {
-		return r, ErrSound
+		return r, fmt.Errorf("the ledger is sound: %w", ErrSound)
 	}
 	return s.begin(o.NoSync)
+}
+
+// none reports whether nothing says that there ever was a ledger: one would be
+// made, and none missed.
+func none(dir string) bool {
+	anchor, err := readHead(dir)
+	for _, path := range []string{dbPath(dir), logPath(dir)} {
+		size, unknown := fileSize(path)
+		if err == nil && size > 0 {
+			return false
+		}
+		err = errors.Join(err, unknown)
+	}
+	return err == nil && anchor.seq == 0
 }
 
 // salvage is what can be had of a damaged ledger.
@@ -401,7 +421,20 @@ func (s *salvage) write() (err error) {
 
 func (m spending) add(r *audit.Record, cost int64) {
 	m[policy.CounterKey{Counter: policy.CounterSessionSpend, Of: r.Session}] += cost
-	m[policy.CounterKey{Counter: policy.CounterToolSpend, Of: policy.ToolSpendOf(r.Session, r.Upstream+"/"+r.Tool)}] += cost
+	m[policy.CounterKey{Counter: policy.CounterToolSpend, Of: policy.ToolSpendOf(r.Session, called(r).ID())}] += cost
+}
+
+// called is what was called by a record, which has it as [policy.Call.Recorded]
+// tells it.
+func called(r *audit.Record) policy.Call {
+	for _, kind := range []policy.Kind{policy.KindResource, policy.KindPrompt} {
+		c := policy.Call{Kind: kind, Upstream: r.Upstream}
+		if name, ok := strings.CutPrefix(r.Tool, c.Recorded()); ok {
+			c.Tool = name
+			return c
+		}
+	}
+	return policy.Call{Upstream: r.Upstream, Tool: r.Tool}
 }
 
 // name returns what a file is called once it is set aside.
@@ -481,7 +514,7 @@ func (s *salvage) fill(t *tx) error {
 	}
 	err := meta.put(keyClock, stamp(t.now))
 	if s.hot == nil {
-		err = errors.Join(err, meta.put(keyDoubt, append(stamp(t.now), stamp(t.wall)...)))
+		err = errors.Join(err, meta.put(keyDoubt, stamp(t.now)))
 	}
 	for k, v := range s.hot {
 		if k[0] == spaceSessions || k[0] == spaceCounters || k == string(spaceMeta)+string(keyDoubt) {
@@ -506,7 +539,7 @@ func (s *salvage) fill(t *tx) error {
 	}
 	what := fmt.Sprintf("a damaged ledger was set aside: %s. %d of its records could be verified, %d are missing", r.Why, r.Records, r.Lost)
 	if r.Doubt {
-		what += "; what had been used is not known, so every limit counts as used up until its window has passed"
+		what += "; what had been used is not known, so every limit counts as used up until its window has passed, and no session of before goes on"
 	}
 	return t.append(&audit.Record{
 		Kind: audit.KindLedger, Status: audit.StatusRecovered, Flagged: true, FlagReason: what,
@@ -519,7 +552,7 @@ func (s *salvage) fill(t *tx) error {
 // whether there was any.
 func (l *Ledger) Trust(ctx context.Context, reason string) (doubted bool, err error) {
 	err = l.do(ctx, true, func(t *tx) error {
-		since, _ := t.doubt()
+		since := t.doubt()
 		if doubted = !since.IsZero(); !doubted {
 			return nil
 		}

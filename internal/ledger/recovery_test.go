@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -286,15 +287,15 @@ func TestWhatIsNotKnownCountsAsUsed(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	running.Settle(ticket, ledger.Outcome{Result: ledger.NotSent}) // of another ledger: it must return nothing
-	if _, d := reserve(t, running, pay("ses_a", "1"), e); d.Verdict == policy.Allow || d.Policy != policy.PolicySession {
+	if _, d := reserve(t, running, fresh(pay("ses_a", "1")), e); d.Verdict == policy.Allow || d.Policy != policy.PolicySession {
 		t.Errorf("a session of before: %v by %s", d.Verdict, d.Policy)
 	}
 	later := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
-	if _, d := reserve(t, later, call("ses_b", "look", `{}`), e); d.Verdict == policy.Allow || d.Policy != string(policy.TypeRateLimit) || d.RetryAt.IsZero() {
+	if _, d := reserve(t, later, fresh(call("ses_b", "look", `{}`)), e); d.Verdict == policy.Allow || d.Policy != string(policy.TypeRateLimit) || d.RetryAt.IsZero() {
 		t.Errorf("within the window: %v by %s", d.Verdict, d.Policy)
 	}
 	clock.add(time.Hour) // of the rate and of the spending
-	if _, d := reserve(t, later, pay("ses_b", "1"), e); d.Verdict != policy.Allow {
+	if _, d := reserve(t, later, fresh(pay("ses_b", "1")), e); d.Verdict != policy.Allow {
 		t.Errorf("after the window: %s", d.Reason)
 	}
 	if _, d := reserve(t, later, call("ses_b", "ask", `{}`), e); d.Verdict == policy.Allow {
@@ -351,4 +352,178 @@ func TestAnInterruptedRecoveryIsGoneOnWith(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	begunAnew(t, dir, clock.now, r, nil)
+}
+
+func fresh(a ledger.Attempt) ledger.Attempt {
+	a.Use.Fresh = true
+	return a
+}
+
+// lose makes a ledger, uses it, and has it recovered after the database was lost.
+func lose(t *testing.T, clock *fakeClock, use func(*ledger.Ledger)) (dir string) {
+	t.Helper()
+	dir = stateDir(t)
+	l := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	use(l)
+	closeLedger(t, l)
+	if err := os.Remove(filepath.Join(dir, "haldir.db")); err != nil {
+		t.Fatal(err)
+	}
+	if r := recovered(t, dir, clock.now); !r.Doubt {
+		t.Fatalf("%+v", r)
+	}
+	return dir
+}
+
+// A call that is let through while there is doubt adds to what is known, not to
+// what is feared.
+func TestADoubtEndsWhenAPersonTrusts(t *testing.T) {
+	clock := newClock()
+	rules := shop()
+	rules.Policies = []policy.Rule{
+		{Type: policy.TypeSpendLimit, ID: "ever", MaxUSD: 5 * policy.USD, Per: policy.PerTotal, Tools: []string{"shop/pay"}},
+		{Type: policy.TypeSpendLimit, ID: "shadow", MaxUSD: 5 * policy.USD, Per: policy.PerTotal, Tools: []string{"shop/tip"}, Shadow: true},
+	}
+	e := engine(t, rules)
+	dir := lose(t, clock, func(l *ledger.Ledger) { reserve(t, l, pay("ses_a", "1"), e) })
+	l := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	for _, a := range []ledger.Attempt{pay("ses_b", "0"), call("ses_b", "tip", `{}`)} {
+		for range 2 {
+			if _, d := reserve(t, l, fresh(a), e); d.Verdict != policy.Allow {
+				t.Fatalf("it costs nothing that is limited: %s", d.Reason)
+			}
+		}
+		if _, d := reserve(t, l, pay("ses_b", "1"), e); d.Verdict == policy.Allow {
+			t.Error("a call that costs nothing ends the doubt")
+		}
+	}
+	if _, err := l.Trust(context.Background(), "nothing was spent"); err != nil {
+		t.Fatal(err)
+	}
+	if _, d := reserve(t, l, pay("ses_b", "5"), e); d.Verdict != policy.Allow {
+		t.Errorf("after a person vouched for it: %s", d.Reason)
+	}
+	if _, d := reserve(t, l, pay("ses_b", "1"), e); d.Verdict == policy.Allow {
+		t.Error("what was spent since is forgotten")
+	}
+	if _, d := reserve(t, l, call("ses_b", "tip", `{}`), e); len(d.Also) > 0 {
+		t.Errorf("a shadow rule still doubts: %+v", d.Also)
+	}
+}
+
+// While there is doubt, a session that was revoked or has spent its limit does
+// not begin anew, whoever asks for it, before a person says so.
+func TestALostSessionDoesNotBeginAnew(t *testing.T) {
+	clock := newClock()
+	e := engine(t, policy.Ruleset{Costs: shop().Costs})
+	a := pay("ses_named", "10")
+	a.Use.Terms = &ledger.Terms{Agent: "bot", AllScopes: true, SpendLimit: dollars(10)}
+	dir := lose(t, clock, func(l *ledger.Ledger) {
+		reserve(t, l, a, e)
+		if _, err := l.Revoke(context.Background(), "ses_named"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	clock.add(time.Hour)
+	l := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	for range 2 { // the first must not have made it
+		if _, d := reserve(t, l, a, e); d.Verdict == policy.Allow || !strings.Contains(d.Reason, "haldir ledger trust") {
+			t.Errorf("%v: %s", d.Verdict, d.Reason)
+		}
+	}
+	if _, err := l.Session(context.Background(), a.Use); !errors.Is(err, ledger.ErrNoSession) {
+		t.Errorf("Session: %v", err)
+	}
+	another := fresh(a)
+	another.Use.ID = ledger.NewSessionID()
+	if _, d := reserve(t, l, another, e); d.Verdict != policy.Allow {
+		t.Errorf("one with a new id: %s", d.Reason)
+	}
+	if _, err := l.Trust(context.Background(), "it may"); err != nil {
+		t.Fatal(err)
+	}
+	if _, d := reserve(t, l, a, e); d.Verdict != policy.Allow {
+		t.Errorf("after a person vouched for it: %s", d.Reason)
+	}
+}
+
+// A recovery while the clock was ahead is set back with the rest.
+func TestADoubtIsSetBackWithTheClock(t *testing.T) {
+	clock := newClock()
+	rules := shop()
+	e := engine(t, rules)
+	const years = 10 * 365 * 24 * time.Hour
+	clock.add(years)
+	dir := lose(t, clock, func(l *ledger.Ledger) { reserve(t, l, pay("ses_a", "1"), e) })
+	clock.add(-years)
+	l := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	if _, _, err := l.ResetClock(context.Background(), "the battery was flat"); err != nil {
+		t.Fatal(err)
+	}
+	if _, d := reserve(t, l, fresh(pay("ses_b", "1")), e); d.Verdict == policy.Allow || d.Policy == policy.PolicySession {
+		t.Errorf("within the window: %v %s", d.Verdict, d.Reason)
+	}
+	clock.add(time.Hour)
+	if _, d := reserve(t, l, fresh(pay("ses_b", "1")), e); d.Verdict != policy.Allow {
+		t.Errorf("after the window: %s", d.Reason)
+	}
+}
+
+// Where there is no ledger nothing is damaged, and nothing is made.
+func TestNoLedgerIsNotRecovered(t *testing.T) {
+	for _, dir := range []string{stateDir(t), filepath.Join(t.TempDir(), "absent")} {
+		before, _ := os.ReadDir(dir)
+		_, err := ledger.Recover(context.Background(), ledger.Options{Dir: dir, NoSync: true, Clock: newClock().now})
+		if !errors.Is(err, ledger.ErrSound) || !strings.Contains(err.Error(), "no ledger in "+dir) {
+			t.Errorf("Recover: %v", err)
+		}
+		if after, _ := os.ReadDir(dir); len(after) != len(before) {
+			t.Errorf("it made %v", after)
+		}
+	}
+}
+
+// What a resource or a prompt has cost is found in the records of it.
+func TestARecoveryKnowsResourcesAndPrompts(t *testing.T) {
+	dir, clock := stateDir(t), newClock()
+	rules := policy.Ruleset{Costs: []policy.Cost{{Tools: []string{"*", "resource:*", "prompt:*"}, USD: policy.USD}}}
+	e := engine(t, rules)
+	l := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	for i, kind := range []policy.Kind{policy.KindTool, policy.KindResource, policy.KindPrompt} {
+		a := call("ses_a", "a/b:c", `{}`)
+		a.Call.Kind = kind
+		for range i + 1 {
+			ticket, d := reserve(t, l, a, e)
+			if d.Verdict != policy.Allow {
+				t.Fatal(d.Reason)
+			}
+			l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+		}
+	}
+	before := spent(t, l, attempt("ses_a").Use, e).ByTool
+	closeLedger(t, l)
+	if len(before) != 3 || before["resource:shop/a/b:c"] != 2*policy.USD {
+		t.Fatalf("%v", before)
+	}
+	tear(t, dir)
+	if r := recovered(t, dir, clock.now); r.Doubt {
+		t.Fatalf("%+v", r)
+	}
+	l = open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	if after := spent(t, l, attempt("ses_a").Use, e).ByTool; !maps.Equal(before, after) {
+		t.Errorf("%v before, %v after", before, after)
+	}
+}
+
+// tear damages a ledger beside its sessions and counters.
+func tear(t *testing.T, dir string) {
+	t.Helper()
+	db, err := bolt.Open(filepath.Join(dir, "haldir.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket([]byte("audit")).Delete([]byte{0, 0, 0, 0, 0, 0, 0, 1}) })
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
 }

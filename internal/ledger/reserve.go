@@ -67,9 +67,12 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 	s, err := t.use(a.Use)
 	if errors.Is(err, ErrNoSession) {
 		s = &Session{ID: a.Use.ID}
-		a.Refused = &policy.Finding{
-			Policy: policy.PolicySession, Rule: "unknown", Reason: fmt.Sprintf("There is no session %s; create one with: haldir session create", a.Use.ID),
+		reason := fmt.Sprintf("There is no session %s; create one with: haldir session create", s.ID)
+		if a.Use.Terms != nil { // it would have been made, but for the doubt
+			reason = fmt.Sprintf("What session %s had used, and whether it was revoked, was lost with a damaged ledger; "+
+				"begin another one, or let it begin anew with: haldir ledger trust", s.ID)
 		}
+		a.Refused = &policy.Finding{Policy: policy.PolicySession, Rule: "unknown", Reason: reason}
 	} else if err != nil {
 		return 0, "", policy.Decision{}, err
 	}
@@ -110,7 +113,7 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 	}
 	h := held{Seq: rec.Seq, Cost: decision.Cost, Session: s.ID, Start: t.now}
 	for _, x := range decision.Holds {
-		c := t.used(x.Key, s.ID)
+		c := t.counter(x.Key)
 		if c.Start.Before(x.Start) {
 			c = policy.Counter{Start: x.Start}
 		}

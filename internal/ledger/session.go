@@ -52,6 +52,8 @@ type Use struct {
 	// Terms make the session if it does not exist yet, and govern it while its
 	// origin is the config. Without them the session must exist.
 	Terms *Terms
+	// Fresh says that this process made the id, with [NewSessionID].
+	Fresh bool
 }
 
 func (s *Session) apply(t *Terms) {
@@ -85,7 +87,7 @@ func (t *tx) session(id string) (*Session, error) {
 func (t *tx) use(u Use) (*Session, error) {
 	s, err := t.session(u.ID)
 	switch {
-	case errors.Is(err, ErrNoSession) && u.Terms != nil && t.mayBeNew():
+	case errors.Is(err, ErrNoSession) && u.Terms != nil && t.mayBeNew(u):
 		return t.create(u.ID, u.Terms, OriginConfig)
 	case err != nil:
 		return nil, err
@@ -106,13 +108,10 @@ func (s *Session) equal(o *Session) bool {
 	return sameLimit && s.Agent == o.Agent && s.AllScopes == o.AllScopes && slices.Equal(s.Scopes, o.Scopes) && s.ExpiresAt.Equal(o.ExpiresAt)
 }
 
-// mayBeNew reports whether a session that is not there was never there. If
-// sessions were lost while this process ran, its own may be among them, and must
-// not begin anew.
-func (t *tx) mayBeNew() bool {
-	_, lost := t.doubt()
-	return !t.begun.Before(lost)
-}
+// mayBeNew reports whether a session that is not there was never there. Where
+// sessions were lost, one with an id of before may be among them, and must not
+// begin anew: its limit would be unused, and it may have been revoked.
+func (t *tx) mayBeNew(u Use) bool { return u.Fresh && !t.moved || t.doubt().IsZero() }
 
 func (t *tx) create(id string, terms *Terms, origin Origin) (*Session, error) {
 	s := &Session{ID: id, Created: t.now, Origin: origin}
@@ -157,7 +156,7 @@ func (l *Ledger) Session(ctx context.Context, u Use) (s Session, err error) {
 // peek is use without a write, whatever the transaction is.
 func (t *tx) peek(u Use) (*Session, error) {
 	s, err := t.session(u.ID)
-	if errors.Is(err, ErrNoSession) && u.Terms != nil && t.mayBeNew() {
+	if errors.Is(err, ErrNoSession) && u.Terms != nil && t.mayBeNew(u) {
 		s, err = &Session{ID: u.ID, Created: t.now, Origin: OriginConfig}, nil
 	}
 	if err != nil {

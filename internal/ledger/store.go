@@ -40,7 +40,7 @@ var (
 	keyVersion = []byte("version")
 	keyHead    = []byte("head")  // seq (8 bytes), hash of the newest record (32)
 	keyClock   = []byte("clock") // the greatest time seen, Unix ns
-	keyDoubt   = []byte("doubt") // when what had been used was lost, by the ledger's time and by the clock
+	keyDoubt   = []byte("doubt") // when what had been used was lost
 )
 
 // Errors that callers tell apart.
@@ -245,8 +245,12 @@ func migrate(db *bolt.DB) error {
 	})
 }
 
-// errFault marks an error that was a panic or a memory fault.
-var errFault = errors.New("it could not be read")
+// errFault marks an error that was a panic, errMemory one that was a memory
+// fault: the system could not read the file, whatever is in it.
+var (
+	errFault  = errors.New("it could not be read")
+	errMemory = fmt.Errorf("%w from memory", errFault)
+)
 
 // guard runs f and turns what a damaged file can do to a memory-mapped reader,
 // panics and memory faults, into an error.
@@ -255,7 +259,11 @@ func guard(f func() error) (err error) {
 	defer func() {
 		debug.SetPanicOnFault(old)
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %w: %v", ErrDamaged, errFault, r)
+			why := errFault
+			if _, ok := r.(interface{ Addr() uintptr }); ok { // see debug.SetPanicOnFault
+				why = errMemory
+			}
+			err = fmt.Errorf("%w: %w: %v", ErrDamaged, why, r)
 		}
 	}()
 	return f()
@@ -268,7 +276,7 @@ type tx struct {
 	*bolt.Tx
 	now   time.Time // never runs backwards
 	wall  time.Time
-	begun time.Time // when this process opened the ledger
+	moved bool // this process used another ledger before
 }
 
 func (t *tx) space(prefix byte) space { return space{t.Bucket(bucketHot), prefix} }
@@ -400,19 +408,19 @@ func (t *tx) counter(k policy.CounterKey) policy.Counter {
 }
 
 // used is what counts for a call of a session. A counter that may have been lost
-// with a damaged file counts as used up until its window has passed.
+// with a damaged file counts as used up until its window has passed. It is for
+// decisions only: what is held goes to the counter as it is.
 func (t *tx) used(k policy.CounterKey, session string) policy.Counter {
-	v := t.space(spaceCounters).get(counterKey(k))
-	if own := k.Of == session || strings.HasPrefix(k.Of, session+"\x00"); v == nil && !own {
-		if lost, _ := t.doubt(); !lost.IsZero() {
-			return policy.Counter{Start: lost, Value: math.MaxInt64}
-		}
+	c, lost := t.counter(k), t.doubt()
+	own := k.Of == session || strings.HasPrefix(k.Of, session+"\x00")
+	if !own && !lost.IsZero() && !c.Start.After(lost) {
+		return policy.Counter{Start: lost, Value: math.MaxInt64}
 	}
-	return decodeCounter(v)
+	return c
 }
 
 // doubt returns when what had been used was lost; zero if it never was.
-func (t *tx) doubt() (now, wall time.Time) { return span(t.space(spaceMeta).get(keyDoubt)) }
+func (t *tx) doubt() time.Time { return moment(t.space(spaceMeta).get(keyDoubt)) }
 
 func decodeCounter(v []byte) policy.Counter {
 	if len(v) != 16 {
