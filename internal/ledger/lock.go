@@ -77,7 +77,7 @@ func (t *turn) queue() (queued chan error, late bool) {
 		defer t.mu.Unlock()
 		t.queued = nil
 		if err == nil && !t.waits {
-			err = t.gate.Unlock()
+			err = free(t.gate)
 		}
 		queued <- err
 	}()
@@ -90,7 +90,7 @@ func (t *turn) unqueue() error {
 	defer t.mu.Unlock()
 	t.waits = false
 	if t.queued == nil { // it has come
-		return t.gate.Unlock()
+		return free(t.gate)
 	}
 	return nil
 }
@@ -101,7 +101,7 @@ func (t *turn) pass(err error) error {
 		return fmt.Errorf("lock %s: %w", t.gate.Path(), err)
 	}
 	_ = t.sign(t.gate, nil)
-	if err := errors.Join(t.lock.Lock(), t.gate.Unlock()); err != nil {
+	if err := errors.Join(t.lock.Lock(), free(t.gate)); err != nil {
 		return fmt.Errorf("lock %s: %w", t.lock.Path(), err)
 	}
 	return t.sign(t.lock, nil)
@@ -128,7 +128,16 @@ func (t *turn) wanted() bool {
 }
 
 // give lets the next process in.
-func (t *turn) give() error { return t.lock.Unlock() }
+func (t *turn) give() error { return free(t.lock) }
+
+// free frees a lock. Where the system fails at that, the file stays open and
+// locked, so it is tried again.
+func free(lock *flock.Flock) error {
+	if lock.Unlock() == nil {
+		return nil
+	}
+	return lock.Unlock()
+}
 
 // holder names the process that has the database, for a message. Where it says
 // that this one has, it is the one that was next.
@@ -176,7 +185,7 @@ func (p *presence) gone() bool {
 
 // leave removes the registration; call it with the turn taken and nothing held.
 func (p *presence) leave() error {
-	err := p.lock.Unlock() // first, because Windows removes no open file
+	err := free(p.lock) // first, because Windows removes no open file
 	return errors.Join(err, os.Remove(p.lock.Path()))
 }
 

@@ -1,5 +1,0 @@
-//go:build !unmended
-
-package ledger_test
-
-const strict = false
