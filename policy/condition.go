@@ -97,14 +97,15 @@ func (c *compiler) condition(text string) *condition {
 	return &condition{program: program, now: l.now, who: l.who}
 }
 
-// looks are what the text of a condition uses. One that does not loop, that is go through a list
-// or an object, takes no longer than its arguments are long, and needs no bound,
-// which would cost more than most conditions do.
+// looks are what the text of a condition uses. One that does not loop, that is go
+// through a list or an object or match a pattern, takes no longer than its
+// arguments are long, and needs no bound, which would cost more than most
+// conditions do.
 type looks struct{ loops, now, who bool }
 
 func look(a *cel.Ast) (l looks) {
 	ast.PreOrderVisit(a.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
-		l.loops = l.loops || e.Kind() == ast.ComprehensionKind
+		l.loops = l.loops || e.Kind() == ast.ComprehensionKind || e.Kind() == ast.CallKind && e.AsCall().FunctionName() == "matches"
 		if e.Kind() == ast.IdentKind { // a loop's own variable of that name is taken for it: that only costs time
 			l.now = l.now || e.AsIdent() == "now"
 			l.who = l.who || e.AsIdent() == "session" || e.AsIdent() == "agent"
@@ -133,14 +134,14 @@ func (effort) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint
 			units += length(result)
 		}
 	case "matches":
-		units += length(args[0]) / 3
+		units += length(args[0]) / 3 * (1 + length(args[1])/64)
 	case "strings":
 		if l, ok := result.(*texts); ok {
 			units += l.walked
 		}
 	case "under":
 		units = 10 + length(args[0])/8
-	case "size":
+	case "size", "int", "uint", "double", "string", "bytes", "timestamp", "duration":
 		units += length(args[0]) / 8
 	default:
 		return nil

@@ -188,7 +188,7 @@ func (c *compiler) rule(r Rule) rule {
 	switch r.Type {
 	case TypeDeny:
 		if len(r.Tools)+len(r.Upstreams)+len(r.Agents) == 0 && r.When == "" {
-			c.fail("tools", -1, errors.New(`a deny rule must say what it denies (tools: ["*"] denies everything)`))
+			c.fail("tools", -1, errors.New(`a deny rule must say what it denies (upstreams: ["*"] denies everything)`))
 		}
 	case TypeAllow:
 	case TypeSpendLimit:
@@ -315,7 +315,9 @@ func (r *rule) key(c *Call) CounterKey {
 	case PerAgent:
 		k.Of = c.Agent
 	case PerTool:
-		k.Of = c.ID()
+		if k.Of = c.ID(); c.Kind == KindResource {
+			k.Of = kindPrefixes[c.Kind] + c.Upstream // whoever reads can make up URIs without end
+		}
 	case PerUpstream:
 		k.Of = c.Upstream
 	}

@@ -90,6 +90,9 @@ func (s *Server) callTool(r *request) []byte {
 	}
 	if decision.Verdict != policy.Allow {
 		r.refused = ErrRefused
+		if attempt.Refused != nil {
+			r.refused = errNotCalled
+		}
 		s.o.Log.Info().Str("tool", call.tool).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
 		return wire.Result(id, refusal(decision, ticket).result())
 	}
@@ -131,6 +134,16 @@ func (s *Server) recordMalformed(r *request, call toolCall, why error) {
 	if _, _, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine); err != nil {
 		s.o.Log.Error().Err(err).Msg("a malformed call could not be recorded")
 	}
+}
+
+// recordUnanswerable puts a call on record that came as a notification.
+func (s *Server) recordUnanswerable(m wire.Message) {
+	r := &request{msg: m, ctx: context.Background()}
+	call, err := readToolCall(m.Params)
+	if err == nil {
+		err = fmt.Errorf("%s came without an id, so it cannot be answered and was not passed on", m.Method)
+	}
+	s.recordMalformed(r, call, err)
 }
 
 // longestName bounds what is recorded of a tool's name that nobody knows.
@@ -288,6 +301,9 @@ func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessag
 
 // ErrRefused says that a policy did not let a call through.
 var ErrRefused = errors.New("refused by policy")
+
+// errNotCalled says that there was nothing to call.
+var errNotCalled = errors.New("there is no such tool, or not now")
 
 // Explain decides about a call without making or recording it.
 func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMessage) (Entry, ledger.Session, policy.Decision, error) {

@@ -281,3 +281,63 @@ func TestNotificationsBothWays(t *testing.T) {
 		return len(a.told) == 1 && strings.Contains(a.told[0], "roots/list_changed")
 	})
 }
+
+// A request without its id is a notification, which no server must get to see as
+// what it looks like: it would pass every policy.
+func TestACallWithoutAnIDReachesNobody(t *testing.T) {
+	a := newLibrary("a", []string{"file:///x"}, nil, []string{"greet"})
+	h := serve(t, rig{fakes: []proxy.Upstream{a}})
+	for _, m := range []string{
+		`{"jsonrpc":"2.0","method":"tools/call","params":{"name":"a__tool","arguments":{}}}`,
+		`{"jsonrpc":"2.0","method":"resources/read","params":{"uri":"file:///x"}}`,
+		`{"jsonrpc":"2.0","method":"prompts/get","params":{"name":"a__greet"}}`,
+		`{"jsonrpc":"2.0","method":"notifications/made/up","params":{}}`,
+		`{"jsonrpc":"2.0","method":"tools/list"}`,
+	} {
+		h.send(m)
+	}
+	h.request("ping", "{}")
+	eventually(t, "the attempts are on record", func() bool { return len(h.entries()) == 3 })
+	for _, e := range h.entries() {
+		if e.Status != audit.StatusDenied || e.Policy != "malformed" {
+			t.Errorf("on record as %+v", e)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.told) != 0 || len(a.got) != 0 {
+		t.Errorf("the server was told %v and asked %v", a.told, a.got)
+	}
+}
+
+// However a URI is written, it is judged as what it names.
+func TestNoSpellingOfAURIBypassesADeny(t *testing.T) {
+	a := newLibrary("a", []string{"file:///srv/x"}, []string{"file:///{+path}"}, nil)
+	h := serve(t, rig{fakes: []proxy.Upstream{a}, rules: policy.Ruleset{Policies: []policy.Rule{
+		{ID: "no-etc", Type: policy.TypeDeny, Tools: []string{"resource:a/file:///etc/*"}},
+	}}})
+	for _, uri := range []string{
+		"file:///etc/passwd", "file:///%65tc/passwd", "FILE:///etc/passwd", "file:///tmp/../etc/passwd", "file://localhost/etc/passwd", "file:/etc/passwd",
+		"file:////etc/passwd", `file:///tmp\\..\\etc/passwd`, " file:///etc/passwd", "file:///etc/pass\\twd", "file:///etc/" + strings.Repeat("x", 9000),
+	} {
+		for _, method := range []string{"resources/read", "resources/subscribe"} {
+			got := h.request(method, `{"uri":"`+uri+`"}`)
+			if strings.Contains(got, `"result"`) {
+				t.Errorf("%s %.60s: %s", method, uri, got)
+			}
+			if e := h.last(); e.Status != audit.StatusDenied || len(e.Tool) > 2000 {
+				t.Errorf("%s %.60s: on record as %s %.100s", method, uri, e.Status, e.Tool)
+			}
+		}
+	}
+	if calls := a.calls(); len(calls) != 0 {
+		t.Errorf("the server got %v", calls)
+	}
+	// What passes goes out as it was written.
+	if got := h.request("resources/read", `{"uri":"FILE:///srv/%78"}`); !strings.Contains(got, `"result"`) {
+		t.Errorf("an allowed resource: %s", got)
+	}
+	if calls := a.calls(); len(calls) != 1 || calls[0] != `resources/read {"uri":"FILE:///srv/%78"}` {
+		t.Errorf("the server got %v", calls)
+	}
+}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -76,8 +77,8 @@ func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(p
 }
 
 // readers returns the upstreams that may know a URI: the one that lists it, else
-// the first whose template has it, else all that have resources, since a result
-// may link to what no list has.
+// the first whose template has it, else those that list resources of its scheme,
+// else all that have resources, since a result may link to what no list has.
 func (s *Server) readers(uri string) []Upstream {
 	o := &s.current().offers
 	if i, ok := o.byURI[uri]; ok {
@@ -87,6 +88,16 @@ func (s *Server) readers(uri string) []Upstream {
 		if p != nil && p.Match(uri) != nil {
 			return []Upstream{o.templates[i].up}
 		}
+	}
+	scheme, _, _ := strings.Cut(uri, ":")
+	var same []Upstream
+	for _, x := range slices.Concat(o.resources, o.templates) {
+		if other, _, _ := strings.Cut(x.key, ":"); strings.EqualFold(other, scheme) && !slices.Contains(same, x.up) {
+			same = append(same, x.up)
+		}
+	}
+	if len(same) > 0 {
+		return same
 	}
 	return s.capable("resources")
 }
@@ -187,26 +198,66 @@ func field(params json.RawMessage, path ...string) (text string, start, end int,
 	return text, start, end, ok
 }
 
-// readResource is resources/read, governed as a call of a tool is.
+// maxURI bounds the URI of a resource: it is recorded.
+const maxURI = 8 << 10
+
+// readResource is resources/read and resources/subscribe, governed as a call of a
+// tool is. A resource that no list has is asked for in turn of those who may have
+// it: the first that knows it and may be asked answers.
 func (s *Server) readResource(r *request) []byte {
 	uri, _, _, ok := field(r.msg.Params, "uri")
 	if !ok {
-		return s.invalid(r, "resources/read needs a uri")
+		return s.malformed(r, "", r.msg.Method+" needs a uri")
 	}
-	var last []byte
+	_, listed := s.current().offers.byURI[uri]
+	judged, ok := policy.CanonicalURI(uri)
+	switch {
+	case len(uri) > maxURI:
+		return s.malformed(r, uri, fmt.Sprintf("the uri is longer than %d bytes", maxURI))
+	case !ok && !listed:
+		return s.malformed(r, uri, "the uri is not one that every reader would read alike")
+	case !ok: // the server's own way of writing it
+		judged = uri
+	}
+	body := audit.NewBody(fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), s.o.Detail, s.o.Secrets())
+	var refused, last []byte
 	for _, up := range s.readers(uri) {
-		call := policy.Call{Kind: policy.KindResource, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: uri}
-		answer, unknown := s.governed(r, up, call, nil, r.msg.Params)
-		if !unknown {
+		call := policy.Call{
+			Kind: policy.KindResource, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: judged,
+			Arguments: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)),
+		}
+		answer, end := s.governed(r, up, call, body, r.msg.Params)
+		switch {
+		case end == endKnown:
 			return answer
+		case end == endRefused && refused == nil:
+			refused = answer
 		}
 		last = answer
 	}
-	if last == nil {
-		return wire.Failure(&wire.Error{Code: codeNoResource, Message: "Resource not found", Data: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), ID: r.msg.ID})
+	switch {
+	case refused != nil:
+		return refused
+	case last != nil:
+		return last
 	}
-	return last
+	return wire.Failure(&wire.Error{Code: codeNoResource, Message: "Resource not found", Data: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), ID: r.msg.ID})
 }
+
+// malformed records a read that cannot be judged, and answers it.
+func (s *Server) malformed(r *request, uri, why string) []byte {
+	s.recordMalformed(r, toolCall{tool: "resource:" + uri}, errors.New(why))
+	return s.invalid(r, why)
+}
+
+// How a governed request ended.
+type end uint8
+
+const (
+	endKnown   end = iota // answered
+	endUnknown            // the upstream does not have what was asked for
+	endRefused            // by haldir
+)
 
 // codeNoResource is what servers of the handshake era answer about a resource
 // they do not have (MCP 2025-11-25, resources, error handling).
@@ -235,7 +286,8 @@ func (s *Server) prompt(r *request) []byte {
 		}
 	}
 	call := policy.Call{Kind: policy.KindPrompt, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: p.up.Name(), Tool: p.key, Arguments: arguments}
-	answer, _ := s.governed(r, p.up, call, arguments, wire.Splice(r.msg.Params, start, end, wire.Quote(p.key)))
+	body := audit.NewBody(arguments, s.o.Detail, s.o.Secrets())
+	answer, _ := s.governed(r, p.up, call, body, wire.Splice(r.msg.Params, start, end, wire.Quote(p.key)))
 	return answer
 }
 
@@ -243,14 +295,13 @@ func (s *Server) invalid(r *request, why string) []byte {
 	return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: why, ID: r.msg.ID})
 }
 
-// governed reserves, forwards and settles what is no call of a tool. unknown says
-// that the upstream does not have what was asked for.
-func (s *Server) governed(r *request, up Upstream, call policy.Call, arguments, params json.RawMessage) (answer []byte, unknown bool) {
+// governed reserves, forwards and settles what is no call of a tool.
+func (s *Server) governed(r *request, up Upstream, call policy.Call, body audit.Body, params json.RawMessage) ([]byte, end) {
 	s.mu.Lock()
 	client := s.client
 	s.mu.Unlock()
 	attempt := ledger.Attempt{
-		Use: s.o.Use, Client: client, Config: s.o.Config, Call: call, Body: audit.NewBody(arguments, s.o.Detail, s.o.Secrets()),
+		Use: s.o.Use, Client: client, Config: s.o.Config, Call: call, Body: body,
 	}
 	s.o.Engine.Prepare(&attempt.Call)
 	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
@@ -259,11 +310,11 @@ func (s *Server) governed(r *request, up Upstream, call policy.Call, arguments, 
 		return Refusal{
 			Error:     fmt.Sprintf("%s was not asked for, since that could not be recorded: %v", call.Noun(), err),
 			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
-		}.failure(r.msg.ID), false
+		}.failure(r.msg.ID), endKnown
 	}
 	if decision.Verdict != policy.Allow {
 		s.o.Log.Info().Str("what", call.ID()).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
-		return refusal(decision, ticket).failure(r.msg.ID), false
+		return refusal(decision, ticket).failure(r.msg.ID), endRefused
 	}
 	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
 	defer func() { s.o.Ledger.Settle(ticket, outcome) }()
@@ -271,14 +322,15 @@ func (s *Server) governed(r *request, up Upstream, call policy.Call, arguments, 
 	if err != nil {
 		outcome = failed(r.ctx, err)
 		outcome.Reason = s.o.Clean(outcome.Reason)
-		return s.broken(r, up, err), false
+		return s.broken(r, up, err), endKnown
 	}
 	outcome = answered(m, decision)
 	if m.Error != nil {
-		code := wire.ErrorOf(m).Code
-		unknown = code == codeNoResource || code == wire.CodeInvalidParams
+		if code := wire.ErrorOf(m).Code; code == codeNoResource || code == wire.CodeInvalidParams {
+			return m.WithID(r.msg.ID), endUnknown
+		}
 	}
-	return m.WithID(r.msg.ID), unknown
+	return m.WithID(r.msg.ID), endKnown
 }
 
 // forward passes a request on with other params.
@@ -311,7 +363,8 @@ func (s *Server) pass(r *request, up Upstream, params json.RawMessage) []byte {
 }
 
 // complete is completion/complete: it belongs to the prompt or template it is
-// about.
+// about, and is refused where that could never be had. It is asked at each key, so
+// what passes is not recorded.
 func (s *Server) complete(r *request) []byte {
 	kind, _, _, _ := field(r.msg.Params, "ref", "type")
 	o := &s.current().offers
@@ -320,46 +373,55 @@ func (s *Server) complete(r *request) []byte {
 		name, start, end, ok := field(r.msg.Params, "ref", "name")
 		if i, known := o.byPrompt[name]; ok && known {
 			p := o.prompts[i]
-			return s.pass(r, p.up, wire.Splice(r.msg.Params, start, end, wire.Quote(p.key)))
+			return s.completeFor(r, policy.KindPrompt, p.up, p.key, wire.Splice(r.msg.Params, start, end, wire.Quote(p.key)))
 		}
 		return s.invalid(r, "Unknown prompt: "+wire.Printable(name, longestName))
 	case "ref/resource":
 		uri, _, _, ok := field(r.msg.Params, "ref", "uri")
 		if i := slices.IndexFunc(o.templates, func(t offer) bool { return t.key == uri }); ok && i >= 0 {
-			return s.pass(r, o.templates[i].up, r.msg.Params)
+			return s.completeFor(r, policy.KindResource, o.templates[i].up, uri, r.msg.Params)
 		}
 		if ups := s.readers(uri); ok && len(ups) > 0 {
-			return s.pass(r, ups[0], r.msg.Params)
+			return s.completeFor(r, policy.KindResource, ups[0], uri, r.msg.Params)
 		}
 		return s.invalid(r, "Unknown resource: "+wire.Printable(uri, longestName))
 	}
 	return s.invalid(r, "completion/complete needs a ref to a prompt or a resource")
 }
 
-// subscribe is resources/subscribe and its contrary. What is subscribed to is
-// subscribed to again on a new connection.
+func (s *Server) completeFor(r *request, kind policy.Kind, up Upstream, key string, params json.RawMessage) []byte {
+	if s.neverOther(kind, up, key) { // it goes through the rules for its record and its reason
+		call := policy.Call{Kind: kind, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: wire.Printable(key, longestName)}
+		answer, _ := s.governed(r, up, call, audit.Body{}, params)
+		return answer
+	}
+	return s.pass(r, up, params)
+}
+
+// subscribe is resources/subscribe, judged and recorded as a read is. What is
+// subscribed to is subscribed to again on a new connection.
 func (s *Server) subscribe(r *request) []byte {
+	answer := s.readResource(r)
+	if m, err := wire.ParseLenient(answer); err == nil && m.Error == nil {
+		uri, _, _, _ := field(r.msg.Params, "uri")
+		if ups := s.readers(uri); len(ups) > 0 {
+			ups[0].Keep(subscription+uri, &upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)})
+		}
+	}
+	return answer
+}
+
+const subscription = "resources/subscribe "
+
+// unsubscribe ends what subscribe began; it needs no leave.
+func (s *Server) unsubscribe(r *request) []byte {
 	uri, _, _, ok := field(r.msg.Params, "uri")
-	if !ok {
-		return s.invalid(r, r.msg.Method+" needs a uri")
-	}
 	ups := s.readers(uri)
-	if len(ups) == 0 {
-		return s.invalid(r, "Unknown resource: "+wire.Printable(uri, longestName))
+	if !ok || len(ups) == 0 {
+		return s.invalid(r, "resources/unsubscribe needs the uri of a resource")
 	}
-	key := "resources/subscribe " + uri
-	if r.msg.Method == "resources/unsubscribe" {
-		ups[0].Keep(key, nil)
-		return s.pass(r, ups[0], r.msg.Params)
-	}
-	m, err := s.forward(r, ups[0], r.msg.Params)
-	if err != nil {
-		return s.broken(r, ups[0], err)
-	}
-	if m.Error == nil {
-		ups[0].Keep(key, &upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)})
-	}
-	return m.WithID(r.msg.ID)
+	ups[0].Keep(subscription+uri, nil)
+	return s.pass(r, ups[0], r.msg.Params)
 }
 
 // Tasks (MCP 2025-11-25) belong to the upstream that made them. What haldir has

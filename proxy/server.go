@@ -146,7 +146,12 @@ func (s *Server) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	stop(errShutdown)
 	quiet()
-	s.wg.Wait()
+	over := make(chan struct{})
+	go func() { s.wg.Wait(); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(drain): // a host that keeps its end open and does not read; the process ends
+	}
 	return err
 }
 
@@ -284,8 +289,10 @@ func (s *Server) handle(r *request) (answer []byte) {
 		return s.ask(r, "tools", s.callTool)
 	case "resources/read":
 		return s.ask(r, "resources", s.readResource)
-	case "resources/subscribe", "resources/unsubscribe":
+	case "resources/subscribe":
 		return s.ask(r, "resources", s.subscribe)
+	case "resources/unsubscribe":
+		return s.ask(r, "resources", s.unsubscribe)
 	case "prompts/get":
 		return s.ask(r, "prompts", s.prompt)
 	case "completion/complete":
@@ -400,10 +407,13 @@ func (s *Server) notification(m wire.Message) {
 		s.cancelled(m)
 	case "notifications/progress":
 		s.progressed(m)
-	case "notifications/initialized":
-	default: // roots/list_changed, and what later revisions may have
+	case "notifications/roots/list_changed", "notifications/tasks/status":
 		s.tell("", slices.Clone(m.Raw))
+	case "tools/call", "resources/read", "prompts/get":
+		// Without an id it is no request, but a careless server might take it for one.
+		s.wg.Go(func() { s.recordUnanswerable(m) })
 	}
+	// Nothing else is passed on: what reaches a server is judged.
 }
 
 func (s *Server) cancelled(m wire.Message) {

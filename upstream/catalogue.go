@@ -386,10 +386,13 @@ func (c *conn) list(ctx context.Context, report func(error)) error {
 		if !stale || !capable(c.offers.server, l.capability) {
 			continue
 		}
-		raw, err := list(ctx, c.client, l.method, l.member, report)
+		raw, err := list(ctx, c.peer(), l.method, l.member, report)
 		switch {
 		case err == nil:
 		case i == ofTools, ctx.Err() != nil, errors.Is(err, wire.ErrSessionExpired):
+			c.mu.Lock()
+			c.stale[i] = true
+			c.mu.Unlock()
 			return err
 		default:
 			if e, ok := errors.AsType[*wire.Error](err); !ok || e.Code != wire.CodeMethodNotFound || i != ofTemplates {

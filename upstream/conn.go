@@ -18,7 +18,8 @@ const shown = 200
 
 // conn is one connection to the server, from handshake to end.
 type conn struct {
-	client  wire.Client
+	link    sync.RWMutex     // guards client
+	client  wire.Client      // see peer
 	web     wire.HTTPOptions // of a remote server
 	child   *child           // nil for a remote server
 	server  string           // what it says it is
@@ -62,10 +63,10 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 	if err := u.greet(ctx, c); err != nil {
 		err = c.explain(err)
 		c.close()
+		u.withdraw()
 		return nil, err
 	}
-	u.repeat(ctx, c)
-	u.learn(ctx, c.offers)
+	u.learn(c.offers)
 	return c, nil
 }
 
@@ -77,11 +78,13 @@ func (u *Upstream) dial(c *conn) error {
 			return err
 		}
 		c.child = ch
-		c.client = wire.NewPipe(ch.stdin, ch.stdout, wire.PipeOptions{
-			Handler: c.handle, MaxMessage: u.o.MaxMessage,
-			Noise: func(line []byte, why error) {
-				u.o.Log.Warn().Err(why).Str("line", wire.Printable(u.o.Clean(string(line)), shown)).Msg("the upstream wrote something that is no message; skipped")
-			},
+		c.set(func() wire.Client {
+			return wire.NewPipe(ch.stdin, ch.stdout, wire.PipeOptions{
+				Handler: c.handle, MaxMessage: u.o.MaxMessage,
+				Noise: func(line []byte, why error) {
+					u.o.Log.Warn().Err(why).Str("line", wire.Printable(u.o.Clean(string(line)), shown)).Msg("the upstream wrote something that is no message; skipped")
+				},
+			})
 		})
 		return nil
 	}
@@ -96,8 +99,22 @@ func (u *Upstream) dial(c *conn) error {
 	c.web = wire.HTTPOptions{
 		URL: url, Client: httpClient(cfg.Connect), Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem,
 	}
-	c.client = wire.NewHTTP(c.web)
+	c.set(func() wire.Client { return wire.NewHTTP(c.web) })
 	return nil
+}
+
+// set makes the client of the connection. What comes over it at once waits.
+func (c *conn) set(client func() wire.Client) {
+	c.link.Lock()
+	defer c.link.Unlock()
+	c.client = client()
+}
+
+// peer returns the client of the connection.
+func (c *conn) peer() wire.Client {
+	c.link.RLock()
+	defer c.link.RUnlock()
+	return c.client
 }
 
 // fallBack goes over to the transport of 2024-11-05 when a server has refused
@@ -113,8 +130,8 @@ func (c *conn) fallBack(ctx context.Context, refusal error) error {
 	if err != nil {
 		return fmt.Errorf("%w; %w", refusal, err)
 	}
-	c.client.Close()
-	c.client = sse
+	c.peer().Close()
+	c.set(func() wire.Client { return sse })
 	return nil
 }
 
@@ -155,10 +172,10 @@ func httpClient(connect time.Duration) *http.Client {
 // greet shakes hands (MCP lifecycle, initialization) and lists what there is.
 func (u *Upstream) greet(ctx context.Context, c *conn) error {
 	params := u.host.greeting(u.o.Version)
-	m, err := c.client.Call(ctx, "initialize", params)
+	m, err := c.peer().Call(ctx, "initialize", params)
 	if err != nil {
 		if err = c.fallBack(ctx, err); err == nil {
-			m, err = c.client.Call(ctx, "initialize", params)
+			m, err = c.peer().Call(ctx, "initialize", params)
 		}
 	}
 	if err != nil {
@@ -182,13 +199,13 @@ func (u *Upstream) greet(ctx context.Context, c *conn) error {
 	}
 	c.version = result.ProtocolVersion
 	c.server = wire.Printable(result.ServerInfo.Name+" "+result.ServerInfo.Version, shown)
-	if remote, ok := c.client.(interface{ SetVersion(v string) }); ok {
+	if remote, ok := c.peer().(interface{ SetVersion(v string) }); ok {
 		remote.SetVersion(c.version)
 	}
-	if err := c.client.Send(ctx, wire.Notification("notifications/initialized", nil)); err != nil {
+	if err := c.peer().Send(ctx, wire.Notification("notifications/initialized", nil)); err != nil {
 		return fmt.Errorf("notifications/initialized: %w", err)
 	}
-	if h, ok := c.client.(*wire.HTTP); ok {
+	if h, ok := c.peer().(*wire.HTTP); ok {
 		// Once the stream is open nothing that belongs to the first call is lost.
 		opened := h.Listen()
 		defer func() {
@@ -240,12 +257,17 @@ func (c *conn) changed(method string) bool {
 	}
 	c.mu.Unlock()
 	if known {
-		select {
-		case c.relist <- struct{}{}:
-		default: // one is due already
-		}
+		c.due()
 	}
 	return known
+}
+
+// due has the lists that have changed asked for.
+func (c *conn) due() {
+	select {
+	case c.relist <- struct{}{}:
+	default: // it is due already
+	}
 }
 
 // audience is whoever wants to hear of a call's progress.
@@ -296,7 +318,7 @@ func (c *conn) answer(reply []byte) {
 		}
 		select {
 		case c.replies <- struct{}{}:
-		case <-c.client.Done():
+		case <-c.peer().Done():
 			return
 		}
 	}
@@ -321,7 +343,7 @@ func (c *conn) call(ctx context.Context, call Call) (wire.Message, error) {
 			}
 		}()
 	}
-	m, err := c.client.Call(ctx, call.Method, call.Params)
+	m, err := c.peer().Call(ctx, call.Method, call.Params)
 	if err != nil && ctx.Err() == nil {
 		err = c.explain(err)
 	}
@@ -349,7 +371,7 @@ func (c *conn) explain(err error) error {
 func (c *conn) over() bool {
 	select {
 	case <-c.dead:
-	case <-c.client.Done():
+	case <-c.peer().Done():
 	default:
 		return false
 	}
@@ -361,11 +383,11 @@ func (c *conn) expire() { c.once.Do(func() { close(c.dead) }) }
 // close ends the connection, and the child, and returns when all is gone.
 func (c *conn) close() {
 	if c.child != nil {
-		if p, ok := c.client.(*wire.Pipe); ok {
+		if p, ok := c.peer().(*wire.Pipe); ok {
 			_ = p.CloseInput() // it asks the child to end; the ladder follows
 		}
 		c.child.end()
 	}
-	c.client.Close()
+	c.peer().Close()
 	c.wg.Wait()
 }

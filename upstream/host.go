@@ -69,7 +69,7 @@ const replyTime = 10 * time.Minute
 func (c *conn) send(msg []byte) {
 	ctx, cancel := context.WithTimeout(context.Background(), replyTime)
 	defer cancel()
-	_ = c.client.Send(ctx, msg) // the connection's end shows elsewhere
+	_ = c.peer().Send(ctx, msg) // the connection's end shows elsewhere
 }
 
 // Notify passes a notification of the host on to the server, if it is connected.
@@ -84,8 +84,18 @@ func (u *Upstream) Notify(ctx context.Context, msg []byte) error {
 		return &UnavailableError{u.Name(), errors.New("it is not connected")}
 	}
 	defer c.calls.Done()
-	return c.client.Send(ctx, msg)
+	return c.peer().Send(ctx, msg)
 }
+
+// withdraw says that nothing that the server has asked waits any more.
+func (u *Upstream) withdraw() {
+	if u.host.Peer != nil {
+		u.host.Peer.Gone(u.Name())
+	}
+}
+
+// maxKept bounds what is repeated on a new connection.
+const maxKept = 1000
 
 // Keep makes a request part of every connection from now on, as what it sets, a
 // level of logging or a subscription, is the connection's. A nil call forgets
@@ -97,7 +107,9 @@ func (u *Upstream) Keep(key string, call *Call) {
 		delete(u.kept, key)
 		return
 	}
-	u.kept[key] = *call
+	if _, known := u.kept[key]; known || len(u.kept) < maxKept {
+		u.kept[key] = *call
+	}
 }
 
 // repeat makes the kept requests on a new connection.
@@ -109,7 +121,7 @@ func (u *Upstream) repeat(ctx context.Context, c *conn) {
 	}
 	u.mu.Unlock()
 	for _, k := range calls {
-		m, err := c.client.Call(ctx, k.Method, k.Params)
+		m, err := c.peer().Call(ctx, k.Method, k.Params)
 		if err == nil && m.Error != nil {
 			err = refusal(m)
 		}

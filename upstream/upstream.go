@@ -81,6 +81,9 @@ type Upstream struct {
 	ctx    context.Context //nolint:containedctx // the life of the upstream
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	unsaved []byte    // a catalogue to be kept; of the goroutine of run
+	saved   time.Time // when the last one was
 }
 
 // New makes an upstream; nothing happens before Start.
@@ -244,13 +247,12 @@ func (u *Upstream) run(ctx context.Context) {
 		if err == nil {
 			u.o.Log.Info().Str("server", c.server).Str("protocol", c.version).Dur("took", time.Since(began)).Msg("upstream connected")
 			u.set(func() { u.conn, u.trying, u.tried, u.err = c, false, true, nil })
+			u.wg.Go(func() { u.repeat(ctx, c) })
 			since := time.Now()
 			err = u.attend(ctx, c)
 			// The end of a connection is no failed attempt: the next call may try.
 			u.set(func() { u.conn, u.err, u.failedAt = nil, err, time.Time{} })
-			if u.host.Peer != nil {
-				u.host.Peer.Gone(u.Name())
-			}
+			u.withdraw()
 			u.leave(ctx, c)
 			if time.Since(since) > maxBackoff {
 				pause.Reset()
@@ -294,12 +296,17 @@ func (u *Upstream) leave(ctx context.Context, c *conn) {
 // relistPause is how long after one list of the tools the next is asked for.
 const relistPause = 200 * time.Millisecond
 
+// relistAgain is how long after a failure a list is asked for again.
+const relistAgain = 30 * time.Second
+
 // attend keeps a connection's catalogue up to date until it ends.
 func (u *Upstream) attend(ctx context.Context, c *conn) error {
+	defer u.save(true)
+	var again <-chan time.Time
 	for {
 		select {
-		case <-c.client.Done():
-			err := c.client.Err()
+		case <-c.peer().Done():
+			err := c.peer().Err()
 			if errors.Is(err, wire.ErrSessionExpired) {
 				c.expire()
 			}
@@ -308,7 +315,7 @@ func (u *Upstream) attend(ctx context.Context, c *conn) error {
 			// What the process left behind may keep its output open; whoever
 			// waits for an answer waits no longer.
 			select {
-			case <-c.client.Done():
+			case <-c.peer().Done():
 			case <-time.After(lastWords):
 			}
 			return c.explain(errors.New("it is gone"))
@@ -316,12 +323,17 @@ func (u *Upstream) attend(ctx context.Context, c *conn) error {
 			return wire.ErrSessionExpired
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-again:
+			again = nil
+			c.due()
 		case <-c.relist:
-			u.relist(ctx, c)
-			select { // a server that is never done changing its tools is not followed at each step
+			if !u.relist(ctx, c) {
+				again = time.After(relistAgain)
+			}
+			select { // a server that is never done changing its lists is not followed at each step
 			case <-time.After(relistPause):
 			case <-ctx.Done():
-			case <-c.client.Done():
+			case <-c.peer().Done():
 			case <-c.exited():
 			case <-c.dead:
 			}
@@ -329,8 +341,9 @@ func (u *Upstream) attend(ctx context.Context, c *conn) error {
 	}
 }
 
-// relist learns the tools anew. It gives up when the connection ends.
-func (u *Upstream) relist(ctx context.Context, c *conn) {
+// relist learns anew what has changed, and reports whether it could. It gives up
+// when the connection ends.
+func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 	ctx, cancel := context.WithTimeout(ctx, u.o.Config.Connect)
 	defer cancel()
 	u.wg.Go(func() {
@@ -344,18 +357,19 @@ func (u *Upstream) relist(ctx context.Context, c *conn) {
 	err := c.list(ctx, u.problem)
 	switch {
 	case err == nil:
-		u.learn(ctx, c.offers)
+		u.learn(c.offers)
 	case errors.Is(err, wire.ErrSessionExpired):
 		c.expire()
 	case ctx.Err() == nil:
 		u.problem(err)
 	}
+	return err == nil
 }
 
 func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(err).Msg("upstream") }
 
 // learn takes what the server offers now.
-func (u *Upstream) learn(ctx context.Context, o offers) {
+func (u *Upstream) learn(o offers) {
 	fresh := o.encode()
 	u.mu.Lock()
 	same := bytes.Equal(fresh, u.listed)
@@ -368,10 +382,33 @@ func (u *Upstream) learn(ctx context.Context, o offers) {
 		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld")
 	}
 	u.take(c, fresh)
-	if err := u.o.Cache.SaveCatalogue(context.WithoutCancel(ctx), u.key, fresh); err != nil {
+	u.unsaved = fresh
+	u.save(false)
+	u.o.Changed()
+}
+
+// Bounds on what one server may have written to the ledger's file, which is
+// everybody's.
+const (
+	savePause = 30 * time.Second
+	maxSaved  = 8 << 20
+)
+
+// save keeps the catalogue for the next start, not more often than every
+// savePause unless it is for the last time. Only the goroutine of run calls it.
+func (u *Upstream) save(last bool) {
+	if u.unsaved == nil || !last && time.Since(u.saved) < savePause {
+		return
+	}
+	raw := u.unsaved
+	u.unsaved, u.saved = nil, time.Now()
+	if len(raw) > maxSaved {
+		u.o.Log.Warn().Int("bytes", len(raw)).Msg("the upstream lists too much to be kept for the next start")
+		return
+	}
+	if err := u.o.Cache.SaveCatalogue(context.Background(), u.key, raw); err != nil {
 		u.o.Log.Warn().Err(err).Msg("the upstream's catalogue could not be kept for the next start")
 	}
-	u.o.Changed()
 }
 
 // UnavailableError says that a call could not be passed on because its upstream

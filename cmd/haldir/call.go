@@ -22,7 +22,8 @@ func callCommand(a *app) *cobra.Command {
 		Short: "Call a tool as an agent would: judged, recorded, forwarded",
 		Long: "call makes one governed call and prints its result. TOOL is the name the agent\n" +
 			"sees, the canonical id upstream/tool, or the tool's own name if it is unique.\n\n" +
-			"exit status: 0 done, 1 the tool failed, 3 refused by policy, 4 the ledger is damaged",
+			"exit status: 0 done, 1 the tool failed or cannot be had, 3 refused by policy,\n" +
+			"4 the ledger is damaged",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			arguments, err := a.arguments(args)

@@ -58,8 +58,11 @@ func ledgerRecover(a *app) *cobra.Command {
 				return err
 			}
 			r, err := ledger.Recover(cmd.Context(), ledger.Options{Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log})
-			if errors.Is(err, ledger.ErrSound) && !asJSON {
-				return a.printf("the ledger is sound; nothing was done\n")
+			if errors.Is(err, ledger.ErrSound) {
+				if asJSON {
+					return a.printJSON(map[string]any{"sound": true})
+				}
+				return a.printf("%v\n", err)
 			}
 			if err != nil {
 				return err

@@ -36,7 +36,8 @@ func serveCommand(a *app) *cobra.Command {
 func (a *app) serve(ctx context.Context) error {
 	// A host that is gone shows as an error of a write, not as the end of haldir
 	// before it has ended its children.
-	signal.Ignore(syscall.SIGPIPE)
+	// Caught, not ignored: that would be passed on to the children.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	// Until everything is closed, since the host's next signal comes after 100 ms
 	// and must not end haldir in the middle of ending its children.
 	ctx, a.unsignal = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)

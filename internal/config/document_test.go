@@ -50,7 +50,7 @@ func TestMistakesCarryTheirPlaceAndASuggestion(t *testing.T) {
 		{"a limit that is no number", "version: 1\npolicies:\n  - {type: spend_limit, max_usd: .nan}\n", `haldir.yaml:3:34: policies[0].max_usd: ".nan" is no decimal number`},
 		{"a negative limit", "version: 1\nsession: {spend_limit: -1}\n", `haldir.yaml:2:24: session.spend_limit: the amount -1 is negative`},
 		{"a rate without a window", "version: 1\npolicies:\n  - {type: rate_limit, max_calls: 5}\n", `haldir.yaml:3:5: policies[0]: needs window_seconds or window`},
-		{"a deny that denies nothing", "version: 1\npolicies:\n  - {type: deny}\n", `haldir.yaml:3:5: policies[0].tools: a deny rule must say what it denies (tools: ["*"] denies everything)`},
+		{"a deny that denies nothing", "version: 1\npolicies:\n  - {type: deny}\n", `haldir.yaml:3:5: policies[0].tools: a deny rule must say what it denies (upstreams: ["*"] denies everything)`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

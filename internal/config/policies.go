@@ -100,7 +100,11 @@ func (c *checker) toolNames(path string, patterns []string) {
 }
 
 func (c *checker) toolName(path, pattern string) {
-	switch name, _, both := strings.Cut(pattern, "/"); {
+	own := pattern
+	for _, kind := range []string{"resource:", "prompt:"} {
+		own = strings.TrimPrefix(own, kind)
+	}
+	switch name, _, both := strings.Cut(own, "/"); {
 	case !both || strings.ContainsAny(name, globs):
 	case name == ownName:
 		c.warn(path, "%q matches nothing: policies do not govern haldir's own tools", pattern)

@@ -171,10 +171,10 @@ func TestWhatAPolicyMayNotSay(t *testing.T) {
 		perUSD  = " is none of session, agent, total, hour, day, week, month"
 	)
 	mistakes{
-		{"deny nothing", inPolicy("‸{type: deny}"), []string{`policies[0].tools: a deny rule must say what it denies (tools: ["*"] denies everything)`}},
+		{"deny nothing", inPolicy("‸{type: deny}"), []string{`policies[0].tools: a deny rule must say what it denies (upstreams: ["*"] denies everything)`}},
 		{"deny an empty list", inPolicy("{type: deny, tools: ‸[]}"), []string{"policies[0].tools: is empty: the rule would concern no tool; leave tools out to concern all"}},
 		{"deny an empty list of one upstream", inPolicy("{type: deny, tools: ‸[], upstreams: [a]}"), []string{"policies[0].tools: is empty: the rule would concern no tool; leave tools out to concern all"}},
-		{"an old deny of nothing", inPolicy("‸{type: block_tool}"), []string{`policies[0].tools: a deny rule must say what it denies (tools: ["*"] denies everything)`}},
+		{"an old deny of nothing", inPolicy("‸{type: block_tool}"), []string{`policies[0].tools: a deny rule must say what it denies (upstreams: ["*"] denies everything)`}},
 		{"allow without a list", inPolicy("‸{type: allow}"), []string{"policies[0]: needs tools (an empty list allows nothing)"}},
 		{"patterns", inPolicy(`{type: deny, tools: [ok, ‸"[", ‸"", ‸"a/[b", ‸"[/b"]}`), []string{
 			`policies[0].tools[1]: "[" is no valid pattern`, "policies[0].tools[2]: the pattern is empty and would match nothing",

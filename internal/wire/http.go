@@ -231,7 +231,7 @@ func (s *stream) next() (Event, error) {
 		s.lastID, s.tries = ev.ID, 0
 	}
 	if ev.Retry > 0 {
-		s.retry = ev.Retry
+		s.retry = min(ev.Retry, maxRetry)
 	}
 	return ev, nil
 }
@@ -274,6 +274,8 @@ func (h *HTTP) follow(ctx context.Context, body io.ReadCloser, id string) (Messa
 const (
 	maxResumes  = 5
 	resumePause = 100 * time.Millisecond
+	// maxRetry bounds a pause that a server asks for: a call waits for it.
+	maxRetry = 30 * time.Second
 )
 
 // resume opens the stream again where it was left.

@@ -117,6 +117,16 @@ func (w *web) Err() error {
 	}
 }
 
+// do sends a request. Its error names the host only: the rest of a URL may be a
+// secret.
+func (w *web) do(req *http.Request) (*http.Response, error) {
+	resp, err := w.o.Client.Do(req) //nolint:gosec // the address is the config's
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return nil, fmt.Errorf("%s: %w", req.URL.Host, e.Err)
+	}
+	return resp, err
+}
+
 // usable says why a call cannot be made, before anything of it is sent.
 func (w *web) usable(ctx context.Context) error {
 	if w.ctx.Err() != nil {
@@ -181,7 +191,7 @@ func (w *web) post(ctx context.Context, url string, msg []byte) (*http.Response,
 	w.head(req)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json, text/event-stream")
-	resp, err := w.o.Client.Do(req)
+	resp, err := w.do(req)
 	switch {
 	case err == nil:
 		return resp, nil
@@ -203,7 +213,7 @@ func (w *web) get(ctx context.Context, lastID string) (*http.Response, error) {
 	if lastID != "" {
 		req.Header.Set("Last-Event-Id", lastID)
 	}
-	resp, err := w.o.Client.Do(req)
+	resp, err := w.do(req)
 	if err != nil {
 		return nil, err
 	}
