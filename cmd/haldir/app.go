@@ -183,10 +183,11 @@ func (a *app) stop() {
 // closeGrace bounds how long the ledger may take at the end.
 const closeGrace = 2 * time.Second
 
-// After a signal, the children's ladder takes 300 ms and the host waits 500.
+// After a signal the host waits 500 ms before it kills, and what is promised is
+// 400: stopGrace, the children's ladder of 300, and what is left for the ledger.
 const (
-	hurryGrace  = 50 * time.Millisecond
-	hurryLadder = 380 * time.Millisecond
+	hurryGrace  = 25 * time.Millisecond
+	hurryLadder = 315 * time.Millisecond
 )
 
 func (a *app) close() error {
