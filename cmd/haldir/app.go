@@ -131,12 +131,12 @@ func (a *app) use(ctx context.Context) (ledger.Use, policy.SessionState, string,
 		}
 		return use, found.State(), found.Agent, nil
 	}
-	id := ledger.NewSessionID()
+	id, fresh := ledger.NewSessionID(), true
 	if host := os.Getenv("CLAUDE_CODE_SESSION_ID"); host != "" {
 		sum := sha256.Sum256([]byte("claude-code\x00" + host))
-		id = "ses_" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
+		id, fresh = "ses_"+strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10])), false
 	}
-	return ledger.Use{ID: id, Terms: terms}, policy.SessionState{ID: id, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit}, s.Agent, nil
+	return ledger.Use{ID: id, Terms: terms, Fresh: fresh}, policy.SessionState{ID: id, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit}, s.Agent, nil
 }
 
 // server makes the upstreams and the proxy before them. Nothing is started.

@@ -100,7 +100,8 @@ func (a *app) printRecovery(r ledger.Recovery) error {
 	if err := a.printf("sessions   lost, as is what had been spent and counted\n"); err != nil {
 		return err
 	}
-	a.say("every limit counts as used up until its window has passed; limits without a window until you run: haldir ledger trust --reason TEXT")
+	a.say("until you run `haldir ledger trust --reason TEXT`, limits without a window count as used up and sessions of before are refused;\n" +
+		"limits with a window count as used up until it has passed")
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -302,6 +303,7 @@ func measureMemory(raw []byte) error {
 	if err := errors.Join(err, json.Unmarshal(raw, &dir)); err != nil {
 		return err
 	}
+	debug.SetGCPercent(50) // as haldir serve does
 	before, most := anonymous(), 0
 	l, err := ledger.Open(ledger.Options{Dir: dir, Clock: time.Now, Logger: zerolog.Nop()})
 	if err != nil {
