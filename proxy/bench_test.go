@@ -24,17 +24,17 @@ import (
 // echo is an upstream in this process that answers at once.
 type echo struct{ catalogue upstream.Catalogue }
 
-func (*echo) Name() string                         { return "echo" }
-func (*echo) Bare() bool                           { return false }
-func (*echo) Trusted() bool                        { return false }
-func (*echo) Settled(context.Context)              {}
-func (*echo) Restored(context.Context)             {}
-func (*echo) Ready() bool                          { return true }
-func (*echo) Notify(context.Context, []byte) error { return nil }
-func (*echo) Keep(string, *upstream.Call)          {}
-func (*echo) Refuses(string) bool                  { return false }
-func (*echo) Connected(context.Context)            {}
-func (e *echo) Catalogue() upstream.Catalogue      { return e.catalogue }
+func (*echo) Name() string                    { return "echo" }
+func (*echo) Bare() bool                      { return false }
+func (*echo) Trusted() bool                   { return false }
+func (*echo) Settled(context.Context)         {}
+func (*echo) Restored(context.Context)        {}
+func (*echo) Ready() bool                     { return true }
+func (*echo) Notify([]byte)                   {}
+func (*echo) Keep(string, *upstream.Call)     {}
+func (*echo) Refuses(string) bool             { return false }
+func (*echo) Connected(context.Context)       {}
+func (e *echo) Catalogue() upstream.Catalogue { return e.catalogue }
 func (*echo) Call(context.Context, upstream.Call) (wire.Message, error) {
 	return wire.ParseLenient([]byte(`{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"hello"}]}}`))
 }

@@ -88,8 +88,8 @@ func (*governance) Restored(context.Context)  {}
 func (*governance) Ready() bool               { return true }
 func (*governance) Refuses(string) bool       { return true } // it asks for nothing
 
-func (*governance) Notify(context.Context, []byte) error { return nil }
-func (*governance) Keep(string, *upstream.Call)          {}
+func (*governance) Notify([]byte)               {}
+func (*governance) Keep(string, *upstream.Call) {}
 
 // Catalogue implements [Upstream].
 func (g *governance) Catalogue() upstream.Catalogue { return g.catalogue }

@@ -381,8 +381,8 @@ func TestTwelveMegabytes(t *testing.T) {
 	}
 }
 
-// haldir declares no capabilities, so it answers what servers ask by itself,
-// and the host hears nothing of it.
+// What a client can be asked goes to the host, and its answer back; anything else
+// haldir answers by itself, and the host hears nothing of it.
 func TestRequestsOfAServer(t *testing.T) {
 	for name, start := range servers(t) {
 		t.Run(name, func(t *testing.T) {
@@ -391,7 +391,19 @@ func TestRequestsOfAServer(t *testing.T) {
 			if got := h.must("evil__ask", `{"method":"ping"}`); got != `{"jsonrpc":"2.0","id":"ask-ping-0","result":{}}` {
 				t.Errorf("ping: %s", got)
 			}
-			for _, method := range []string{"sampling/createMessage", "roots/list", "elicitation/create", "tools/call", "initialize", "no/such/method"} {
+			for _, method := range []string{"sampling/createMessage", "roots/list", "elicitation/create"} {
+				id, line := h.callLine("evil__ask", `{"method":"`+method+`"}`)
+				h.send(line)
+				var asked struct{ ID json.RawMessage }
+				if err := json.Unmarshal([]byte(h.need(method, func(l string) bool { return strings.Contains(l, `"method":"`+method+`"`) })), &asked); err != nil {
+					t.Fatal(err)
+				}
+				h.send(fmt.Sprintf(`{"jsonrpc":"2.0","id":%s,"error":{"code":-1,"message":"not now"}}`, asked.ID))
+				if got := h.answer(id); !strings.Contains(got, `ask-`+method+`-0`) || !strings.Contains(got, "not now") {
+					t.Errorf("%s: %s", method, got)
+				}
+			}
+			for _, method := range []string{"tools/call", "initialize", "no/such/method"} {
 				got := h.must("evil__ask", `{"method":"`+method+`"}`)
 				if !strings.Contains(got, "-32601") || !strings.Contains(got, `"id":"ask-`+method+`-0"`) {
 					t.Errorf("%s: %s", method, got)

@@ -64,11 +64,10 @@ func (l *library) Keep(key string, call *upstream.Call) {
 	}
 }
 
-func (l *library) Notify(_ context.Context, msg []byte) error {
+func (l *library) Notify(msg []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.told = append(l.told, string(msg))
-	return nil
 }
 
 func (l *library) Refuses(kind string) bool { return len(l.denied) > 0 && l.denied[0] == kind }
@@ -339,5 +338,30 @@ func TestNoSpellingOfAURIBypassesADeny(t *testing.T) {
 	}
 	if calls := a.calls(); len(calls) != 1 || calls[0] != `resources/read {"uri":"FILE:///srv/%78"}` {
 		t.Errorf("the server got %v", calls)
+	}
+}
+
+// What a server sends before the host has said that it is ready waits, in its
+// order; and many may ask at once.
+func TestServersAreSilentUntilTheHostIsReady(t *testing.T) {
+	a := newLibrary("a", nil, nil, nil)
+	h := serve(t, rig{fakes: []proxy.Upstream{a}, raw: true})
+	h.ask(`{"jsonrpc":"2.0","id":"hello","method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"x","version":"1"}}}`)
+	const many = 100
+	for i := range many {
+		m, _ := wire.ParseLenient(fmt.Appendf(nil, `{"jsonrpc":"2.0","id":%d,"method":"roots/list"}`, i))
+		h.srv.Ask("a", m, func([]byte) {})
+		n, _ := wire.ParseLenient(fmt.Appendf(nil, `{"jsonrpc":"2.0","method":"notifications/message","params":%d}`, i))
+		h.srv.Notify("a", n)
+	}
+	h.quiet()
+	h.send(`{"jsonrpc":"2.0","method":"notifications/initialized"}`)
+	for i := range many {
+		if line := h.need("a message", func(string) bool { return true }); !strings.Contains(line, "roots/list") {
+			t.Fatalf("message %d: %s", 2*i, line)
+		}
+		if line := h.need("a message", func(string) bool { return true }); !strings.HasSuffix(line, fmt.Sprintf(`"params":%d}`, i)) {
+			t.Fatalf("message %d: %s", 2*i+1, line)
+		}
 	}
 }

@@ -629,11 +629,11 @@ func (f *fake) Settled(ctx context.Context) {
 
 func (f *fake) Connected(ctx context.Context) { f.Settled(ctx) }
 
-func (*fake) Restored(context.Context)             {}
-func (*fake) Ready() bool                          { return true }
-func (*fake) Notify(context.Context, []byte) error { return nil }
-func (*fake) Keep(string, *upstream.Call)          {}
-func (*fake) Refuses(string) bool                  { return false }
+func (*fake) Restored(context.Context)    {}
+func (*fake) Ready() bool                 { return true }
+func (*fake) Notify([]byte)               {}
+func (*fake) Keep(string, *upstream.Call) {}
+func (*fake) Refuses(string) bool         { return false }
 
 func (f *fake) Catalogue() upstream.Catalogue {
 	f.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
@@ -30,10 +31,63 @@ type asks struct {
 // Ask passes a request of an upstream on to the host, under an id of haldir's
 // own. It implements [upstream.Peer].
 func (s *Server) Ask(from string, m wire.Message, reply func([]byte)) {
-	if s.refuses(from, m.Method) {
+	switch {
+	case !slices.Contains(hostMethods, m.Method):
+		reply(wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID}))
+		return
+	case s.refuses(from, m.Method):
 		reply(s.refuseRequest(from, m))
 		return
 	}
+	s.toHost(func() { s.pose(from, m, reply) })
+}
+
+// hostMethods are what servers may ask of a client (MCP 2025-11-25). A server that
+// asks for anything else is not given the host to try it on.
+var hostMethods = []string{
+	"sampling/createMessage", "elicitation/create", "roots/list", "tasks/get", "tasks/result", "tasks/list", "tasks/cancel",
+}
+
+// maxEarly bounds what waits for a host that is not ready.
+const maxEarly = 10_000
+
+// toHost runs f, which sends to the host, now or as soon as the host is ready for
+// it: before it has said notifications/initialized a server must be silent (MCP
+// lifecycle, initialization).
+func (s *Server) toHost(f func()) {
+	s.mu.Lock()
+	if !s.greeted {
+		if len(s.early) < maxEarly {
+			s.early = append(s.early, f)
+		}
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Unlock()
+	f()
+}
+
+// greet lets through what has waited for the host, in its order.
+func (s *Server) greet() {
+	for {
+		s.mu.Lock()
+		early := s.early
+		s.early = nil
+		if len(early) == 0 {
+			s.greeted = true
+		}
+		s.mu.Unlock()
+		if len(early) == 0 {
+			return
+		}
+		for _, f := range early {
+			f()
+		}
+	}
+}
+
+// pose sends a request of an upstream to the host.
+func (s *Server) pose(from string, m wire.Message, reply func([]byte)) {
 	a := &asked{upstream: from, id: m.ID, reply: reply}
 	start, end := tokenIn(m)
 	if end > start {
@@ -79,8 +133,15 @@ func (s *Server) answered(m wire.Message) {
 // Notify passes a notification of an upstream on to the host. It implements
 // [upstream.Peer].
 func (s *Server) Notify(from string, m wire.Message) {
+	m.Raw, m.Params = slices.Clone(m.Raw), slices.Clone(m.Params) // it may have to wait
+	s.toHost(func() { s.notice(from, m) })
+}
+
+func (s *Server) notice(from string, m wire.Message) {
 	if m.Method != "notifications/cancelled" {
-		s.write(m.Raw)
+		if strings.HasPrefix(m.Method, "notifications/") {
+			s.write(m.Raw)
+		}
 		return
 	}
 	members, err := wire.Members(m.Params)
@@ -99,6 +160,10 @@ func (s *Server) Notify(from string, m wire.Message) {
 
 // Gone withdraws what an upstream had asked. It implements [upstream.Peer].
 func (s *Server) Gone(from string) {
+	s.toHost(func() { s.void(from) })
+}
+
+func (s *Server) void(from string) {
 	s.withdraw(func(a *asked) bool { return a.upstream == from }, func(own json.RawMessage) json.RawMessage {
 		return fmt.Appendf(nil, `{"requestId":%s,"reason":"the server is gone"}`, own)
 	})
@@ -149,11 +214,7 @@ func (s *Server) progressed(m wire.Message) {
 func (s *Server) tell(name string, msg []byte) {
 	for _, up := range s.o.Upstreams {
 		if name == "" || up.Name() == name {
-			s.wg.Go(func() {
-				ctx, cancel := context.WithTimeout(context.Background(), drain)
-				defer cancel()
-				_ = up.Notify(ctx, msg) // one that is not connected learns nothing it needs
-			})
+			up.Notify(msg)
 		}
 	}
 }

@@ -31,7 +31,7 @@ type Upstream interface {
 	Call(ctx context.Context, c upstream.Call) (wire.Message, error)
 	Restored(ctx context.Context)
 	Ready() bool
-	Notify(ctx context.Context, msg []byte) error
+	Notify(msg []byte)
 	Keep(key string, call *upstream.Call)
 	Refuses(kind string) bool // whether the config keeps it from asking for that
 }
@@ -87,6 +87,8 @@ type Server struct {
 	ready    bool              // initialize has been answered
 	listed   map[string][]byte // what the host has seen last of each list, by method
 	asks     asks
+	early    []func() // what upstreams have sent before the host was ready for it
+	greeted  bool
 	tasks    map[string]Upstream        // whose a task is
 	declared map[string]json.RawMessage // the capabilities haldir has told the host
 }
@@ -316,6 +318,7 @@ func (s *Server) ask(r *request, capability string, handle func(*request) []byte
 	if capability == "resourceTemplates" {
 		capability = "resources"
 	}
+	s.greet() // also by a host that has left notifications/initialized out
 	s.mu.Lock()
 	declared := s.declared[capability]
 	s.mu.Unlock()
@@ -407,6 +410,8 @@ func (s *Server) notification(m wire.Message) {
 		s.cancelled(m)
 	case "notifications/progress":
 		s.progressed(m)
+	case "notifications/initialized":
+		s.greet()
 	case "notifications/roots/list_changed", "notifications/tasks/status":
 		s.tell("", slices.Clone(m.Raw))
 	case "tools/call", "resources/read", "prompts/get":

@@ -35,8 +35,11 @@ type conn struct {
 	tokens map[string]*audience // of calls in flight, by wire.IDKey of the token
 	stale  [len(lists)]bool     // lists that have changed
 	offers offers               // for whoever connects and then attends
-	calls  sync.WaitGroup       // calls in flight
-	wg     sync.WaitGroup
+	outbox [][]byte             // see post
+	// posting: deliver runs; closing: it must not be started any more.
+	posting, closing bool
+	calls            sync.WaitGroup // calls in flight
+	wg               sync.WaitGroup
 	// replies bounds the answers to the server's own requests that are under
 	// way: one that asks without end is slowed down, not remembered.
 	replies chan struct{}
@@ -382,6 +385,9 @@ func (c *conn) expire() { c.once.Do(func() { close(c.dead) }) }
 
 // close ends the connection, and the child, and returns when all is gone.
 func (c *conn) close() {
+	c.mu.Lock()
+	c.closing = true
+	c.mu.Unlock()
 	if c.child != nil {
 		if p, ok := c.peer().(*wire.Pipe); ok {
 			_ = p.CloseInput() // it asks the child to end; the ladder follows

@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -43,7 +42,7 @@ func (h Host) greeting(version string) json.RawMessage {
 }
 
 // maxAsked bounds how many requests of one server wait for the host.
-const maxAsked = 64
+const maxAsked = 4096
 
 // ask passes a request of the server on to the host.
 func (c *conn) ask(m wire.Message) {
@@ -59,7 +58,7 @@ func (c *conn) ask(m wire.Message) {
 	}
 	c.host.Peer.Ask(c.name, m, func(response []byte) {
 		<-c.asked
-		c.wg.Go(func() { c.send(response) })
+		c.post(response)
 	})
 }
 
@@ -72,19 +71,50 @@ func (c *conn) send(msg []byte) {
 	_ = c.peer().Send(ctx, msg) // the connection's end shows elsewhere
 }
 
-// Notify passes a notification of the host on to the server, if it is connected.
-func (u *Upstream) Notify(ctx context.Context, msg []byte) error {
+// maxPosted bounds what waits for a server that does not read.
+const maxPosted = 10_000
+
+// post sends what the host has for the server beside requests, its answers and
+// notifications, in their order. It does not wait. A server that takes nothing
+// loses what is beyond the bound.
+func (c *conn) post(msg []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing || len(c.outbox) >= maxPosted {
+		return
+	}
+	c.outbox = append(c.outbox, msg)
+	if !c.posting {
+		c.posting = true
+		c.wg.Go(c.deliver)
+	}
+}
+
+// deliver sends what is posted until nothing is left.
+func (c *conn) deliver() {
+	for {
+		c.mu.Lock()
+		if len(c.outbox) == 0 {
+			c.posting = false
+			c.mu.Unlock()
+			return
+		}
+		msg := c.outbox[0]
+		c.outbox = c.outbox[1:]
+		c.mu.Unlock()
+		c.send(msg)
+	}
+}
+
+// Notify passes a notification of the host on to the server, if it is connected,
+// after what was passed on before. It does not wait.
+func (u *Upstream) Notify(msg []byte) {
 	u.mu.Lock()
 	c := u.conn
-	if c != nil {
-		c.calls.Add(1)
-	}
 	u.mu.Unlock()
-	if c == nil {
-		return &UnavailableError{u.Name(), errors.New("it is not connected")}
+	if c != nil {
+		c.post(msg)
 	}
-	defer c.calls.Done()
-	return c.peer().Send(ctx, msg)
 }
 
 // withdraw says that nothing that the server has asked waits any more.
