@@ -104,7 +104,7 @@ func (s *Server) callTool(r *request) []byte {
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: id})
 	}
 	m, err := entry.up.Call(r.ctx, upstream.Call{
-		Method: "tools/call", Params: call.named(entry.Tool), Token: call.token,
+		Method: "tools/call", Params: call.named(entry.Tool), Token: call.token, Task: call.task,
 		Progress: func(m wire.Message) {
 			if !r.silent.Load() {
 				s.write(m.Raw)

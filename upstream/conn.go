@@ -34,6 +34,7 @@ type conn struct {
 	mu     sync.Mutex
 	tokens map[string]*audience // of calls in flight, by wire.IDKey of the token
 	stale  [len(lists)]bool     // lists that have changed
+	tasks  map[string]string    // the keys in tokens of calls that have made a task, by its id
 	offers offers               // for whoever connects and then attends
 	outbox [][]byte             // see post
 	// posting: deliver runs; closing: it must not be started any more.
@@ -58,7 +59,7 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 	defer cancel()
 	c := &conn{
 		host: u.host, name: u.Name(), asked: make(chan struct{}, maxAsked), relist: make(chan struct{}, 1), dead: make(chan struct{}),
-		tokens: map[string]*audience{}, replies: make(chan struct{}, 16),
+		tokens: map[string]*audience{}, tasks: map[string]string{}, replies: make(chan struct{}, 16),
 	}
 	if err := u.dial(c); err != nil {
 		return nil, err
@@ -247,6 +248,9 @@ func (c *conn) handle(m wire.Message) {
 	case c.host.Peer != nil:
 		c.host.Peer.Notify(c.name, m)
 	}
+	if m.Method == "notifications/tasks/status" {
+		c.taskEnded(m.Params)
+	}
 }
 
 // changed notes that a list has changed, if that is what method says.
@@ -331,13 +335,16 @@ func (c *conn) answer(reply []byte) {
 	})
 }
 
-func (c *conn) call(ctx context.Context, call Call) (wire.Message, error) {
+func (c *conn) call(ctx context.Context, call Call) (m wire.Message, err error) {
 	if call.Token != nil && call.Progress != nil {
 		key, a := wire.IDKey(call.Token), &audience{hear: call.Progress}
 		c.mu.Lock()
 		c.tokens[key] = a
 		c.mu.Unlock()
 		defer func() {
+			if call.Task && err == nil && c.outlive(key, m.Result) {
+				return
+			}
 			a.leave()
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -346,11 +353,66 @@ func (c *conn) call(ctx context.Context, call Call) (wire.Message, error) {
 			}
 		}()
 	}
-	m, err := c.peer().Call(ctx, call.Method, call.Params)
+	m, err = c.peer().Call(ctx, call.Method, call.Params)
 	if err != nil && ctx.Err() == nil {
 		err = c.explain(err)
 	}
 	return m, err
+}
+
+// maxTasks bounds how many tasks of one connection have an audience.
+const maxTasks = 1000
+
+// outlive keeps the audience of a call that has made a task: its token lives as
+// long as the task (MCP 2025-11-25, tasks, progress).
+func (c *conn) outlive(key string, result json.RawMessage) bool {
+	id := taskID(result)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if id == "" || len(c.tasks) >= maxTasks {
+		return false
+	}
+	c.tasks[id] = key
+	return true
+}
+
+// taskEnded ends the audience of a task that a server calls ended.
+func (c *conn) taskEnded(params json.RawMessage) {
+	var p struct {
+		TaskID string `json:"taskId"`
+		Status string `json:"status"`
+	}
+	if json.Unmarshal(params, &p) != nil || p.Status != "completed" && p.Status != "failed" && p.Status != "cancelled" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if key, ok := c.tasks[p.TaskID]; ok {
+		delete(c.tasks, p.TaskID)
+		delete(c.tokens, key)
+	}
+}
+
+// taskID returns the id of the task that a result tells of, "" if it does not.
+func taskID(result json.RawMessage) string {
+	members, err := wire.Members(result)
+	if err != nil {
+		return ""
+	}
+	task, ok := wire.Find(members, "task")
+	if !ok {
+		return ""
+	}
+	fields, err := wire.Members(task.Value)
+	if err != nil {
+		return ""
+	}
+	id, ok := wire.Find(fields, "taskId")
+	if !ok {
+		return ""
+	}
+	text, _ := wire.String(id.Value)
+	return text
 }
 
 // exited is closed when the child is gone; never for a remote server.

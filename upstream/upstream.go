@@ -480,6 +480,9 @@ type Call struct {
 	// takes each progress notification with it, before the response.
 	Token    json.RawMessage
 	Progress func(wire.Message)
+	// Task says that the request asks for a task, whose progress goes on after
+	// the response.
+	Task bool
 }
 
 // Call passes a request on and returns the response as it came. When ctx ends,
