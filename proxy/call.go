@@ -62,7 +62,7 @@ func (c toolCall) named(tool string) json.RawMessage {
 	return wire.Splice(c.raw, c.name.Start, c.name.End, wire.Quote(tool))
 }
 
-// callTool is the one path of a call: route, reserve, forward, settle.
+// callTool is tools/call: it finds whose the tool is and takes the governed path.
 func (s *Server) callTool(r *request) []byte {
 	id := r.msg.ID
 	call, err := readToolCall(r.msg.Params)
@@ -76,54 +76,84 @@ func (s *Server) callTool(r *request) []byte {
 		return s.govern(r, entry, call, attempt)
 	}
 
+	answer, _ := s.governed(r, entry.up, attempt, upstream.Call{
+		Method: "tools/call", Params: call.named(entry.Tool), Token: call.token, Task: call.task,
+	}, func(refusal Refusal) []byte { return wire.Result(id, refusal.result()) })
+	return answer
+}
+
+// How a governed request ended.
+type end uint8
+
+const (
+	endKnown   end = iota // answered
+	endUnknown            // the upstream does not have what was asked for
+	endRefused            // by haldir
+)
+
+// governed is the one path of a request that policy judges: reserve, forward,
+// settle. refuse makes a refusal the answer to such a request.
+func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c upstream.Call, refuse func(Refusal) []byte) ([]byte, end) {
 	s.o.Engine.Prepare(&attempt.Call)
 	// An attempt that is cancelled meanwhile is on record all the same.
 	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
 	if err != nil {
 		r.refused = err
-		s.o.Log.Error().Err(err).Str("tool", call.tool).Msg("a call was refused because it could not be recorded")
-		return wire.Result(id, Refusal{
-			Error:     fmt.Sprintf("Tool '%s' was not called, since the call could not be recorded: %v", call.tool, err),
-			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger,
-			Retryable: ledger.Retryable(err),
-		}.result())
+		s.o.Log.Error().Err(err).Str("call", attempt.Call.ID()).Msg("a call was refused because it could not be recorded")
+		return refuse(Refusal{
+			Error:     fmt.Sprintf("%s was not called, since the call could not be recorded: %v", attempt.Call.Noun(), err),
+			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
+		}), endKnown
 	}
 	if decision.Verdict != policy.Allow {
 		r.refused = ErrRefused
 		if attempt.Refused != nil {
 			r.refused = errNotCalled
 		}
-		s.o.Log.Info().Str("tool", call.tool).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
-		return wire.Result(id, refusal(decision, ticket).result())
+		s.o.Log.Info().Str("call", attempt.Call.ID()).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
+		return refuse(refusal(decision, ticket)), endRefused
 	}
 	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
 	defer func() { s.o.Ledger.Settle(ticket, outcome) }() // also after a panic: what began must end
 
 	if r.ctx.Err() != nil {
 		outcome = failed(r.ctx, wire.ErrNotSent)
-		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: id})
+		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
 	}
-	m, err := entry.up.Call(r.ctx, upstream.Call{
-		Method: "tools/call", Params: call.named(entry.Tool), Token: call.token, Task: call.task,
-		Progress: func(m wire.Message) {
-			if !r.silent.Load() {
-				s.write(m.Raw)
-			}
-		},
-	})
+	m, err := s.forward(r, up, c)
 	if err != nil {
 		outcome = failed(r.ctx, err)
 		outcome.Reason = s.o.Clean(outcome.Reason)
-		return wire.Failure(&wire.Error{
-			Code: wire.CodeInternal, Message: s.o.Clean(err.Error()), ID: id,
-			Data: fmt.Appendf(nil, `{"source":"haldir","upstream":%s}`, wire.Quote(entry.Upstream)),
-		})
+		return s.broken(r, up, err), endKnown
 	}
 	outcome = answered(m, decision)
-	if call.task {
-		s.made(entry.up, m.Result)
+	if c.Task {
+		s.made(up, m.Result)
 	}
-	return m.WithID(id)
+	if m.Error != nil {
+		if code := wire.ErrorOf(m).Code; code == codeNoResource || code == wire.CodeInvalidParams {
+			return m.WithID(r.msg.ID), endUnknown
+		}
+	}
+	return m.WithID(r.msg.ID), endKnown
+}
+
+// forward passes a request on, and its progress back.
+func (s *Server) forward(r *request, up Upstream, c upstream.Call) (wire.Message, error) {
+	c.Progress = func(m wire.Message) {
+		if !r.silent.Load() {
+			s.write(m.Raw)
+		}
+	}
+	return up.Call(r.ctx, c)
+}
+
+// broken answers a request whose upstream did not.
+func (s *Server) broken(r *request, up Upstream, err error) []byte {
+	return wire.Failure(&wire.Error{
+		Code: wire.CodeInternal, Message: s.o.Clean(err.Error()), ID: r.msg.ID,
+		Data: fmt.Appendf(nil, `{"source":"haldir","upstream":%s}`, wire.Quote(up.Name())),
+	})
 }
 
 // recordMalformed puts a call on record that no server would understand. It is

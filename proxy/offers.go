@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -226,7 +225,7 @@ func (s *Server) readResource(r *request) []byte {
 			Kind: policy.KindResource, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: judged,
 			Arguments: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)),
 		}
-		answer, end := s.governed(r, up, call, body, r.msg.Params)
+		answer, end := s.judge(r, up, call, body, r.msg.Params)
 		switch {
 		case end == endKnown:
 			return answer
@@ -249,15 +248,6 @@ func (s *Server) malformed(r *request, uri, why string) []byte {
 	s.recordMalformed(r, toolCall{tool: "resource:" + uri}, errors.New(why))
 	return s.invalid(r, why)
 }
-
-// How a governed request ended.
-type end uint8
-
-const (
-	endKnown   end = iota // answered
-	endUnknown            // the upstream does not have what was asked for
-	endRefused            // by haldir
-)
 
 // codeNoResource is what servers of the handshake era answer about a resource
 // they do not have (MCP 2025-11-25, resources, error handling).
@@ -287,7 +277,7 @@ func (s *Server) prompt(r *request) []byte {
 	}
 	call := policy.Call{Kind: policy.KindPrompt, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: p.up.Name(), Tool: p.key, Arguments: arguments}
 	body := audit.NewBody(arguments, s.o.Detail, s.o.Secrets())
-	answer, _ := s.governed(r, p.up, call, body, wire.Splice(r.msg.Params, start, end, wire.Quote(p.key)))
+	answer, _ := s.judge(r, p.up, call, body, wire.Splice(r.msg.Params, start, end, wire.Quote(p.key)))
 	return answer
 }
 
@@ -295,67 +285,24 @@ func (s *Server) invalid(r *request, why string) []byte {
 	return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: why, ID: r.msg.ID})
 }
 
-// governed reserves, forwards and settles what is no call of a tool.
-func (s *Server) governed(r *request, up Upstream, call policy.Call, body audit.Body, params json.RawMessage) ([]byte, end) {
+// judge takes the governed path of what is no call of a tool. Its refusals are
+// JSON-RPC errors.
+func (s *Server) judge(r *request, up Upstream, call policy.Call, body audit.Body, params json.RawMessage) ([]byte, end) {
 	s.mu.Lock()
 	client := s.client
 	s.mu.Unlock()
-	attempt := ledger.Attempt{
-		Use: s.o.Use, Client: client, Config: s.o.Config, Call: call, Body: body,
-	}
-	s.o.Engine.Prepare(&attempt.Call)
-	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
-	if err != nil {
-		s.o.Log.Error().Err(err).Str("what", call.ID()).Msg("a call was refused because it could not be recorded")
-		return Refusal{
-			Error:     fmt.Sprintf("%s was not asked for, since that could not be recorded: %v", call.Noun(), err),
-			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
-		}.failure(r.msg.ID), endKnown
-	}
-	if decision.Verdict != policy.Allow {
-		s.o.Log.Info().Str("what", call.ID()).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
-		return refusal(decision, ticket).failure(r.msg.ID), endRefused
-	}
-	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
-	defer func() { s.o.Ledger.Settle(ticket, outcome) }()
-	m, err := s.forward(r, up, params)
-	if err != nil {
-		outcome = failed(r.ctx, err)
-		outcome.Reason = s.o.Clean(outcome.Reason)
-		return s.broken(r, up, err), endKnown
-	}
-	outcome = answered(m, decision)
-	if m.Error != nil {
-		if code := wire.ErrorOf(m).Code; code == codeNoResource || code == wire.CodeInvalidParams {
-			return m.WithID(r.msg.ID), endUnknown
-		}
-	}
-	return m.WithID(r.msg.ID), endKnown
+	attempt := ledger.Attempt{Use: s.o.Use, Client: client, Config: s.o.Config, Call: call, Body: body}
+	return s.governed(r, up, attempt, s.same(r, params), func(refusal Refusal) []byte { return refusal.failure(r.msg.ID) })
 }
 
-// forward passes a request on with other params.
-func (s *Server) forward(r *request, up Upstream, params json.RawMessage) (wire.Message, error) {
-	return up.Call(r.ctx, upstream.Call{
-		Method: r.msg.Method, Params: params, Token: progressToken(params),
-		Progress: func(m wire.Message) {
-			if !r.silent.Load() {
-				s.write(m.Raw)
-			}
-		},
-	})
-}
-
-// broken answers a request whose upstream did not.
-func (s *Server) broken(r *request, up Upstream, err error) []byte {
-	return wire.Failure(&wire.Error{
-		Code: wire.CodeInternal, Message: s.o.Clean(err.Error()), ID: r.msg.ID,
-		Data: fmt.Appendf(nil, `{"source":"haldir","upstream":%s}`, wire.Quote(up.Name())),
-	})
+// same is the host's request as it goes on, with these params.
+func (s *Server) same(r *request, params json.RawMessage) upstream.Call {
+	return upstream.Call{Method: r.msg.Method, Params: params, Token: progressToken(params)}
 }
 
 // pass forwards a request that no policy is about.
 func (s *Server) pass(r *request, up Upstream, params json.RawMessage) []byte {
-	m, err := s.forward(r, up, params)
+	m, err := s.forward(r, up, s.same(r, params))
 	if err != nil {
 		return s.broken(r, up, err)
 	}
@@ -392,7 +339,7 @@ func (s *Server) complete(r *request) []byte {
 func (s *Server) completeFor(r *request, kind policy.Kind, up Upstream, key string, params json.RawMessage) []byte {
 	if s.neverOther(kind, up, key) { // it goes through the rules for its record and its reason
 		call := policy.Call{Kind: kind, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: wire.Printable(key, longestName)}
-		answer, _ := s.governed(r, up, call, audit.Body{}, params)
+		answer, _ := s.judge(r, up, call, audit.Body{}, params)
 		return answer
 	}
 	return s.pass(r, up, params)
@@ -439,7 +386,7 @@ func (s *Server) task(r *request) []byte {
 	}
 	answer := s.invalid(r, "Unknown task: "+wire.Printable(id, longestName))
 	for _, up := range s.capable("tasks") {
-		m, err := s.forward(r, up, r.msg.Params)
+		m, err := s.forward(r, up, s.same(r, r.msg.Params))
 		if err != nil {
 			answer = s.broken(r, up, err)
 			continue
@@ -480,7 +427,7 @@ func (s *Server) listTasks(r *request) []byte {
 	for _, up := range ups {
 		params := r.msg.Params
 		for range maxTaskPages {
-			m, err := s.forward(r, up, params)
+			m, err := s.forward(r, up, s.same(r, params))
 			if err != nil || m.Error != nil {
 				break // one that is down hides only its own
 			}
@@ -526,7 +473,7 @@ func (s *Server) setLevel(r *request) []byte {
 		if !up.Ready() {
 			continue
 		}
-		m, err := s.forward(r, up, r.msg.Params)
+		m, err := s.forward(r, up, s.same(r, r.msg.Params))
 		if err != nil {
 			s.o.Log.Warn().Err(err).Str("upstream", up.Name()).Msg("logging/setLevel")
 			continue
