@@ -69,6 +69,14 @@ func (s *Server) toHost(f func()) {
 
 // greet lets through what has waited for the host, in its order.
 func (s *Server) greet() {
+	s.mu.Lock()
+	done := s.greeted
+	s.mu.Unlock()
+	if done {
+		return
+	}
+	s.greeting.Lock() // two that let through at once would mix
+	defer s.greeting.Unlock()
 	for {
 		s.mu.Lock()
 		early := s.early
