@@ -89,7 +89,7 @@ type Server struct {
 	asks     asks
 	early    []func() // what upstreams have sent before the host was ready for it
 	greeted  bool
-	greeting sync.Mutex // held while what was early is let through
+	greeting sync.Mutex                 // held while what was early is let through
 	tasks    map[string]Upstream        // whose a task is
 	declared map[string]json.RawMessage // the capabilities haldir has told the host
 }
