@@ -30,7 +30,11 @@ func newLibrary(name string, resources []string, templates []string, prompts []s
 	l := &library{fake: newFake(name, "tool"), kept: map[string]string{}}
 	items := func(key string, names []string) (out []upstream.Item) {
 		for _, n := range names {
-			i, err := upstream.ReadItem(fmt.Appendf(nil, `{"x":{"%s":"inner"},%q:%q}`, key, key, n), key)
+			more := `,"name":"n"`
+			if key == "name" {
+				more = ""
+			}
+			i, err := upstream.ReadItem(fmt.Appendf(nil, `{"x":{"%s":"inner"},%q:%q%s}`, key, key, n, more), key)
 			if err != nil {
 				panic(err)
 			}
@@ -93,7 +97,7 @@ func TestResourcesAndPrompts(t *testing.T) {
 	b := newLibrary("b", []string{"file:///both", "file:///b"}, nil, []string{"greet", "b.only"})
 	h := serve(t, rig{fakes: []proxy.Upstream{a, b}})
 	list := h.request("resources/list", `{}`)
-	if strings.Count(list, "file:///both") != 1 || !strings.Contains(list, `{"x":{"uri":"inner"},"uri":"file:///b"}`) {
+	if strings.Count(list, "file:///both") != 1 || !strings.Contains(list, `{"x":{"uri":"inner"},"uri":"file:///b","name":"n"}`) {
 		t.Errorf("resources: %s", list)
 	}
 	if _, notes := h.srv.Tools(t.Context()); !strings.Contains(fmt.Sprint(notes), "a serves the resource of this URI") {
@@ -257,6 +261,8 @@ func TestRequestsOfServers(t *testing.T) {
 	}
 	h.send(fmt.Sprintf(`{"jsonrpc":"2.0","id":%s,"result":{}}`, id))
 	h.request("ping", "{}")
+	expect("a ") // both that were taken back gave up their places
+	expect("a ")
 	select {
 	case got := <-answers:
 		t.Errorf("a server that is gone was answered: %s", got)
@@ -363,5 +369,58 @@ func TestServersAreSilentUntilTheHostIsReady(t *testing.T) {
 		if line := h.need("a message", func(string) bool { return true }); !strings.HasSuffix(line, fmt.Sprintf(`"params":%d}`, i)) {
 			t.Fatalf("message %d: %s", 2*i+1, line)
 		}
+	}
+}
+
+// What one server declares or says must not cost the others the handshake.
+func TestOddGreetings(t *testing.T) {
+	odd, good := newLibrary("odd", nil, nil, nil), newLibrary("good", nil, nil, nil)
+	odd.fake.catalogue.Server = json.RawMessage(`{"capabilities":{"tools":5,"resources":null,"prompts":[],"x":"y"},"instructions":"` + strings.Repeat("好", 3000) + `"}`)
+	fakes := []proxy.Upstream{odd, good}
+	for i := range 60 {
+		fakes = append(fakes, newLibrary(fmt.Sprintf("more-%d", i), nil, nil, nil))
+	}
+	h := serve(t, rig{fakes: fakes, raw: true})
+	answer := h.ask(`{"jsonrpc":"2.0","id":"hello","method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"x","version":"1"}}}`)
+	var m struct {
+		Result struct {
+			Capabilities map[string]map[string]any
+			Instructions string
+		}
+	}
+	if err := json.Unmarshal([]byte(answer), &m); err != nil {
+		t.Fatalf("%v: %.300s", err, answer)
+	}
+	if c := m.Result.Capabilities; c["resources"]["subscribe"] != true || c["tools"]["listChanged"] != true || c["x"] != nil {
+		t.Errorf("capabilities: %v", c)
+	}
+	if text := m.Result.Instructions; strings.ContainsRune(text, '\ufffd') || strings.Count(text, "好") != 3000 || !strings.Contains(text, "use more-59") {
+		t.Errorf("instructions: %.300s", text)
+	}
+}
+
+// A template that would take memory without bound to match matches nothing.
+func TestATemplateWithoutEnd(t *testing.T) {
+	a := newLibrary("a", nil, []string{strings.Repeat("{a}", 10_000), "{a:9999}", "x{"}, nil)
+	h := serve(t, rig{fakes: []proxy.Upstream{a}})
+	if got := h.request("resources/read", `{"uri":"x:y"}`); !strings.Contains(got, `{"from":"a"}`) { // as one that nobody lists
+		t.Errorf("%s", got)
+	}
+}
+
+// A subscription is that of who has taken it.
+func TestASubscriptionIsKeptWhereItWasTaken(t *testing.T) {
+	a, b := newLibrary("a", nil, nil, nil), newLibrary("b", nil, nil, nil)
+	h := serve(t, rig{fakes: []proxy.Upstream{a, b}, rules: policy.Ruleset{Policies: []policy.Rule{{Type: policy.TypeDeny, Tools: []string{"resource:a/*"}}}}})
+	if got := h.request("resources/subscribe", `{"uri":"x://y"}`); !strings.Contains(got, `{"from":"b"}`) {
+		t.Fatalf("%s", got)
+	}
+	if len(a.kept) != 0 || len(b.kept) != 1 {
+		t.Errorf("kept: %v, %v", a.kept, b.kept)
+	}
+	h.request("resources/unsubscribe", `{"uri":"x://y"}`)
+	h.request("resources/unsubscribe", `{"uri":"x://never"}`)
+	if got := a.calls(); len(got) != 0 || len(b.kept) != 0 || len(b.calls()) != 2 {
+		t.Errorf("a got %v; b keeps %v", got, b.kept)
 	}
 }

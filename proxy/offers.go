@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -46,18 +47,21 @@ func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(p
 			continue
 		}
 		o.byURI[r.Key] = len(o.resources)
-		o.resources = append(o.resources, offer{up, r.Key, r.Raw, never(policy.KindResource, up, r.Key)})
+		o.resources = append(o.resources, offer{up, r.Key, r.Raw, never(policy.KindResource, up, judged(r.Key))})
 	}
 	for _, r := range c.Templates {
 		if slices.ContainsFunc(o.templates, func(x offer) bool { return x.key == r.Key }) {
 			t.note(up.Name(), r.Key, "withheld: another upstream serves the resources of this template")
 			continue
 		}
-		pattern, _ := uritemplate.New(r.Key) // one that is malformed matches nothing
-		o.patterns = append(o.patterns, pattern)
+		o.patterns = append(o.patterns, template(r.Key))
 		o.templates = append(o.templates, offer{up, r.Key, r.Raw, false})
 	}
 	for _, p := range c.Prompts {
+		if up.Bare() && (strings.HasPrefix(p.Key, ownName+"_") || t.namesake(p.Key) != "") {
+			t.note(up.Name(), p.Key, "withheld: a bare name must not look like a prompt of another upstream or of haldir")
+			continue
+		}
 		name, changed := expose(up.Name(), p.Key, up.Bare(), limit)
 		if _, taken := o.byPrompt[name]; taken {
 			t.note(up.Name(), p.Key, "withheld: its name %s is that of another prompt", name)
@@ -73,6 +77,22 @@ func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(p
 		o.byPrompt[name] = len(o.prompts)
 		o.prompts = append(o.prompts, offer{up, p.Key, raw, never(policy.KindPrompt, up, p.Key)})
 	}
+}
+
+// lengths are the prefix modifiers of a URI template that make it large.
+var lengths = regexp.MustCompile(`:[0-9]{3,}`)
+
+// template compiles a URI template. One that is malformed, or so large that to
+// match it would take memory without bound, matches nothing.
+func template(text string) *uritemplate.Template {
+	if len(text) > 1024 || strings.Count(text, "{") > 16 || strings.Count(text, ",") > 32 || lengths.MatchString(text) {
+		return nil
+	}
+	t, err := uritemplate.New(text)
+	if err != nil {
+		return nil
+	}
+	return t
 }
 
 // readers returns the upstreams that may know a URI: the one that lists it, else
@@ -204,31 +224,44 @@ const maxURI = 8 << 10
 // tool is. A resource that no list has is asked for in turn of those who may have
 // it: the first that knows it and may be asked answers.
 func (s *Server) readResource(r *request) []byte {
+	answer, _ := s.resource(r)
+	return answer
+}
+
+// judged is the spelling under which a URI is judged: the canonical one, or that
+// of a server that has its own way of writing.
+func judged(uri string) string {
+	if c, ok := policy.CanonicalURI(uri); ok {
+		return c
+	}
+	return uri
+}
+
+// resource does so and says who has answered, nil if nobody was asked.
+func (s *Server) resource(r *request) ([]byte, Upstream) {
 	uri, _, _, ok := field(r.msg.Params, "uri")
 	if !ok {
-		return s.malformed(r, "", r.msg.Method+" needs a uri")
+		return s.malformed(r, "", r.msg.Method+" needs a uri"), nil
 	}
 	_, listed := s.current().offers.byURI[uri]
-	judged, ok := policy.CanonicalURI(uri)
+	_, ok = policy.CanonicalURI(uri)
 	switch {
 	case len(uri) > maxURI:
-		return s.malformed(r, uri, fmt.Sprintf("the uri is longer than %d bytes", maxURI))
+		return s.malformed(r, uri, fmt.Sprintf("the uri is longer than %d bytes", maxURI)), nil
 	case !ok && !listed:
-		return s.malformed(r, uri, "the uri is not one that every reader would read alike")
-	case !ok: // the server's own way of writing it
-		judged = uri
+		return s.malformed(r, uri, "the uri is not one that every reader would read alike"), nil
 	}
 	body := audit.NewBody(fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), s.o.Detail, s.o.Secrets())
 	var refused, last []byte
 	for _, up := range s.readers(uri) {
 		call := policy.Call{
-			Kind: policy.KindResource, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: judged,
+			Kind: policy.KindResource, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: judged(uri),
 			Arguments: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)),
 		}
 		answer, end := s.judge(r, up, call, body, r.msg.Params)
 		switch {
 		case end == endKnown:
-			return answer
+			return answer, up
 		case end == endRefused && refused == nil:
 			refused = answer
 		}
@@ -236,11 +269,11 @@ func (s *Server) readResource(r *request) []byte {
 	}
 	switch {
 	case refused != nil:
-		return refused
+		return refused, nil
 	case last != nil:
-		return last
+		return last, nil
 	}
-	return wire.Failure(&wire.Error{Code: codeNoResource, Message: "Resource not found", Data: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), ID: r.msg.ID})
+	return wire.Failure(&wire.Error{Code: codeNoResource, Message: "Resource not found", Data: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), ID: r.msg.ID}), nil
 }
 
 // malformed records a read that cannot be judged, and answers it.
@@ -337,8 +370,12 @@ func (s *Server) complete(r *request) []byte {
 }
 
 func (s *Server) completeFor(r *request, kind policy.Kind, up Upstream, key string, params json.RawMessage) []byte {
-	if s.neverOther(kind, up, key) { // it goes through the rules for its record and its reason
-		call := policy.Call{Kind: kind, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: wire.Printable(key, longestName)}
+	name := key
+	if kind == policy.KindResource {
+		name = judged(key)
+	}
+	if s.neverOther(kind, up, name) { // it goes through the rules for its record and its reason
+		call := policy.Call{Kind: kind, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: wire.Printable(name, longestName)}
 		answer, _ := s.judge(r, up, call, audit.Body{}, params)
 		return answer
 	}
@@ -348,55 +385,55 @@ func (s *Server) completeFor(r *request, kind policy.Kind, up Upstream, key stri
 // subscribe is resources/subscribe, judged and recorded as a read is. What is
 // subscribed to is subscribed to again on a new connection.
 func (s *Server) subscribe(r *request) []byte {
-	answer := s.readResource(r)
-	if m, err := wire.ParseLenient(answer); err == nil && m.Error == nil {
+	answer, up := s.resource(r)
+	if m, err := wire.ParseLenient(answer); err == nil && m.Error == nil && up != nil {
 		uri, _, _, _ := field(r.msg.Params, "uri")
-		if ups := s.readers(uri); len(ups) > 0 {
-			ups[0].Keep(subscription+uri, &upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)})
-		}
+		s.mu.Lock()
+		s.subscribed[uri] = up
+		s.mu.Unlock()
+		up.Keep(subscription+uri, &upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)})
 	}
 	return answer
 }
 
 const subscription = "resources/subscribe "
 
-// unsubscribe ends what subscribe began; it needs no leave.
+// unsubscribe ends what subscribe began; it needs no leave. There is nothing to end
+// where nothing was begun.
 func (s *Server) unsubscribe(r *request) []byte {
 	uri, _, _, ok := field(r.msg.Params, "uri")
-	ups := s.readers(uri)
-	if !ok || len(ups) == 0 {
-		return s.invalid(r, "resources/unsubscribe needs the uri of a resource")
+	if !ok {
+		return s.invalid(r, "resources/unsubscribe needs a uri")
 	}
-	ups[0].Keep(subscription+uri, nil)
-	return s.pass(r, ups[0], r.msg.Params)
+	s.mu.Lock()
+	up := s.subscribed[uri]
+	delete(s.subscribed, uri)
+	s.mu.Unlock()
+	if up == nil {
+		return wire.Result(r.msg.ID, json.RawMessage("{}"))
+	}
+	up.Keep(subscription+uri, nil)
+	return s.pass(r, up, r.msg.Params)
 }
 
-// Tasks (MCP 2025-11-25) belong to the upstream that made them. What haldir has
-// not seen being made, after it was started anew, is asked of all that have tasks.
+// Tasks (MCP 2025-11-25) belong to the upstream that made them. One that haldir has
+// not seen being made, after it was started anew, can only be that of the one
+// upstream that has tasks.
 func (s *Server) task(r *request) []byte {
 	id, _, _, ok := field(r.msg.Params, "taskId")
 	if !ok {
 		return s.invalid(r, r.msg.Method+" needs a taskId")
 	}
 	s.mu.Lock()
-	owner := s.tasks[id]
+	owner, known := s.tasks[id]
 	s.mu.Unlock()
-	if owner != nil {
-		return s.pass(r, owner, r.msg.Params)
+	if ups := s.capable("tasks"); !known && len(ups) == 1 {
+		owner = ups[0]
 	}
-	answer := s.invalid(r, "Unknown task: "+wire.Printable(id, longestName))
-	for _, up := range s.capable("tasks") {
-		m, err := s.forward(r, up, s.same(r, r.msg.Params))
-		if err != nil {
-			answer = s.broken(r, up, err)
-			continue
-		}
-		if m.Error == nil {
-			return m.WithID(r.msg.ID)
-		}
-		answer = m.WithID(r.msg.ID)
+	if owner == nil { // two servers may number alike, and none may learn another's ids
+		return s.invalid(r, "Unknown task: "+wire.Printable(id, longestName))
 	}
-	return answer
+	return s.pass(r, owner, r.msg.Params)
 }
 
 // made notes whose the task is that a call has made.
@@ -404,7 +441,9 @@ func (s *Server) made(up Upstream, result json.RawMessage) {
 	if id, _, _, ok := field(result, "task", "taskId"); ok {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if len(s.tasks) < maxTasks {
+		if other, taken := s.tasks[id]; taken && other != up {
+			s.tasks[id] = nil // nobody can tell whose it is
+		} else if len(s.tasks) < maxTasks && len(id) <= longestName {
 			s.tasks[strings.Clone(id)] = up
 		}
 	}
@@ -511,8 +550,8 @@ func (s *Server) offered() (capabilities json.RawMessage, instructions string) {
 			Instructions string          `json:"instructions"`
 		}
 		if json.Unmarshal(c.Server, &result) == nil {
-			if wire.KindOf(result.Capabilities) == "an object" {
-				parts = append(parts, result.Capabilities)
+			if len(result.Capabilities) <= maxCapabilities {
+				parts = append(parts, capabilitiesOnly(result.Capabilities))
 			}
 			if result.Instructions != "" {
 				texts = append(texts, instruction{up.Name(), result.Instructions})
@@ -520,6 +559,28 @@ func (s *Server) offered() (capabilities json.RawMessage, instructions string) {
 		}
 	}
 	return union(append(parts, json.RawMessage(ownCapabilities))), merge(texts)
+}
+
+// maxCapabilities bounds what one server declares, in bytes.
+const maxCapabilities = 64 << 10
+
+// capabilitiesOnly leaves out what is no capability: each is an object.
+func capabilitiesOnly(raw json.RawMessage) json.RawMessage {
+	members, err := wire.Members(raw)
+	if err != nil {
+		return json.RawMessage("{}")
+	}
+	b := []byte{'{'}
+	for _, m := range members {
+		if wire.KindOf(m.Value) != "an object" {
+			continue
+		}
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = append(append(append(b, wire.Quote(m.Name)...), ':'), m.Value...)
+	}
+	return append(b, '}')
 }
 
 const (
@@ -551,13 +612,14 @@ func union(objects []json.RawMessage) json.RawMessage {
 		}
 		b = append(append(b, wire.Quote(n)...), ':')
 		v := values[n]
-		switch one := v[0]; {
-		case wire.KindOf(one) == "an object":
-			b = append(b, union(v)...)
+		objects := slices.DeleteFunc(slices.Clone(v), func(x json.RawMessage) bool { return wire.KindOf(x) != "an object" })
+		switch {
+		case len(objects) > 0:
+			b = append(b, union(objects)...)
 		case slices.ContainsFunc(v, func(x json.RawMessage) bool { return string(x) == "true" }):
 			b = append(b, "true"...)
 		default:
-			b = append(b, one...)
+			b = append(b, v[0]...)
 		}
 	}
 	return append(b, '}')
@@ -578,13 +640,15 @@ func merge(texts []instruction) string {
 	case 1:
 		return texts[0].text
 	}
-	share := head/len(texts) - 40
+	share := max(head/len(texts)-40, 100)
 	var first, rest strings.Builder
 	for _, t := range texts {
 		text := strings.TrimSpace(t.text)
 		cut := len(text)
 		if cut > share {
-			cut = max(strings.LastIndexAny(text[:share], "\n."), strings.LastIndexByte(text[:share], ' '), 0) + 1
+			if cut = max(strings.LastIndexAny(text[:share], "\n."), strings.LastIndexByte(text[:share], ' ')) + 1; cut == 0 {
+				cut = len(strings.ToValidUTF8(text[:share], "")) // no half of a character
+			}
 			fmt.Fprintf(&rest, "# %s, continued\n\n%s\n\n", t.upstream, strings.TrimSpace(text[cut:]))
 		}
 		fmt.Fprintf(&first, "# %s\n\n%s\n\n", t.upstream, strings.TrimSpace(text[:cut]))

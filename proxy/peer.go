@@ -35,36 +35,51 @@ func (s *Server) Ask(from string, m wire.Message, reply func([]byte)) {
 	case !slices.Contains(hostMethods, m.Method):
 		reply(wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID}))
 		return
+	case strings.HasPrefix(m.Method, "tasks/") && s.hostTask(m.Params) != from: // it is another server's
+		reply(wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: "Unknown task", ID: m.ID}))
+		return
 	case s.refuses(from, m.Method):
 		reply(s.refuseRequest(from, m))
 		return
 	}
-	s.toHost(func() { s.pose(from, m, reply) })
+	if !s.toHost(func() { s.pose(from, m, reply) }) {
+		reply(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "the client is not ready, and too much waits for it", ID: m.ID}))
+	}
+}
+
+// hostTask returns the upstream for which the host has made the task in params.
+func (s *Server) hostTask(params json.RawMessage) string {
+	id, _, _, _ := field(params, "taskId")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hostTasks[id]
 }
 
 // hostMethods are what servers may ask of a client (MCP 2025-11-25). A server that
 // asks for anything else is not given the host to try it on.
 var hostMethods = []string{
-	"sampling/createMessage", "elicitation/create", "roots/list", "tasks/get", "tasks/result", "tasks/list", "tasks/cancel",
+	"sampling/createMessage", "elicitation/create", "roots/list", "tasks/get", "tasks/result", "tasks/cancel",
 }
 
 // maxEarly bounds what waits for a host that is not ready.
-const maxEarly = 10_000
+const maxEarly = 1000
 
 // toHost runs f, which sends to the host, now or as soon as the host is ready for
 // it: before it has said notifications/initialized a server must be silent (MCP
-// lifecycle, initialization).
-func (s *Server) toHost(f func()) {
+// lifecycle, initialization). It reports false if too much waits already.
+func (s *Server) toHost(f func()) bool {
 	s.mu.Lock()
 	if !s.greeted {
-		if len(s.early) < maxEarly {
+		room := len(s.early) < maxEarly
+		if room {
 			s.early = append(s.early, f)
 		}
 		s.mu.Unlock()
-		return
+		return room
 	}
 	s.mu.Unlock()
 	f()
+	return true
 }
 
 // greet lets through what has waited for the host, in its order.
@@ -132,6 +147,11 @@ func (s *Server) answered(m wire.Message) {
 	s.mu.Lock()
 	a := s.asks.waiting[wire.IDKey(m.ID)]
 	delete(s.asks.waiting, wire.IDKey(m.ID))
+	if a != nil && m.Error == nil && len(s.hostTasks) < maxTasks {
+		if id, _, _, ok := field(m.Result, "task", "taskId"); ok && len(id) <= longestName {
+			s.hostTasks[strings.Clone(id)] = a.upstream
+		}
+	}
 	s.mu.Unlock()
 	if a != nil { // else it was withdrawn
 		a.reply(m.WithID(a.id))
@@ -178,16 +198,17 @@ func (s *Server) void(from string) {
 }
 
 func (s *Server) withdraw(which func(*asked) bool, params func(own json.RawMessage) json.RawMessage) {
-	var void []string
+	void := map[string]*asked{}
 	s.mu.Lock()
 	for key, a := range s.asks.waiting {
 		if which(a) {
-			void = append(void, strings.TrimPrefix(key, "s"))
+			void[strings.TrimPrefix(key, "s")] = a
 			delete(s.asks.waiting, key)
 		}
 	}
 	s.mu.Unlock()
-	for _, id := range void {
+	for id, a := range void {
+		a.reply(nil) // it gives up its place
 		s.write(wire.Notification("notifications/cancelled", params(wire.Quote(id))))
 	}
 }

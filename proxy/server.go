@@ -89,14 +89,17 @@ type Server struct {
 	asks     asks
 	early    []func() // what upstreams have sent before the host was ready for it
 	greeted  bool
-	greeting sync.Mutex                 // held while what was early is let through
-	tasks    map[string]Upstream        // whose a task is
-	declared map[string]json.RawMessage // the capabilities haldir has told the host
+	greeting sync.Mutex          // held while what was early is let through
+	tasks    map[string]Upstream // whose a task is; nil: that of more than one
+	// subscribed is whose resource a URI is that the host has subscribed to.
+	subscribed map[string]Upstream
+	hostTasks  map[string]string          // for which upstream the host has made a task
+	declared   map[string]json.RawMessage // the capabilities haldir has told the host
 }
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, listed: map[string][]byte{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, changed: make(chan struct{}, 1), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, listed: map[string][]byte{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, changed: make(chan struct{}, 1), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
@@ -413,8 +416,12 @@ func (s *Server) notification(m wire.Message) {
 		s.progressed(m)
 	case "notifications/initialized":
 		s.greet()
-	case "notifications/roots/list_changed", "notifications/tasks/status":
+	case "notifications/roots/list_changed":
 		s.tell("", slices.Clone(m.Raw))
+	case "notifications/tasks/status":
+		if owner := s.hostTask(m.Params); owner != "" {
+			s.tell(owner, slices.Clone(m.Raw))
+		}
 	case "tools/call", "resources/read", "prompts/get":
 		// Without an id it is no request, but a careless server might take it for one.
 		s.wg.Go(func() { s.recordUnanswerable(m) })

@@ -105,7 +105,13 @@ func ReadItem(def json.RawMessage, key string) (Item, error) {
 		return item, fmt.Errorf("its %s is no text", key)
 	}
 	item.keyStart, item.keyEnd = m.Start, m.End
-	return item, nil
+	for name, want := range map[string]string{"name": "a string", "title": "a string", "description": "a string", "mimeType": "a string", "arguments": "an array", "_meta": "an object"} {
+		f, ok := wire.Find(members, name)
+		if ok && wire.KindOf(f.Value) != want || !ok && name == "name" {
+			return item, fmt.Errorf("its %s is not %s", name, want)
+		}
+	}
+	return item, furnishing(members)
 }
 
 // Tool is one tool as its server defines it.

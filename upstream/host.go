@@ -21,8 +21,9 @@ type Host struct {
 // comes. A server's stream waits for Notify and Ask.
 type Peer interface {
 	Notify(upstream string, m wire.Message)
-	// Ask passes a request on. reply is called with the response, under the
-	// request's own id, once or never; it does not block.
+	// Ask passes a request on. reply is called once, with the response under the
+	// request's own id, or with nil when the request was taken back; it does not
+	// block.
 	Ask(upstream string, m wire.Message, reply func(response []byte))
 	// Gone says that the requests of an upstream are void: its connection ended.
 	Gone(upstream string)
@@ -58,7 +59,9 @@ func (c *conn) ask(m wire.Message) {
 	}
 	c.host.Peer.Ask(c.name, m, func(response []byte) {
 		<-c.asked
-		c.post(response)
+		if response != nil {
+			c.post(response)
+		}
 	})
 }
 

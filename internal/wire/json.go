@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -81,6 +82,28 @@ func depth(raw []byte) int {
 	return deepest
 }
 
+// names are those of an object of many members; a small one is searched.
+type names map[string]bool
+
+// has reports whether members has name already, and notes name.
+func (n *names) has(members []Member, name string) bool {
+	const few = 32
+	if len(members) < few {
+		return slices.ContainsFunc(members, func(m Member) bool { return m.Name == name })
+	}
+	if *n == nil {
+		*n = make(names, 2*few)
+		for _, m := range members {
+			(*n)[m.Name] = true
+		}
+	}
+	if (*n)[name] {
+		return true
+	}
+	(*n)[name] = true
+	return false
+}
+
 // Members reads the members of the JSON object raw in their order. Values are
 // sub-slices of raw, not copies. Nested values are read by the grammar alone;
 // a name that stands twice in the object itself is an error.
@@ -94,16 +117,15 @@ func Members(raw []byte) ([]Member, error) {
 		return nil, fmt.Errorf("a JSON object is needed here, not %s", KindOf(raw))
 	}
 	members := make([]Member, 0, 8)
+	var seen names
 	for dec.PeekKind() != '}' {
 		name, err := dec.ReadToken()
 		if err != nil {
 			return nil, readable(err)
 		}
 		m := Member{Name: name.String()}
-		for _, seen := range members {
-			if seen.Name == m.Name {
-				return nil, fmt.Errorf("the name %q stands twice in one object", Printable(m.Name, 64))
-			}
+		if seen.has(members, m.Name) {
+			return nil, fmt.Errorf("the name %q stands twice in one object", Printable(m.Name, 64))
 		}
 		value, err := dec.ReadValue()
 		if err != nil {

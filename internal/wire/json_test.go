@@ -3,6 +3,7 @@ package wire_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -337,5 +338,21 @@ func TestOneLineChangesWhiteSpaceOnly(t *testing.T) {
 	flat := []byte(`{"a":1}`)
 	if got := wire.OneLine(flat); &got[0] != &flat[0] {
 		t.Error("OneLine copies a message that needs no change")
+	}
+}
+
+// Objects of many members are read in time that grows with them, not with their
+// square, and a name that stands twice is found in them, too.
+func TestMembersOfLargeObjects(t *testing.T) {
+	var b strings.Builder
+	b.WriteByte('{')
+	for i := range 200_000 {
+		fmt.Fprintf(&b, `"k%d":0,`, i)
+	}
+	for last, want := range map[string]bool{`"other":0}`: true, `"k3":0}`: false, `"k199999":0}`: false} {
+		members, err := wire.Members([]byte(b.String() + last))
+		if (err == nil) != want || want && len(members) != 200_001 {
+			t.Errorf("%s: %d members, %v", last, len(members), err)
+		}
 	}
 }
