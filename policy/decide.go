@@ -72,7 +72,7 @@ func (e *Engine) Decide(c Call, s State) Decision {
 			Hold{Key: CounterKey{CounterToolSpend, ToolSpendOf(c.Session, c.ID())}, Amount: int64(amount), Money: true})
 	}
 
-	var windows []*window // of the rules that apply and are enforced
+	windows := make([]*window, 0, 8) // of the rules that apply and are enforced
 	act := activation{call: &c, args: &known.args, now: s.Now, cost: amount}
 	for i := range e.rules {
 		r := &e.rules[i]

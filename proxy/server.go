@@ -353,7 +353,9 @@ func (s *Server) initialize(m wire.Message, reply func([]byte)) {
 	if wire.KindOf(p.Capabilities) != "an object" {
 		p.Capabilities = nil
 	}
-	s.start(upstream.Host{Version: version, Capabilities: p.Capabilities, Peer: s})
+	answered := make(chan struct{})
+	defer close(answered)
+	s.start(upstream.Host{Version: version, Capabilities: p.Capabilities, Peer: s, Answered: answered})
 	s.restored()
 	capabilities, instructions := s.offered()
 	s.mu.Lock()

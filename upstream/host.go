@@ -15,6 +15,9 @@ type Host struct {
 	Version      string          // the MCP revision it asked for; "" means the latest
 	Capabilities json.RawMessage // as it declared them; nil means none
 	Peer         Peer            // nil: nobody takes what a server sends
+	// Answered is closed when the host has its answer to initialize, which the
+	// start of servers must not hold up; nil means at once.
+	Answered <-chan struct{}
 }
 
 // Peer takes what servers send of their own accord, in the order in which it

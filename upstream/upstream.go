@@ -238,6 +238,13 @@ func (u *Upstream) run(ctx context.Context) {
 	if err := u.restore(ctx); err != nil {
 		u.o.Log.Warn().Err(err).Msg("the tools of the last run are not at hand")
 	}
+	if u.host.Answered != nil {
+		select {
+		case <-u.host.Answered:
+		case <-ctx.Done():
+			return
+		}
+	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 250*time.Millisecond, maxBackoff
 	for ctx.Err() == nil {
