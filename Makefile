@@ -22,7 +22,7 @@ cross:
 		echo $$p; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 go build -o /dev/null ./cmd/haldir || exit 1; done
 
 bench:
-	go test -run xxx -bench . ./policy ./proxy ./internal/ledger
+	go test -run xxx -bench . ./policy ./proxy ./internal/ledger ./cmd/haldir
 
 soak:
 	HALDIR_KILLS=500 go test -tags soak -count=1 -timeout 60m ./...

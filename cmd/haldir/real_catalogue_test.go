@@ -301,32 +301,31 @@ func TestRealCrash(t *testing.T) {
 	}
 }
 
-// TestRealStart reports how long the start takes with the shipped program. It
-// checks nothing: the figures are for people.
-func TestRealStart(t *testing.T) {
-	if testing.Short() || !testing.Verbose() {
-		t.Skip("it has nothing to say without -v")
-	}
-	hang := filepath.Join(t.TempDir(), "hang")
-	h := mcptest.NewHaldir(t, mcptest.Build(t), "version: 1\nlist_wait: 1s\nupstreams:\n"+
-		realChild(t, "mute", "gosdk", realHang+"="+hang)+realChild(t, "sdk", "gosdk"))
-	var inits, lists []time.Duration
-	for i := range 6 {
+// BenchmarkRealStart is the start of the shipped program, with its catalogue warm
+// and one of two upstreams hanging: up to the answer to initialize, and from there
+// to a complete tools/list.
+func BenchmarkRealStart(b *testing.B) {
+	hang := filepath.Join(b.TempDir(), "hang")
+	h := mcptest.NewHaldir(b, mcptest.Build(b), "version: 1\nlist_wait: 1s\nupstreams:\n"+
+		realChild(b, "mute", "gosdk", realHang+"="+hang)+realChild(b, "sdk", "gosdk"))
+	var inits, lists time.Duration
+	start := func() {
 		began := time.Now()
-		s := h.Serve(t)
+		s := h.Serve(b)
 		s.Initialize(mcptest.Revision)
 		initialized := time.Now()
 		s.Ask("tools/list", "{}")
-		if i > 0 { // the first run fills the catalogue
-			inits, lists = append(inits, initialized.Sub(began)), append(lists, time.Since(initialized))
-		}
+		inits, lists = inits+initialized.Sub(began), lists+time.Since(initialized)
 		s.End()
-		if err := os.WriteFile(hang, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
 	}
-	slices.Sort(inits)
-	slices.Sort(lists)
-	t.Logf("start to initialize: median %v, worst %v", inits[2], inits[4])
-	t.Logf("initialize to a complete tools/list, one upstream hanging: median %v, worst %v", lists[2], lists[4])
+	start() // it fills the catalogue
+	if err := os.WriteFile(hang, nil, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	inits, lists = 0, 0
+	for b.Loop() {
+		start()
+	}
+	b.ReportMetric(float64(inits.Milliseconds())/float64(b.N), "ms-to-initialize")
+	b.ReportMetric(float64(lists.Milliseconds())/float64(b.N), "ms-to-tools/list")
 }

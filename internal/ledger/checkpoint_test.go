@@ -1,5 +1,3 @@
-//go:build soak
-
 package ledger_test
 
 import (

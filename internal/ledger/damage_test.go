@@ -1,5 +1,3 @@
-//go:build soak
-
 package ledger_test
 
 import (
@@ -390,11 +388,16 @@ func TestStrangeFilesAmongTheProcessesDoNoHarm(t *testing.T) {
 	for name, put := range map[string]func(path string) error{
 		".DS_Store": func(p string) error { return os.WriteFile(p, []byte("x"), 0o600) },
 		"a folder":  func(p string) error { return os.MkdirAll(filepath.Join(p, "in it"), 0o700) },
-		"a link":    func(p string) error { return os.Symlink("/nowhere", p) },
-		"readable":  func(p string) error { return os.WriteFile(p, nil, 0o400) },
+		"a link": func(p string) error {
+			if runtime.GOOS == "windows" { // where it takes a privilege
+				return nil
+			}
+			return os.Symlink("/nowhere", p)
+		},
+		"readable": func(p string) error { return os.WriteFile(p, nil, 0o400) },
 	} {
 		if err := put(filepath.Join(procs, name)); err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 		l := quick(t, dir)
 		if _, _, err := l.Reserve(context.Background(), pay("ses_a", "1"), engine(t, shop())); err != nil {

@@ -1,5 +1,3 @@
-//go:build soak
-
 package ledger_test
 
 import (
@@ -19,6 +17,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/mcptest"
 	"github.com/haldir-mcp/haldir/policy"
 )
 
@@ -253,12 +252,12 @@ func mounted(t *testing.T, what string) {
 	}
 	p, err := start("full", struct{ Root, What string }{root, what}, own)
 	if err != nil {
-		t.Skipf("no process with mounts of its own: %v", err)
+		mcptest.Unavailable(t, "no process with mounts of its own: %v", err)
 	}
 	t.Cleanup(p.kill)
 	for line, ok := p.line(); ok; line, ok = p.line() {
 		if strings.HasPrefix(line, "skip: ") {
-			t.Skip(line)
+			mcptest.Unavailable(t, "%s", line)
 		}
 		if strings.HasPrefix(line, "wrong: ") {
 			t.Error(line)
@@ -322,7 +321,7 @@ func TestADirectoryOrFileThatCannotBeWrittenIsAClearError(t *testing.T) {
 	own := func(path string) {
 		if os.Getuid() == 0 {
 			if err := os.Chown(path, 65534, 65534); err != nil {
-				t.Skip(err)
+				mcptest.Unavailable(t, "no file of another user: %v", err)
 			}
 		}
 	}
@@ -359,7 +358,7 @@ func TestADirectoryOrFileThatCannotBeWrittenIsAClearError(t *testing.T) {
 				t.Errorf("the worker ended with %v: %s", err, p.errors)
 			}
 			if strings.HasPrefix(line, "skip:") {
-				t.Skip(line)
+				mcptest.Unavailable(t, "%s", line)
 			}
 			kind, text, _ := strings.Cut(line, "|")
 			if kind != "permission" || !strings.Contains(text, filepath.Dir(dir)) {
