@@ -58,6 +58,9 @@ const (
 	StatusGovernance Status = "governance" // a call of one of haldir's own tools
 )
 
+// CallStatuses are those of calls of upstreams, which people ask for.
+var CallStatuses = []Status{StatusRunning, StatusAllowed, StatusError, StatusDenied, StatusCancelled, StatusAbandoned}
+
 // The statuses of a session record.
 const (
 	StatusCreated Status = "created"

@@ -179,7 +179,7 @@ func (r *rule) count(v *verdicts, c *Call, s State) Hold {
 	}
 	if used.Value >= r.max {
 		f := Finding{Policy: string(r.kind), Rule: r.id, Shadow: r.shadow}
-		f.Reason = fmt.Sprintf("Rate limit of %s per %s reached", calls(r.max), span(r.window))
+		f.Reason = fmt.Sprintf("Rate limit of %s per %s reached", calls(r.max), Span(r.window))
 		if r.max > 0 {
 			f.RetryAt = used.Start.Add(r.window)
 			f.Reason += "; the window resets at " + stamp(f.RetryAt)
@@ -301,8 +301,8 @@ func calls(n int64) string {
 	return fmt.Sprintf("%d calls", n)
 }
 
-// span formats a window the way people say it: 1h, 90s.
-func span(d time.Duration) string {
+// Span formats a window the way people say it: 1h, 90m, 1m30s.
+func Span(d time.Duration) string {
 	switch {
 	case d%time.Hour == 0:
 		return fmt.Sprintf("%dh", d/time.Hour)

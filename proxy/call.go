@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,80 +79,6 @@ func (s *Server) callTool(r *request) []byte {
 		Method: "tools/call", Params: call.named(entry.Tool), Token: call.token, Task: call.task,
 	}, func(refusal Refusal) []byte { return wire.Result(id, refusal.result()) })
 	return answer
-}
-
-// How a governed request ended.
-type end uint8
-
-const (
-	endKnown   end = iota // answered
-	endUnknown            // the upstream does not have what was asked for
-	endRefused            // by haldir
-)
-
-// governed is the one path of a request that policy judges: reserve, forward,
-// settle. refuse makes a refusal the answer to such a request.
-func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c upstream.Call, refuse func(Refusal) []byte) ([]byte, end) {
-	s.o.Engine.Prepare(&attempt.Call)
-	// An attempt that is cancelled meanwhile is on record all the same.
-	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
-	if err != nil {
-		r.refused = err
-		s.o.Log.Error().Err(err).Str("call", wire.Printable(attempt.Call.ID(), longestName)).Msg("a call was refused because it could not be recorded")
-		return refuse(Refusal{
-			Error:     fmt.Sprintf("%s was not called, since the call could not be recorded: %v", attempt.Call.Noun(), err),
-			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
-		}), endKnown
-	}
-	if decision.Verdict != policy.Allow {
-		r.refused = ErrRefused
-		if attempt.Refused != nil {
-			r.refused = errNotCalled
-		}
-		s.o.Log.Info().Str("call", wire.Printable(attempt.Call.ID(), longestName)).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
-		return refuse(refusal(decision, ticket)), endRefused
-	}
-	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
-	defer func() { s.o.Ledger.Settle(ticket, outcome) }() // also after a panic: what began must end
-
-	if r.ctx.Err() != nil {
-		outcome = failed(r.ctx, wire.ErrNotSent)
-		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
-	}
-	m, err := s.forward(r, up, c)
-	if err != nil {
-		outcome = failed(r.ctx, err)
-		outcome.Reason = s.o.Clean(outcome.Reason)
-		return s.broken(r, up, err), endKnown
-	}
-	outcome = answered(m, decision)
-	if c.Task {
-		s.made(up, m.Result)
-	}
-	if m.Error != nil {
-		if code := wire.ErrorOf(m).Code; code == codeNoResource || code == wire.CodeInvalidParams {
-			return m.WithID(r.msg.ID), endUnknown
-		}
-	}
-	return m.WithID(r.msg.ID), endKnown
-}
-
-// forward passes a request on, and its progress back.
-func (s *Server) forward(r *request, up Upstream, c upstream.Call) (wire.Message, error) {
-	c.Progress = func(m wire.Message) {
-		if !r.silent.Load() {
-			s.write(m.Raw)
-		}
-	}
-	return up.Call(r.ctx, c)
-}
-
-// broken answers a request whose upstream did not.
-func (s *Server) broken(r *request, up Upstream, err error) []byte {
-	return wire.Failure(&wire.Error{
-		Code: wire.CodeInternal, Message: s.o.Clean(err.Error()), ID: r.msg.ID,
-		Data: fmt.Appendf(nil, `{"source":"haldir","upstream":%s}`, wire.Quote(up.Name())),
-	})
 }
 
 // recordMalformed puts a call on record that no server would understand. It is
@@ -253,47 +178,6 @@ func (s *Server) attempt(e Entry, call toolCall, missing error) ledger.Attempt {
 }
 
 func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
-
-// failed is the outcome of a call that brought no response. Only a request that
-// certainly never left haldir costs nothing.
-func failed(ctx context.Context, err error) ledger.Outcome {
-	cancelled := errors.Is(context.Cause(ctx), errCancelled)
-	switch unsent := errors.Is(err, wire.ErrNotSent); {
-	case unsent && cancelled:
-		return ledger.Outcome{Result: ledger.Withdrawn}
-	case cancelled:
-		return ledger.Outcome{Result: ledger.Cancelled}
-	case unsent:
-		return ledger.Outcome{Result: ledger.NotSent, Reason: err.Error()}
-	}
-	return ledger.Outcome{Result: ledger.Unknown, Reason: err.Error()}
-}
-
-// answered is the outcome of a call that the upstream answered.
-func answered(m wire.Message, d policy.Decision) ledger.Outcome {
-	out := ledger.Outcome{Result: ledger.Done}
-	if m.Error != nil {
-		out.Result = ledger.Failed
-		out.ResultSHA256 = sha256.Sum256(m.Error)
-		return out
-	}
-	out.ResultSHA256 = sha256.Sum256(m.Result)
-	members, err := wire.Members(m.Result)
-	if err == nil {
-		if e, ok := wire.Find(members, "isError"); ok && string(e.Value) == "true" {
-			out.Result = ledger.Failed
-		}
-	}
-	if d.CostFrom != "" {
-		actual, err := policy.Amount(m.Result, d.CostFrom)
-		if err != nil {
-			out.Reason = fmt.Sprintf("the actual cost at %s in the result: %v; the reserved %s counts", d.CostFrom, err, d.Cost)
-		} else {
-			out.Actual = &actual
-		}
-	}
-	return out
-}
 
 // govern calls one of haldir's own tools: never judged, always recorded.
 func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attempt) []byte {

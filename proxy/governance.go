@@ -116,10 +116,8 @@ func (g *governance) Call(ctx context.Context, c upstream.Call) (wire.Message, e
 }
 
 func (g *governance) ask(ctx context.Context, method string, params json.RawMessage) (wire.Message, error) {
-	if members, err := wire.Members(params); err == nil {
-		if a, ok := wire.Find(members, "arguments"); ok {
-			ctx = context.WithValue(ctx, argumentsKey{}, a.Value)
-		}
+	if a, ok := wire.At(params, "arguments"); ok {
+		ctx = context.WithValue(ctx, argumentsKey{}, a.Value)
 	}
 	response := g.mcp.HandleMessage(ctx, wire.Request(json.RawMessage("1"), method, params))
 	raw, err := json.Marshal(response)
@@ -250,11 +248,6 @@ func (g *governance) getSpend(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 // maxAudit bounds the answer of haldir_get_audit.
 const maxAudit = 200
 
-// Statuses are those that an entry can have.
-var Statuses = []audit.Status{
-	audit.StatusRunning, audit.StatusAllowed, audit.StatusError, audit.StatusDenied, audit.StatusCancelled, audit.StatusAbandoned,
-}
-
 func (g *governance) getAudit(ctx context.Context, _ mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 	in := struct {
 		Limit  int          `json:"limit"`
@@ -267,7 +260,7 @@ func (g *governance) getAudit(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if in.Limit < 1 || in.Limit > maxAudit {
 		return mcp.NewToolResultErrorf("limit must be between 1 and %d", maxAudit), nil
 	}
-	if in.Status != "" && !slices.Contains(Statuses, in.Status) {
+	if in.Status != "" && !slices.Contains(audit.CallStatuses, in.Status) {
 		return mcp.NewToolResultErrorf("unknown status %q", in.Status), nil
 	}
 	f := audit.Filter{Session: g.s.o.Use.ID, Status: in.Status, Limit: in.Limit, Calls: true}

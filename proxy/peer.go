@@ -49,7 +49,7 @@ func (s *Server) Ask(from string, m wire.Message, reply func([]byte)) {
 
 // hostTask returns the upstream for which the host has made the task in params.
 func (s *Server) hostTask(params json.RawMessage) string {
-	id, _, _, _ := field(params, "taskId")
+	id, _ := text(params, "taskId")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.hostTasks[id]
@@ -112,10 +112,8 @@ func (s *Server) greet() {
 // pose sends a request of an upstream to the host.
 func (s *Server) pose(from string, m wire.Message, reply func([]byte)) {
 	a := &asked{upstream: from, id: m.ID, reply: reply}
-	start, end := tokenIn(m)
-	if end > start {
-		a.token, a.shown = m.Raw[start:end], m.Raw[start:end]
-	}
+	token, _ := wire.At(m.Raw, "params", "_meta", "progressToken")
+	a.token, a.shown = token.Value, token.Value
 	s.mu.Lock()
 	s.asks.last++
 	id := fmt.Appendf(nil, `"haldir-%d"`, s.asks.last)
@@ -125,7 +123,7 @@ func (s *Server) pose(from string, m wire.Message, reply func([]byte)) {
 	s.asks.waiting[wire.IDKey(id)] = a
 	s.mu.Unlock()
 	if string(a.shown) != string(a.token) {
-		if renamed, err := wire.ParseLenient(wire.Splice(m.Raw, start, end, a.shown)); err == nil {
+		if renamed, err := wire.ParseLenient(wire.Splice(m.Raw, token.Start, token.End, a.shown)); err == nil {
 			m = renamed
 		}
 	}
@@ -148,7 +146,7 @@ func (s *Server) answered(m wire.Message) {
 	a := s.asks.waiting[wire.IDKey(m.ID)]
 	delete(s.asks.waiting, wire.IDKey(m.ID))
 	if a != nil && m.Error == nil && len(s.hostTasks) < maxTasks {
-		if id, _, _, ok := field(m.Result, "task", "taskId"); ok && len(id) <= longestName {
+		if id, ok := text(m.Result, "task", "taskId"); ok && len(id) <= longestName {
 			s.hostTasks[strings.Clone(id)] = a.upstream
 		}
 	}
@@ -172,11 +170,7 @@ func (s *Server) notice(from string, m wire.Message) {
 		}
 		return
 	}
-	members, err := wire.Members(m.Params)
-	if err != nil {
-		return
-	}
-	id, ok := wire.Find(members, "requestId")
+	id, ok := wire.At(m.Params, "requestId")
 	if !ok {
 		return
 	}
@@ -216,11 +210,7 @@ func (s *Server) withdraw(which func(*asked) bool, params func(own json.RawMessa
 // progressed passes the host's progress on to the upstream whose request it is
 // about.
 func (s *Server) progressed(m wire.Message) {
-	members, err := wire.Members(m.Params)
-	if err != nil {
-		return
-	}
-	token, ok := wire.Find(members, "progressToken")
+	token, ok := wire.At(m.Params, "progressToken")
 	if !ok {
 		return
 	}
@@ -250,47 +240,11 @@ func (s *Server) tell(name string, msg []byte) {
 
 // progressToken returns the token in params, nil if there is none.
 func progressToken(params json.RawMessage) json.RawMessage {
-	if start, end := tokenAt(params, 0); end > start {
-		return params[start:end]
-	}
-	return nil
+	token, _ := wire.At(params, "_meta", "progressToken")
+	return token.Value
 }
 
-// tokenIn returns where in m the progress token stands.
-func tokenIn(m wire.Message) (start, end int) {
-	members, err := wire.Members(m.Raw)
-	if err != nil {
-		return 0, 0
-	}
-	params, ok := wire.Find(members, "params")
-	if !ok {
-		return 0, 0
-	}
-	return tokenAt(params.Value, params.Start)
-}
-
-// tokenAt returns where the progress token of params stands, offset added.
-func tokenAt(params json.RawMessage, offset int) (start, end int) {
-	members, err := wire.Members(params)
-	if err != nil {
-		return 0, 0
-	}
-	meta, ok := wire.Find(members, "_meta")
-	if !ok {
-		return 0, 0
-	}
-	fields, err := wire.Members(meta.Value)
-	if err != nil {
-		return 0, 0
-	}
-	token, ok := wire.Find(fields, "progressToken")
-	if !ok {
-		return 0, 0
-	}
-	return offset + meta.Start + token.Start, offset + meta.Start + token.End
-}
-
-// kinds of requests that deny_requests can name, by their methods.
+// requestKinds are what deny_requests can name, by method.
 var requestKinds = map[string]string{
 	"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots",
 }

@@ -432,11 +432,7 @@ func (s *Server) notification(m wire.Message) {
 }
 
 func (s *Server) cancelled(m wire.Message) {
-	members, err := wire.Members(m.Params)
-	if err != nil {
-		return
-	}
-	id, ok := wire.Find(members, "requestId")
+	id, ok := wire.At(m.Params, "requestId")
 	if !ok {
 		return
 	}

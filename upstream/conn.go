@@ -302,11 +302,7 @@ func (a *audience) leave() {
 // audience finds the call that a progress notification is about. A token that
 // no call of this server has is nobody's: a server cannot speak for another.
 func (c *conn) audience(m wire.Message) *audience {
-	members, err := wire.Members(m.Params)
-	if err != nil {
-		return nil
-	}
-	token, ok := wire.Find(members, "progressToken")
+	token, ok := wire.At(m.Params, "progressToken")
 	if !ok {
 		return nil
 	}
@@ -366,7 +362,8 @@ const maxTasks = 1000
 // outlive keeps the audience of a call that has made a task: its token lives as
 // long as the task (MCP 2025-11-25, tasks, progress).
 func (c *conn) outlive(key string, result json.RawMessage) bool {
-	id := taskID(result)
+	task, _ := wire.At(result, "task", "taskId")
+	id, _ := wire.String(task.Value)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if id == "" || len(c.tasks) >= maxTasks {
@@ -391,28 +388,6 @@ func (c *conn) taskEnded(params json.RawMessage) {
 		delete(c.tasks, p.TaskID)
 		delete(c.tokens, key)
 	}
-}
-
-// taskID returns the id of the task that a result tells of, "" if it does not.
-func taskID(result json.RawMessage) string {
-	members, err := wire.Members(result)
-	if err != nil {
-		return ""
-	}
-	task, ok := wire.Find(members, "task")
-	if !ok {
-		return ""
-	}
-	fields, err := wire.Members(task.Value)
-	if err != nil {
-		return ""
-	}
-	id, ok := wire.Find(fields, "taskId")
-	if !ok {
-		return ""
-	}
-	text, _ := wire.String(id.Value)
-	return text
 }
 
 // exited is closed when the child is gone; never for a remote server.

@@ -17,7 +17,6 @@ import (
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/ledger"
-	"github.com/haldir-mcp/haldir/proxy"
 )
 
 func auditCommand(a *app) *cobra.Command {
@@ -33,8 +32,8 @@ func auditList(a *app) *cobra.Command {
 		Short: "List entries, the newest first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if f.Status = audit.Status(status); status != "" && !slices.Contains(proxy.Statuses, f.Status) {
-				return usage("--status: %q is no status of an entry; they are %s", status, joined(proxy.Statuses))
+			if f.Status = audit.Status(status); status != "" && !slices.Contains(audit.CallStatuses, f.Status) {
+				return usage("--status: %q is no status of an entry; they are %s", status, joined(audit.CallStatuses))
 			}
 			if f.Since, err = moment(since); err != nil {
 				return usage("--since: %w", err)

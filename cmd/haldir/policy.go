@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -56,18 +55,6 @@ func plural(n int64) string {
 	return "s"
 }
 
-// span writes a time without the zeros that Go adds: 1h, not 1h0m0s.
-func span(d time.Duration) string {
-	s := d.String()
-	if t, ok := strings.CutSuffix(s, "m0s"); ok {
-		s = t + "m"
-	}
-	if t, ok := strings.CutSuffix(s, "h0m"); ok {
-		s = t + "h"
-	}
-	return s
-}
-
 // sentence says what a rule does.
 func sentence(r policy.Rule) string {
 	var b strings.Builder
@@ -83,7 +70,7 @@ func sentence(r policy.Rule) string {
 		}
 		fmt.Fprintf(&b, "at most %s per %s", r.MaxUSD, per)
 	case policy.TypeRateLimit:
-		fmt.Fprintf(&b, "at most %d call%s in %s", r.MaxCalls, plural(r.MaxCalls), span(r.Window))
+		fmt.Fprintf(&b, "at most %d call%s in %s", r.MaxCalls, plural(r.MaxCalls), policy.Span(r.Window))
 		if r.Per != "" && r.Per != policy.PerTotal {
 			b.WriteString(" per " + r.Per)
 		}

@@ -25,6 +25,25 @@ type Member struct {
 	Start, End int
 }
 
+// At returns the member at a path of names, with the place of its value in raw;
+// false if there is none, or something on the way is no object with unique names.
+func At(raw json.RawMessage, path ...string) (m Member, ok bool) {
+	m.Value = raw
+	for _, name := range path {
+		members, err := Members(m.Value)
+		if err != nil {
+			return Member{}, false
+		}
+		next, found := Find(members, name)
+		if !found {
+			return Member{}, false
+		}
+		next.Start, next.End = next.Start+m.Start, next.End+m.Start
+		m = next
+	}
+	return m, true
+}
+
 // Strict checks one JSON text as haldir accepts it from a host: RFC 8259
 // grammar, valid UTF-8, no name twice in any object (RFC 7493 section 2.3), no
 // nesting deeper than [MaxDepth], nothing after the value. The error says what

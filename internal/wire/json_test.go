@@ -356,3 +356,29 @@ func TestMembersOfLargeObjects(t *testing.T) {
 		}
 	}
 }
+
+func TestAt(t *testing.T) {
+	raw := json.RawMessage(` {"a" : {"b":[1], "c" : {"d":"x"}},"n":null,"twice":{"k":1,"k":2}}`)
+	for _, tt := range []struct {
+		path string
+		want string // "": there is none
+	}{
+		{"", string(raw)}, {"a.c.d", `"x"`}, {"a.b", `[1]`}, {"a.c", `{"d":"x"}`}, {"n", `null`},
+		{"a.x", ""}, {"a.b.c", ""}, {"n.x", ""}, {"twice.k", ""}, {"A", ""},
+	} {
+		var path []string
+		if tt.path != "" {
+			path = strings.Split(tt.path, ".")
+		}
+		m, ok := wire.At(raw, path...)
+		if ok != (tt.want != "") || string(m.Value) != tt.want {
+			t.Errorf("%q: %s %v", tt.path, m.Value, ok)
+		}
+		if ok && path != nil && string(raw[m.Start:m.End]) != tt.want {
+			t.Errorf("%q stands at %s", tt.path, raw[m.Start:m.End])
+		}
+	}
+	if _, ok := wire.At(nil, "x"); ok {
+		t.Error("nothing has a member")
+	}
+}

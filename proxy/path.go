@@ -1,0 +1,167 @@
+package proxy
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/upstream"
+)
+
+// How a governed request ended.
+type end uint8
+
+const (
+	endKnown   end = iota // answered
+	endUnknown            // the upstream does not have what was asked for
+	endRefused            // by haldir
+)
+
+// governed is the one path of a request that policy judges: reserve, forward,
+// settle. refuse makes a refusal the answer to such a request.
+func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c upstream.Call, refuse func(Refusal) []byte) ([]byte, end) {
+	s.o.Engine.Prepare(&attempt.Call)
+	// An attempt that is cancelled meanwhile is on record all the same.
+	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
+	if err != nil {
+		r.refused = err
+		s.o.Log.Error().Err(err).Str("call", wire.Printable(attempt.Call.ID(), longestName)).Msg("a call was refused because it could not be recorded")
+		return refuse(Refusal{
+			Error:     fmt.Sprintf("%s was not called, since the call could not be recorded: %v", attempt.Call.Noun(), err),
+			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
+		}), endKnown
+	}
+	if decision.Verdict != policy.Allow {
+		r.refused = ErrRefused
+		if attempt.Refused != nil {
+			r.refused = errNotCalled
+		}
+		s.o.Log.Info().Str("call", wire.Printable(attempt.Call.ID(), longestName)).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
+		return refuse(refusal(decision, ticket)), endRefused
+	}
+	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
+	defer func() { s.o.Ledger.Settle(ticket, outcome) }() // also after a panic: what began must end
+
+	if r.ctx.Err() != nil {
+		outcome = failed(r.ctx, wire.ErrNotSent)
+		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
+	}
+	m, err := s.forward(r, up, c)
+	if err != nil {
+		outcome = failed(r.ctx, err)
+		outcome.Reason = s.o.Clean(outcome.Reason)
+		return s.broken(r, up, err), endKnown
+	}
+	outcome = answered(m, decision)
+	if c.Task {
+		s.made(up, m.Result)
+	}
+	if m.Error != nil {
+		if code := wire.ErrorOf(m).Code; code == codeNoResource || code == wire.CodeInvalidParams {
+			return m.WithID(r.msg.ID), endUnknown
+		}
+	}
+	return m.WithID(r.msg.ID), endKnown
+}
+
+// forward passes a request on, and its progress back.
+func (s *Server) forward(r *request, up Upstream, c upstream.Call) (wire.Message, error) {
+	c.Progress = func(m wire.Message) {
+		if !r.silent.Load() {
+			s.write(m.Raw)
+		}
+	}
+	return up.Call(r.ctx, c)
+}
+
+// broken answers a request whose upstream did not.
+func (s *Server) broken(r *request, up Upstream, err error) []byte {
+	return wire.Failure(&wire.Error{
+		Code: wire.CodeInternal, Message: s.o.Clean(err.Error()), ID: r.msg.ID,
+		Data: fmt.Appendf(nil, `{"source":"haldir","upstream":%s}`, wire.Quote(up.Name())),
+	})
+}
+
+// failed is the outcome of a call that brought no response. Only a request that
+// certainly never left haldir costs nothing.
+func failed(ctx context.Context, err error) ledger.Outcome {
+	cancelled := errors.Is(context.Cause(ctx), errCancelled)
+	switch unsent := errors.Is(err, wire.ErrNotSent); {
+	case unsent && cancelled:
+		return ledger.Outcome{Result: ledger.Withdrawn}
+	case cancelled:
+		return ledger.Outcome{Result: ledger.Cancelled}
+	case unsent:
+		return ledger.Outcome{Result: ledger.NotSent, Reason: err.Error()}
+	}
+	return ledger.Outcome{Result: ledger.Unknown, Reason: err.Error()}
+}
+
+// answered is the outcome of a call that the upstream answered.
+func answered(m wire.Message, d policy.Decision) ledger.Outcome {
+	out := ledger.Outcome{Result: ledger.Done}
+	if m.Error != nil {
+		out.Result = ledger.Failed
+		out.ResultSHA256 = sha256.Sum256(m.Error)
+		return out
+	}
+	out.ResultSHA256 = sha256.Sum256(m.Result)
+	members, err := wire.Members(m.Result)
+	if err == nil {
+		if e, ok := wire.Find(members, "isError"); ok && string(e.Value) == "true" {
+			out.Result = ledger.Failed
+		}
+	}
+	if d.CostFrom != "" {
+		actual, err := policy.Amount(m.Result, d.CostFrom)
+		if err != nil {
+			out.Reason = fmt.Sprintf("the actual cost at %s in the result: %v; the reserved %s counts", d.CostFrom, err, d.Cost)
+		} else {
+			out.Actual = &actual
+		}
+	}
+	return out
+}
+
+func (s *Server) invalid(r *request, why string) []byte {
+	return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: why, ID: r.msg.ID})
+}
+
+// judge takes the governed path of what is no call of a tool. Its refusals are
+// JSON-RPC errors.
+func (s *Server) judge(r *request, up Upstream, call policy.Call, body audit.Body, params json.RawMessage) ([]byte, end) {
+	s.mu.Lock()
+	client := s.client
+	s.mu.Unlock()
+	attempt := ledger.Attempt{Use: s.o.Use, Client: client, Config: s.o.Config, Call: call, Body: body}
+	return s.governed(r, up, attempt, s.same(r, params), func(refusal Refusal) []byte { return refusal.failure(r.msg.ID) })
+}
+
+// same is the host's request as it goes on, with these params.
+func (s *Server) same(r *request, params json.RawMessage) upstream.Call {
+	return upstream.Call{Method: r.msg.Method, Params: params, Token: progressToken(params)}
+}
+
+// pass forwards a request that no policy is about.
+func (s *Server) pass(r *request, up Upstream, params json.RawMessage) []byte {
+	m, err := s.forward(r, up, s.same(r, params))
+	if err != nil {
+		return s.broken(r, up, err)
+	}
+	return m.WithID(r.msg.ID)
+}
+
+// text returns a text in params.
+func text(params json.RawMessage, path ...string) (string, bool) {
+	m, ok := wire.At(params, path...)
+	if !ok {
+		return "", false
+	}
+	return wire.String(m.Value)
+}
