@@ -59,8 +59,10 @@ func (l *Ledger) Reserve(ctx context.Context, a Attempt, d Decider) (Ticket, pol
 		// The reservation may be on disk although the commit failed.
 		l.Settle(ticket, Outcome{Result: NotSent, Reason: "the reservation could not be confirmed on disk"})
 	}
-	err := l.wait(ctx, o)
-	return ticket, decision, err
+	if err := l.wait(ctx, o); err != nil {
+		return Ticket{}, policy.Decision{}, err // nothing that looks like a leave
+	}
+	return ticket, decision, nil
 }
 
 func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, policy.Decision, error) {
