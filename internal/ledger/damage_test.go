@@ -632,7 +632,7 @@ func TestADamagedFileIsAnErrorAndNeverACrash(t *testing.T) {
 		crash  string
 	}
 	// So many are not needed in every run: those that are left out differ each time.
-	enough := time.Now().Add(time.Duration(8*min(slowdown, 2)) * time.Second)
+	enough := time.Now().Add(8 * min(slowdown, 2) * time.Second)
 	next, results := make(chan int), make(chan result)
 	go func() {
 		defer close(next)

@@ -363,8 +363,16 @@ func TestAt(t *testing.T) {
 		path string
 		want string // "": there is none
 	}{
-		{"", string(raw)}, {"a.c.d", `"x"`}, {"a.b", `[1]`}, {"a.c", `{"d":"x"}`}, {"n", `null`},
-		{"a.x", ""}, {"a.b.c", ""}, {"n.x", ""}, {"twice.k", ""}, {"A", ""},
+		{"", string(raw)},
+		{"a.c.d", `"x"`},
+		{"a.b", `[1]`},
+		{"a.c", `{"d":"x"}`},
+		{"n", `null`},
+		{"a.x", ""},
+		{"a.b.c", ""},
+		{"n.x", ""},
+		{"twice.k", ""},
+		{"A", ""},
 	} {
 		var path []string
 		if tt.path != "" {

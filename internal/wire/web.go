@@ -122,6 +122,9 @@ func (w *web) Err() error {
 func (w *web) do(req *http.Request) (*http.Response, error) {
 	resp, err := w.o.Client.Do(req) //nolint:gosec // the address is the config's
 	if e, ok := errors.AsType[*url.Error](err); ok {
+		if strings.Contains(e.Err.Error(), req.URL.Host) {
+			return nil, e.Err
+		}
 		return nil, fmt.Errorf("%s: %w", req.URL.Host, e.Err)
 	}
 	return resp, err
