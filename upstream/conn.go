@@ -61,6 +61,9 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 		host: u.host, name: u.Name(), asked: make(chan struct{}, maxAsked), relist: make(chan struct{}, 1), dead: make(chan struct{}),
 		tokens: map[string]*audience{}, tasks: map[string]string{}, replies: make(chan struct{}, 16),
 	}
+	for i := range c.stale { // before the server can say that one has changed
+		c.stale[i] = true
+	}
 	if err := u.dial(c); err != nil {
 		return nil, err
 	}
@@ -221,9 +224,6 @@ func (u *Upstream) greet(ctx context.Context, c *conn) error {
 		}()
 	}
 	c.offers.server = bytes.Clone(m.Result)
-	for i := range c.stale {
-		c.stale[i] = true
-	}
 	return c.list(ctx, u.problem)
 }
 
