@@ -48,15 +48,12 @@ func auditList(a *app) *cobra.Command {
 				return err
 			}
 			f.Session = a.settings.SessionID
+			if asJSON {
+				return a.streamEntries(cmd.Context(), f)
+			}
 			entries, next, err := a.ledger.Find(cmd.Context(), f)
 			if err != nil {
 				return err
-			}
-			if asJSON {
-				if entries == nil {
-					entries = []audit.Entry{}
-				}
-				return a.printJSON(map[string]any{"count": len(entries), "entries": entries, "next": next})
 			}
 			var rows [][]string
 			for _, e := range entries {
@@ -92,6 +89,47 @@ func auditList(a *app) *cobra.Command {
 	fl.IntVar(&f.Limit, "limit", 50, "at most so many")
 	fl.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// entriesPage is how many entries are in memory at once.
+const entriesPage = 500
+
+// streamEntries prints one object with all entries that f selects, page by page,
+// so that any number of them takes little memory. Nothing is printed if the first
+// page cannot be read.
+func (a *app) streamEntries(ctx context.Context, f audit.Filter) error {
+	count, left := 0, f.Limit
+	for {
+		f.Limit = min(left, entriesPage)
+		entries, next, err := a.ledger.Find(ctx, f)
+		if err != nil {
+			return err
+		}
+		if count == 0 {
+			if err := a.printf(`{"entries":[`); err != nil {
+				return err
+			}
+		}
+		for _, e := range entries {
+			raw, err := json.Marshal(e)
+			if err != nil {
+				return err
+			}
+			separator := ",\n"
+			if count == 0 {
+				separator = "\n"
+			}
+			if err := a.printf("%s%s", separator, raw); err != nil {
+				return err
+			}
+			count++
+		}
+		left -= len(entries)
+		if next == 0 || left <= 0 || len(entries) == 0 {
+			return a.printf("\n],\"count\":%d,\"next\":%d}\n", count, next)
+		}
+		f.Before = next
+	}
 }
 
 func joined(statuses []audit.Status) string {
