@@ -501,6 +501,9 @@ func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, d, fmt.Errorf("upstream %q did not answer within %v (timeouts.call)", u.Name(), d))
 		defer cancel()
 	}
+	if ctx.Err() != nil {
+		return wire.Message{}, fmt.Errorf("%w: %w", context.Cause(ctx), wire.ErrNotSent)
+	}
 	for again := true; ; again = false {
 		c, err := u.connection(ctx)
 		if err != nil {
