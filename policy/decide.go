@@ -192,7 +192,7 @@ func (r *rule) count(v *verdicts, c *Call, s State) Hold {
 func (r *rule) charge(v *verdicts, c *Call, s State, amount Micros) Hold {
 	key := r.key(c)
 	used := s.Used[key]
-	start, end := r.period.bounds(s.Now, r.location)
+	start := r.period.start(s.Now, r.location)
 	if used.Start.Before(start) {
 		used = Counter{Start: start}
 	}
@@ -204,8 +204,8 @@ func (r *rule) charge(v *verdicts, c *Call, s State, amount Micros) Hold {
 			f.Reason = fmt.Sprintf("Spend limit of %s in total reached: %s used, this call costs %s", Micros(r.max), Micros(used.Value), amount)
 		}
 		if r.period != None && int64(amount) <= r.max {
-			f.RetryAt = end
-			f.Reason += "; it resets at " + stamp(end)
+			f.RetryAt = r.period.end(s.Now, r.location)
+			f.Reason += "; it resets at " + stamp(f.RetryAt)
 		}
 		v.add(rankSpend, f)
 	}

@@ -496,7 +496,7 @@ func (e *Engine) Budgets(session, agent string, now time.Time) []Budget {
 			Rule: r.id, Per: r.per, Limit: Micros(r.max), Key: r.key(&Call{Session: session, Agent: agent}), Shadow: r.shadow,
 			All: r.all && len(r.upstreams) == 0 && r.when == nil,
 		}
-		b.Start, b.ResetsAt = r.period.bounds(now, r.location)
+		b.Start, b.ResetsAt = r.period.start(now, r.location), r.period.end(now, r.location)
 		out = append(out, b)
 	}
 	return out

@@ -81,6 +81,11 @@ func (r raw) end(i int) int {
 
 // quote returns where the string that begins at i has its closing quote.
 func (r raw) quote(i int) int {
+	inner := string(r[i+1:])
+	n := strings.IndexByte(inner, '"')
+	if n >= 0 && strings.IndexByte(inner[:n], '\\') < 0 { // most have no escapes
+		return i + 1 + n
+	}
 	for i++; i < len(r); i++ {
 		switch r[i] {
 		case '"':
@@ -160,11 +165,7 @@ func (r raw) string() (string, error) {
 		return "", errJSON
 	}
 	inner := string(r[1 : len(r)-1])
-	plain := strings.IndexByte(inner, '\\') < 0 && utf8.ValidString(inner)
-	for i := 0; plain && i < len(inner); i++ {
-		plain = inner[i] >= ' '
-	}
-	if plain {
+	if plain(inner) {
 		return inner, nil
 	}
 	var s string
@@ -172,6 +173,19 @@ func (r raw) string() (string, error) {
 		return "", errJSON
 	}
 	return s, nil
+}
+
+// plain reports that the inside of a string stands for itself.
+func plain(s string) bool {
+	ascii := true
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c < ' ' || c == '\\' {
+			return false
+		}
+		ascii = ascii && c < utf8.RuneSelf
+	}
+	return ascii || utf8.ValidString(s)
 }
 
 // collide refuses keys that are equal or differ only in case. Most objects are

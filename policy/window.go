@@ -93,26 +93,33 @@ const (
 	Month
 )
 
-// bounds returns the period of the calendar in loc that t lies in.
-func (p Period) bounds(t time.Time, loc *time.Location) (start, end time.Time) {
+// start returns when the period of the calendar in loc that t lies in began,
+// and end when the next one begins; both are zero for None.
+func (p Period) start(t time.Time, loc *time.Location) time.Time { return p.bound(t, loc, 0) }
+
+func (p Period) end(t time.Time, loc *time.Location) time.Time { return p.bound(t, loc, 1) }
+
+// bound returns the start of the period that is n after the one t lies in.
+func (p Period) bound(t time.Time, loc *time.Location, n int) time.Time {
+	if p == None {
+		return time.Time{}
+	}
 	t = t.In(loc)
 	y, m, d := t.Date()
 	switch p {
 	case None:
-		return time.Time{}, time.Time{}
 	case Hour:
 		// Elapsed minutes, not time.Date: an hour that the clocks repeat is two.
-		start = t.Add(-time.Duration(t.Minute())*time.Minute - time.Duration(t.Second())*time.Second - time.Duration(t.Nanosecond()))
-		return start, start.Add(time.Hour)
+		into := time.Duration(t.Minute())*time.Minute + time.Duration(t.Second())*time.Second + time.Duration(t.Nanosecond())
+		return t.Add(time.Duration(n)*time.Hour - into)
 	case Day:
-		return midnight(y, m, d, loc), midnight(y, m, d+1, loc)
+		return midnight(y, m, d+n, loc)
 	case Week:
-		d -= (int(t.Weekday()) + 6) % 7
-		return midnight(y, m, d, loc), midnight(y, m, d+7, loc)
+		return midnight(y, m, d-(int(t.Weekday())+6)%7+7*n, loc)
 	case Month:
-		return midnight(y, m, 1, loc), midnight(y, m+1, 1, loc)
+		return midnight(y, m+time.Month(n), 1, loc)
 	}
-	return time.Time{}, time.Time{}
+	return time.Time{}
 }
 
 // midnight returns the first instant of a day. Where the clocks change at

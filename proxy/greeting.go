@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/upstream"
 )
 
 // restoreWait bounds how long initialize waits for what an earlier run knew.
@@ -40,6 +41,13 @@ func (s *Server) offered() (capabilities json.RawMessage, instructions string) {
 	return union(append(parts, json.RawMessage(ownCapabilities))), merge(texts)
 }
 
+// offeredModern is offered for a modern host: without tasks, which it knows as an
+// extension that haldir does not carry.
+func (s *Server) offeredModern() (capabilities json.RawMessage, instructions string) {
+	capabilities, instructions = s.offered()
+	return wire.Edit(capabilities, wire.Field{Name: "tasks"}), instructions
+}
+
 // maxCapabilities bounds what one server declares, in bytes.
 const maxCapabilities = 64 << 10
 
@@ -57,7 +65,11 @@ func capabilitiesOnly(raw json.RawMessage) json.RawMessage {
 		if len(b) > 1 {
 			b = append(b, ',')
 		}
-		b = append(append(append(b, wire.Quote(m.Name)...), ':'), m.Value...)
+		value := m.Value
+		if m.Name == "extensions" {
+			value = wire.Edit(value, wire.Field{Name: upstream.TasksExtension})
+		}
+		b = append(append(append(b, wire.Quote(m.Name)...), ':'), value...)
 	}
 	return append(b, '}')
 }

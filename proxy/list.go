@@ -93,6 +93,16 @@ func (s *Server) list() []byte {
 // debounce is how long a change of a list waits for more of its kind.
 const debounce = 50 * time.Millisecond
 
+// tellChanged tells the host that a list has changed, a modern one if it wants to
+// know.
+func (s *Server) tellChanged(changed string) bool {
+	if s.modern.Load() {
+		return s.tellListeners(changed, nil, func(l *listener) bool { return l.lists[changed] })
+	}
+	s.write(wire.Notification(changed, nil))
+	return true
+}
+
 // notify tells the host when a list it has seen is out of date.
 func (s *Server) notify(ctx context.Context) {
 	for {
@@ -108,18 +118,19 @@ func (s *Server) notify(ctx context.Context) {
 		}
 		told := map[string]bool{}
 		for _, method := range slices.Sorted(maps.Keys(listings)) {
-			list := s.listing(method)
+			list := s.look(method)
 			s.mu.Lock()
-			seen := s.listed[method]
-			stale := seen != nil && !bytes.Equal(seen, list)
-			if stale {
-				s.listed[method] = list // said once
-			}
+			had, asked := s.listed[method]
+			stale := asked && (had.said != list.said || !bytes.Equal(had.bytes, list.bytes))
 			s.mu.Unlock()
-			if changed := listings[method].changed; stale && !told[changed] {
-				told[changed] = true
-				s.write(wire.Notification(changed, nil))
+			changed := listings[method].changed
+			if !stale || !told[changed] && !s.tellChanged(changed) {
+				continue
 			}
+			told[changed] = true
+			s.mu.Lock()
+			s.listed[method] = list // said once
+			s.mu.Unlock()
 		}
 	}
 }

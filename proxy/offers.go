@@ -139,9 +139,23 @@ func (s *Server) answerList(r *request) []byte {
 		return s.invalid(r, "haldir lists all "+listings[method].member+" on one page; it has given out no cursor")
 	}
 	s.settle(r.ctx)
-	list := s.listing(method)
+	list := s.look(method)
 	s.mu.Lock()
 	s.listed[method] = list
 	s.mu.Unlock()
-	return wire.Result(r.msg.ID, list)
+	return wire.Result(r.msg.ID, list.bytes)
+}
+
+// seen is a list as the host has it.
+type seen struct {
+	bytes []byte
+	said  int // how often upstreams had said by then that theirs have changed
+}
+
+func (s *Server) look(method string) seen {
+	said := 0
+	for _, up := range s.o.Upstreams {
+		said += up.Catalogue().Said[method]
+	}
+	return seen{s.listing(method), said}
 }

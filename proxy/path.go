@@ -24,41 +24,65 @@ const (
 )
 
 // governed is the one path of a request that policy judges: reserve, forward,
-// settle. refuse makes a refusal the answer to such a request.
+// settle. refuse makes a refusal the answer to such a request. A call that goes on
+// when the host has given what the upstream needs for it is one call: it is
+// reserved once, and settled at its end.
 func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c upstream.Call, refuse func(Refusal) []byte) ([]byte, end) {
-	s.o.Engine.Prepare(&attempt.Call)
-	// An attempt that is cancelled meanwhile is on record all the same.
-	ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
+	d := digest(r, attempt.Call)
+	before, err := s.resume(r, d)
 	if err != nil {
-		r.refused = err
-		s.o.Log.Error().Err(err).Str("call", wire.Printable(attempt.Call.ID(), longestName)).Msg("a call was refused because it could not be recorded")
-		return refuse(Refusal{
-			Error:     fmt.Sprintf("%s was not called, since the call could not be recorded: %v", attempt.Call.Noun(), err),
-			BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
-		}), endKnown
+		return s.invalid(r, err.Error()), endUnknown
 	}
-	if decision.Verdict != policy.Allow {
-		r.refused = ErrRefused
-		if attempt.Refused != nil {
-			r.refused = errNotCalled
+	if before == nil {
+		before = &round{}
+		s.o.Engine.Prepare(&attempt.Call)
+		// An attempt that is cancelled meanwhile is on record all the same.
+		ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
+		if err != nil {
+			r.refused = err
+			s.o.Log.Error().Err(err).Str("call", wire.Printable(attempt.Call.ID(), longestName)).Msg("a call was refused because it could not be recorded")
+			return refuse(Refusal{
+				Error:     fmt.Sprintf("%s was not called, since the call could not be recorded: %v", attempt.Call.Noun(), err),
+				BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
+			}), endKnown
 		}
-		s.o.Log.Info().Str("call", wire.Printable(attempt.Call.ID(), longestName)).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
-		return refuse(refusal(decision, ticket)), endRefused
+		if decision.Verdict != policy.Allow {
+			r.refused = ErrRefused
+			if attempt.Refused != nil {
+				r.refused = errNotCalled
+			}
+			s.o.Log.Info().Str("call", wire.Printable(attempt.Call.ID(), longestName)).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
+			return refuse(refusal(decision, ticket)), endRefused
+		}
+		before.ticket, before.decision = ticket, decision
 	}
 	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
-	defer func() { s.o.Ledger.Settle(ticket, outcome) }() // also after a panic: what began must end
+	over := true
+	defer func() { // also after a panic: what began must end
+		if over {
+			s.o.Ledger.Settle(before.ticket, outcome)
+		}
+	}()
 
-	if r.ctx.Err() != nil {
+	if r.ctx.Err() != nil && before.flight == nil && !before.sent {
 		outcome = failed(r.ctx, wire.ErrNotSent)
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
 	}
-	m, err := s.forward(r, up, c)
+	m, wait, err := s.advance(r, up, before, c)
+	if wait != nil {
+		over = false
+		s.suspend(d, before, wait)
+		return wait.answer(r.msg.ID), endKnown
+	}
 	if err != nil {
+		if before.sent {
+			err = sentBefore(err)
+		}
 		outcome = failed(r.ctx, err)
 		outcome.Reason = s.o.Clean(outcome.Reason)
 		return s.broken(r, up, err), endKnown
 	}
-	outcome = answered(m, decision)
+	outcome = answered(m, before.decision)
 	if c.Task {
 		s.made(up, m.Result)
 	}
@@ -70,14 +94,52 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 	return m.WithID(r.msg.ID), endKnown
 }
 
-// forward passes a request on, and its progress back.
+// forward passes a request on, and its progress back. What a modern upstream needs
+// to know first a host of the handshake era is asked for.
 func (s *Server) forward(r *request, up Upstream, c upstream.Call) (wire.Message, error) {
 	c.Progress = func(m wire.Message) {
 		if !r.silent.Load() {
 			s.write(m.Raw)
 		}
 	}
-	return up.Call(r.ctx, c)
+	s.address(r, up, &c)
+	m, err := up.Call(r.ctx, c)
+	for n := 1; err == nil && needsInput(up, m); n++ {
+		if refused, ok := s.refusesInput(up, m); ok {
+			return refused, nil
+		}
+		if r.era != nil {
+			break
+		}
+		if c.Params, err = s.gather(r, up, c.Params, m, n); err == nil {
+			m, err = up.Call(r.ctx, c)
+		}
+		if err != nil {
+			err = sentBefore(err)
+		}
+	}
+	if r.era == nil && err == nil && up.Catalogue().Modern {
+		m = undress(m)
+	}
+	return m, err
+}
+
+// address notes whom a request goes to, and adds what a modern host says with it.
+func (s *Server) address(r *request, up Upstream, c *upstream.Call) {
+	if r.era != nil {
+		c.Capabilities, c.Level = r.era.capabilities, r.era.level
+	}
+	s.mu.Lock()
+	r.up = up
+	s.mu.Unlock()
+}
+
+// sentBefore says of an error that it does not mean that nothing was sent.
+func sentBefore(err error) error {
+	if errors.Is(err, wire.ErrNotSent) {
+		return fmt.Errorf("%v: %w", err, wire.ErrOutcomeUnknown) //nolint:errorlint // on purpose
+	}
+	return err
 }
 
 // broken answers a request whose upstream did not.

@@ -19,6 +19,11 @@ type asked struct {
 	token    json.RawMessage // its progress token, nil if it has none
 	shown    json.RawMessage // the token as the host knows it
 	reply    func([]byte)
+	by       *request // the call for which a modern upstream asks; nil for others
+
+	method string // what it asks of a modern host, with params under key
+	params json.RawMessage
+	key    string
 }
 
 // asks are the requests of upstreams that wait for the host, under haldir's ids.
@@ -42,7 +47,11 @@ func (s *Server) Ask(from string, m wire.Message, reply func([]byte)) {
 		reply(s.refuseRequest(from, m))
 		return
 	}
-	if !s.toHost(func() { s.pose(from, m, reply) }) {
+	if s.modern.Load() {
+		s.enquire(from, m, reply)
+		return
+	}
+	if !s.toHost(func() { s.pose(&asked{upstream: from, id: m.ID, reply: reply}, m) }) {
 		reply(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "the client is not ready, and too much waits for it", ID: m.ID}))
 	}
 }
@@ -110,8 +119,7 @@ func (s *Server) greet() {
 }
 
 // pose sends a request of an upstream to the host.
-func (s *Server) pose(from string, m wire.Message, reply func([]byte)) {
-	a := &asked{upstream: from, id: m.ID, reply: reply}
+func (s *Server) pose(a *asked, m wire.Message) {
 	token, _ := wire.At(m.Raw, "params", "_meta", "progressToken")
 	a.token, a.shown = token.Value, token.Value
 	s.mu.Lock()
@@ -165,7 +173,9 @@ func (s *Server) Notify(from string, m wire.Message) {
 
 func (s *Server) notice(from string, m wire.Message) {
 	if m.Method != "notifications/cancelled" {
-		if strings.HasPrefix(m.Method, "notifications/") {
+		if s.modern.Load() {
+			s.deliver(from, m)
+		} else if strings.HasPrefix(m.Method, "notifications/") {
 			s.write(m.Raw)
 		}
 		return
@@ -175,6 +185,7 @@ func (s *Server) notice(from string, m wire.Message) {
 		return
 	}
 	key := wire.IDKey(id.Value)
+	s.retract(func(a *asked) bool { return a.upstream == from && wire.IDKey(a.id) == key })
 	s.withdraw(func(a *asked) bool { return a.upstream == from && wire.IDKey(a.id) == key }, func(own json.RawMessage) json.RawMessage {
 		return wire.Splice(m.Params, id.Start, id.End, own)
 	})
@@ -186,6 +197,7 @@ func (s *Server) Gone(from string) {
 }
 
 func (s *Server) void(from string) {
+	s.retract(func(a *asked) bool { return a.upstream == from })
 	s.withdraw(func(a *asked) bool { return a.upstream == from }, func(own json.RawMessage) json.RawMessage {
 		return fmt.Appendf(nil, `{"requestId":%s,"reason":"the server is gone"}`, own)
 	})

@@ -41,6 +41,7 @@ func (s *Server) prompt(r *request) []byte {
 // what passes is not recorded.
 func (s *Server) complete(r *request) []byte {
 	kind, _ := text(r.msg.Params, "ref", "type")
+	s.settle(r.ctx)
 	o := &s.current().offers
 	switch kind {
 	case "ref/prompt":

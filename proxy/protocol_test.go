@@ -74,10 +74,10 @@ func TestInitializeAgreesOnARevision(t *testing.T) {
 	}
 }
 
-func TestTheProbeOfNewerHostsIsAnsweredBeforeInitialize(t *testing.T) {
+func TestAMalformedProbeIsRefusedAndInitializeFollows(t *testing.T) {
 	h := serve(t, rig{raw: true})
 	r := parseResponse(t, h.ask(`{"jsonrpc":"2.0","id":"server-discover-probe-1","method":"server/discover","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}`))
-	if r.Error == nil || r.Error.Code != wire.CodeMethodNotFound {
+	if r.Error == nil || r.Error.Code != wire.CodeInvalidParams {
 		t.Errorf("server/discover: %s", r.line)
 	}
 	h.alive() // ping is allowed before initialize

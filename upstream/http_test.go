@@ -40,10 +40,11 @@ func TestHTTPHeaders(t *testing.T) {
 		if got := req.Header.Values("X-Api-Key"); !slices.Equal(got, []string{"k", "/root/of/it"}) {
 			t.Errorf("%s: X-Api-Key: %s", req.Method, got)
 		}
-		if got := req.Header.Get("Mcp-Session-Id"); (i > 0) != (got == "session-1") {
+		// The first asks what the server is, the second shakes hands.
+		if got := req.Header.Get("Mcp-Session-Id"); (i > 1) != (got == "session-1") {
 			t.Errorf("request %d, %s: session %q", i, req.Method, got)
 		}
-		if got := req.Header.Get("Mcp-Protocol-Version"); (i > 0) != (got == "2025-11-25") {
+		if got := req.Header.Get("Mcp-Protocol-Version"); (i > 1) != (got == "2025-11-25") || (i == 0) != (got == "2026-07-28") {
 			t.Errorf("request %d, %s: protocol version %q", i, req.Method, got)
 		}
 		if accept := req.Header.Get("Accept"); req.Method == http.MethodPost && (!strings.Contains(accept, "application/json") || !strings.Contains(accept, "text/event-stream")) {
@@ -271,8 +272,9 @@ func TestWhatAFailingServerSaysIsCleanedAndShort(t *testing.T) {
 	}
 	// The same in an answer of JSON-RPC to the handshake.
 	srv = mcptest.Script{}.NewHTTP(t)
-	srv.Before = func(w http.ResponseWriter, _ *http.Request, _ []byte) bool {
-		_, _ = w.Write([]byte(`{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"no \u001b[31mway\u001b[0m \u202e` + strings.Repeat("y", 1<<20) + `"}}`))
+	srv.Before = func(w http.ResponseWriter, _ *http.Request, body []byte) bool {
+		id, _ := wire.At(body, "id")
+		_, _ = w.Write([]byte(`{"jsonrpc":"2.0","id":` + string(id.Value) + `,"error":{"code":-32000,"message":"no \u001b[31mway\u001b[0m \u202e` + strings.Repeat("y", 1<<20) + `"}}`))
 		return true
 	}
 	r = start(t, srv.Upstream("up"))

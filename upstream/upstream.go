@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -62,8 +63,9 @@ type Status struct {
 // Upstream is one server.
 type Upstream struct {
 	o    Options
-	host Host          // set by Start
+	host Host          // of the goroutine of run
 	key  string        // of the catalogue; the host is part of it
+	mute bool          // the child had nothing to say to server/discover; of the goroutine of run
 	wake chan struct{} // a call cannot wait for the backoff
 
 	mu        sync.Mutex
@@ -77,6 +79,10 @@ type Upstream struct {
 	err       error
 	failedAt  time.Time
 	news      chan struct{} // closed and replaced when any of the above changes
+
+	started   string // the key by which it was started last; "" before
+	leaveHost context.CancelFunc
+	over      chan struct{} // closed when the run for that host has ended
 
 	ctx    context.Context //nolint:containedctx // the life of the upstream
 	cancel context.CancelFunc
@@ -102,6 +108,9 @@ func (u *Upstream) Name() string { return u.o.Config.Name }
 // Bare reports whether the tools are listed under their own names.
 func (u *Upstream) Bare() bool { return u.o.Config.Bare }
 
+// remote reports whether the server is reached over HTTP.
+func (u *Upstream) remote() bool { return u.o.Config.URL != "" }
+
 // Ready reports whether the server is connected.
 func (u *Upstream) Ready() bool { return u.Status().State == StateReady }
 
@@ -123,14 +132,14 @@ func (u *Upstream) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the cached catalogue of upstream %q: %w", u.Name(), err)
 	}
-	u.take(o.read(), cached)
+	u.take(o.read(u.remote()), cached)
 	return nil
 }
 
 // cacheKey names the catalogue of a server as it is configured for a client that
 // can do what this one can.
-func (u *Upstream) cacheKey() string {
-	block, err := json.Marshal([]any{u.o.Config, u.host.greeting("")})
+func (u *Upstream) cacheKey(h Host) string {
+	block, err := json.Marshal([]any{u.o.Config, h.Modern, h.greeting("")})
 	if err != nil {
 		panic(err) // strings, numbers and what was read as JSON
 	}
@@ -138,16 +147,33 @@ func (u *Upstream) cacheKey() string {
 	return u.o.Config.Name + ":" + hex.EncodeToString(sum[:12])
 }
 
-// Start begins to connect on behalf of h, once. It does not wait. Close ends what
-// it began.
+// Start begins to connect on behalf of h. It does not wait. Close ends what it
+// began. For another host than before all begins anew, beside the calls that are
+// still under way; a modern server need not know its host beforehand.
 func (u *Upstream) Start(h Host) {
+	key := u.cacheKey(h)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.ctx.Err() == nil && !u.trying && u.key == "" {
-		u.trying, u.host = true, h
-		u.key = u.cacheKey()
-		u.wg.Go(func() { u.run(u.ctx) })
+	if u.ctx.Err() != nil || u.started == key || h.Modern && u.conn != nil && u.conn.modern.Load() && u.conn.host.Modern {
+		return
 	}
+	if u.started != "" {
+		u.leaveHost()
+	}
+	ctx, leave := context.WithCancel(u.ctx)
+	before, over := u.over, make(chan struct{})
+	u.started, u.leaveHost, u.over = key, leave, over
+	u.trying, u.tried, u.restored, u.err = true, false, false, nil
+	u.kept = map[string]Call{}
+	u.catalogue, u.listed = Catalogue{Revision: u.catalogue.Revision + 1, Said: u.catalogue.Said}, nil
+	u.wg.Go(func() {
+		defer close(over)
+		if before != nil {
+			<-before
+		}
+		u.host, u.key = h, key
+		u.run(ctx)
+	})
 }
 
 // Close ends the connection, and the server if it is a child, and returns when
@@ -170,7 +196,7 @@ func (u *Upstream) set(change func()) {
 
 func (u *Upstream) take(c Catalogue, from []byte) {
 	u.set(func() {
-		c.Revision = u.catalogue.Revision + 1
+		c.Revision, c.Said = u.catalogue.Revision+1, u.catalogue.Said
 		u.catalogue, u.listed = c, from
 	})
 }
@@ -259,13 +285,19 @@ func (u *Upstream) run(ctx context.Context) {
 			err = u.attend(ctx, c)
 			// The end of a connection is no failed attempt: the next call may try.
 			u.set(func() { u.conn, u.err, u.failedAt = nil, err, time.Time{} })
-			u.withdraw()
+			if ctx.Err() == nil || u.ctx.Err() != nil { // else what it has asked still waits, with the calls
+				u.withdraw()
+			}
 			u.leave(ctx, c)
 			if time.Since(since) > maxBackoff {
 				pause.Reset()
 			}
 		} else {
-			u.set(func() { u.trying, u.tried, u.err, u.failedAt = false, true, err, time.Now() })
+			u.set(func() {
+				if ctx.Err() == nil || u.ctx.Err() != nil { // else it begins anew for another host
+					u.trying, u.tried, u.err, u.failedAt = false, true, err, time.Now()
+				}
+			})
 		}
 		if ctx.Err() != nil {
 			return
@@ -281,20 +313,23 @@ func (u *Upstream) run(ctx context.Context) {
 }
 
 // leave closes a connection. Calls that a server which has forgotten the session
-// is still to refuse are waited for: each will be made again.
+// is still to refuse are waited for: each will be made again. So are those that are
+// made for a host that has introduced itself anew.
 func (u *Upstream) leave(ctx context.Context, c *conn) {
 	select {
 	case <-c.dead:
 	default:
-		c.close()
-		return
+		if ctx.Err() == nil || u.ctx.Err() != nil {
+			c.close()
+			return
+		}
 	}
 	u.wg.Go(func() {
 		over := make(chan struct{})
 		u.wg.Go(func() { c.calls.Wait(); close(over) })
 		select {
 		case <-over:
-		case <-ctx.Done():
+		case <-u.ctx.Done():
 		}
 		c.close()
 	})
@@ -361,10 +396,16 @@ func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 		}
 		cancel()
 	})
+	c.mu.Lock()
+	stale := c.stale
+	c.mu.Unlock()
 	err := c.list(ctx, u.problem)
 	switch {
 	case err == nil:
-		u.learn(c.offers)
+		u.hear(stale)
+		if !u.learn(c.offers) {
+			u.o.Changed()
+		}
 	case errors.Is(err, wire.ErrSessionExpired):
 		c.expire()
 	case ctx.Err() == nil:
@@ -373,18 +414,35 @@ func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 	return err == nil
 }
 
+// hear notes that the server has said of lists that they have changed, even if they
+// have not: whoever is told by the server itself would be told of that.
+func (u *Upstream) hear(stale [len(lists)]bool) {
+	u.set(func() {
+		said := maps.Clone(u.catalogue.Said)
+		if said == nil {
+			said = map[string]int{}
+		}
+		for i, l := range lists {
+			if stale[i] {
+				said[l.method]++
+			}
+		}
+		u.catalogue.Said = said
+	})
+}
+
 func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(err).Msg("upstream") }
 
-// learn takes what the server offers now.
-func (u *Upstream) learn(o offers) {
+// learn takes what the server offers now, and reports whether that is new.
+func (u *Upstream) learn(o offers) bool {
 	fresh := o.encode()
 	u.mu.Lock()
 	same := bytes.Equal(fresh, u.listed)
 	u.mu.Unlock()
 	if same {
-		return
+		return false
 	}
-	c := o.read()
+	c := o.read(u.remote())
 	for _, w := range c.Withheld {
 		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld")
 	}
@@ -392,6 +450,7 @@ func (u *Upstream) learn(o offers) {
 	u.unsaved = fresh
 	u.save(false)
 	u.o.Changed()
+	return true
 }
 
 // Bounds on what one server may have written to the ledger's file, which is
@@ -487,6 +546,10 @@ type Call struct {
 	// takes each progress notification with it, before the response.
 	Token    json.RawMessage
 	Progress func(wire.Message)
+	// Capabilities are those that a modern host declares with this request; nil:
+	// those of the [Host]. Level is of the log messages that it wants; "" means none.
+	Capabilities json.RawMessage
+	Level        string
 	// Task says that the request asks for a task, whose progress goes on after
 	// the response.
 	Task bool

@@ -206,6 +206,7 @@ func TestRealRestart(t *testing.T) {
 			stop()
 			server = newGoSDK()
 			_, _, stop = listenOn(t, port, server.handler(mode.stateless, mode.json))
+			time.Sleep(100 * time.Millisecond) // that the old connections are closed must have been noticed
 			if m := s.Ask("tools/call", mcptest.CallParams("remote__count", "{}", "")); m.Error != nil || text(t, m) != "counted" {
 				t.Errorf("the first call after a restart: %s", m.Raw)
 			}

@@ -40,9 +40,19 @@ func wantListed(t *testing.T, names []string) {
 	}
 }
 
-// TestRealClientGoSDK has the official Go SDK's client launch haldir.
+// TestRealClientGoSDK has the official Go SDK's client launch haldir, with the
+// handshake and without.
 func TestRealClientGoSDK(t *testing.T) {
 	t.Parallel()
+	for _, version := range []string{"2025-11-25", "2026-07-28"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			realClientGoSDK(t, version)
+		})
+	}
+}
+
+func realClientGoSDK(t *testing.T, version string) {
 	h := mcptest.NewHaldir(t, program(t), clientConfig(t))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -52,11 +62,11 @@ func TestRealClientGoSDK(t *testing.T) {
 			progress <- req.Params.Message
 		},
 	})
-	session, err := client.Connect(ctx, &mcp.CommandTransport{Command: h.Command("serve")}, nil)
+	session, err := client.Connect(ctx, &mcp.CommandTransport{Command: h.Command("serve")}, &mcp.ClientSessionOptions{ProtocolVersion: version})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if init := session.InitializeResult(); init.ServerInfo.Name != "haldir" || init.ProtocolVersion != "2025-11-25" {
+	if init := session.InitializeResult(); init.ServerInfo.Name != "haldir" || init.ProtocolVersion != version {
 		t.Errorf("initialize: %+v", init)
 	}
 	var names []string
@@ -67,8 +77,10 @@ func TestRealClientGoSDK(t *testing.T) {
 		names = append(names, tool.Name)
 	}
 	wantListed(t, names)
-	if err := session.Ping(ctx, nil); err != nil {
-		t.Errorf("ping: %v", err)
+	if version < "2026" {
+		if err := session.Ping(ctx, nil); err != nil {
+			t.Errorf("ping: %v", err)
+		}
 	}
 	call := func(name string) *mcp.CallToolResult {
 		t.Helper()
@@ -351,8 +363,9 @@ console.log(JSON.stringify(out));`)
 // claudeProbe is the first line that Claude Code sends (2.1.330).
 const claudeProbe = `{"jsonrpc":"2.0","id":"server-discover-probe-1","method":"server/discover","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"claude-code","title":"Claude Code","version":"2.1.330"},"io.modelcontextprotocol/clientCapabilities":{"roots":{"listChanged":true},"elicitation":{"form":{},"url":{}}}}}}`
 
-// TestRealClaudeCodeOpening opens as Claude Code does, in every revision of the
-// handshake, before an upstream that never answers.
+// TestRealClaudeCodeOpening opens as Claude Code does. When it was not content with
+// the answer to its probe it would shake hands, in any revision, and must not notice
+// that haldir has taken it for a modern host; before an upstream that never answers.
 func TestRealClaudeCodeOpening(t *testing.T) {
 	t.Parallel()
 	hang := filepath.Join(t.TempDir(), "hang")
@@ -369,7 +382,11 @@ func TestRealClaudeCodeOpening(t *testing.T) {
 			s := mcptest.NewHaldir(t, program(t), config).Serve(t)
 			s.Send(claudeProbe)
 			probe := s.Wait(`"server-discover-probe-1"`)
-			if e := errorOf(t, probe); e.Code != -32601 {
+			var found struct {
+				ResultType        string   `json:"resultType"`
+				SupportedVersions []string `json:"supportedVersions"`
+			}
+			if err := json.Unmarshal(probe.Result, &found); err != nil || found.ResultType != "complete" || !slices.Contains(found.SupportedVersions, "2026-07-28") {
 				t.Errorf("the probe: %s", probe.Raw)
 			}
 			if seen := s.Seen(); len(seen) != 1 {

@@ -80,7 +80,11 @@ func (h *HTTP) Close() {
 
 // call makes one exchange. A rest is a stream that goes on after the answer.
 func (h *HTTP) call(ctx context.Context, id, method string, params json.RawMessage) (answer Message, rest *stream, err error) {
-	resp, err := h.post(ctx, h.o.URL, Request(json.RawMessage(id), method, params))
+	var extra http.Header
+	if h.modern() {
+		extra = header(method, params, h.o.Mirror)
+	}
+	resp, err := h.post(ctx, h.o.URL, Request(json.RawMessage(id), method, params), extra)
 	if err != nil {
 		return Message{}, nil, err
 	}
@@ -262,6 +266,9 @@ func (h *HTTP) follow(ctx context.Context, body io.ReadCloser, id string) (Messa
 		var large *TooLargeError
 		if ctx.Err() != nil || errors.As(err, &large) {
 			return Message{}, nil, fmt.Errorf("read the upstream's stream: %w", err)
+		}
+		if h.modern() { // which has no resumption
+			return Message{}, nil, fmt.Errorf("%w: %w", err, ErrOutcomeUnknown)
 		}
 		if err := h.resume(ctx, s, err); err != nil {
 			return Message{}, nil, err

@@ -171,7 +171,7 @@ func giveUp(cause error, waiting <-chan posted, stop func()) error {
 
 // request posts a request. A server may refuse it by a JSON-RPC error.
 func (s *SSE) request(ctx context.Context, id string, msg []byte) posted {
-	resp, err := s.post(ctx, s.endpoint, msg)
+	resp, err := s.post(ctx, s.endpoint, msg, nil)
 	if err != nil {
 		return posted{err: err}
 	}

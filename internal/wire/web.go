@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,9 @@ type HTTPOptions struct {
 	Client  *http.Client // the conversation's own: its idle connections are closed at the end
 	Header  http.Header  // sent with every request
 	Handler Handler
+	// Mirror returns the headers of a tool's parameters (x-mcp-header), which a
+	// modern request carries; nil: none has any.
+	Mirror func(tool string, arguments json.RawMessage) http.Header
 	// Problem takes what goes wrong outside a call, for the log.
 	Problem    func(error)
 	MaxMessage int // bytes of one message; 0 means [DefaultMaxMessage]
@@ -72,8 +76,21 @@ func (w *web) init(o HTTPOptions) {
 	w.ctx, w.cancel = context.WithCancelCause(context.Background())
 }
 
-// SetVersion makes every later request carry MCP-Protocol-Version.
-func (w *web) SetVersion(v string) { w.version.Store(&v) }
+// SetVersion makes every later request carry MCP-Protocol-Version, and speak the
+// transport of that revision; "" means that none has been agreed on.
+func (w *web) SetVersion(v string) {
+	if v == "" {
+		w.version.Store(nil)
+		return
+	}
+	w.version.Store(&v)
+}
+
+// modern reports whether a revision without sessions is spoken.
+func (w *web) modern() bool {
+	v := w.version.Load()
+	return v != nil && KnownModern(*v)
+}
 
 // begin starts work that the end of the conversation waits for; after that it
 // starts nothing and returns false.
@@ -168,9 +185,10 @@ func (w *web) outcome(ctx context.Context, err error) error {
 }
 
 // tellCancelled tells the server of a call that was given up, if it can have
-// heard of it. MCP lifecycle: initialize must not be cancelled.
+// heard of it. MCP lifecycle: initialize must not be cancelled. To a modern server
+// the end of the exchange has said so (2026-07-28, cancellation).
 func (w *web) tellCancelled(ctx context.Context, url, id, method string, err error) {
-	if w.ctx.Err() != nil || ctx.Err() == nil || errors.Is(err, ErrNotSent) || method == "initialize" {
+	if w.ctx.Err() != nil || ctx.Err() == nil || errors.Is(err, ErrNotSent) || method == "initialize" || w.modern() {
 		return
 	}
 	w.begin(func() {
@@ -184,7 +202,7 @@ func (w *web) tellCancelled(ctx context.Context, url, id, method string, err err
 
 // post sends msg. Only a connection that never wrote a header makes the error
 // an ErrNotSent; after that, nobody can tell what became of it.
-func (w *web) post(ctx context.Context, url string, msg []byte) (*http.Response, error) {
+func (w *web) post(ctx context.Context, url string, msg []byte, extra http.Header) (*http.Response, error) {
 	var sent atomic.Bool
 	trace := &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }, WroteHeaderField: func(string, []string) { sent.Store(true) }}
 	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), http.MethodPost, url, bytes.NewReader(msg))
@@ -192,6 +210,7 @@ func (w *web) post(ctx context.Context, url string, msg []byte) (*http.Response,
 		return nil, errors.Join(err, ErrNotSent)
 	}
 	w.head(req)
+	maps.Copy(req.Header, extra)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json, text/event-stream")
 	resp, err := w.do(req)
@@ -247,7 +266,7 @@ func (w *web) send(ctx context.Context, url string, msg []byte) error {
 	}
 	ctx, _, stop := w.exchange(ctx)
 	defer stop()
-	resp, err := w.post(ctx, url, msg)
+	resp, err := w.post(ctx, url, msg, nil)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,566 @@
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/upstream"
+)
+
+// A call may need more than one round: the upstream wants to know something of the
+// host before it can answer. Upstreams of the handshake era ask by a request while
+// the call goes on; modern ones end it with what they need, and the host makes it
+// again (MCP 2026-07-28, multi round-trip requests). This file puts the one into
+// the words of the other.
+
+// round is a governed call that waits for the host to make it again.
+type round struct {
+	ticket   ledger.Ticket
+	decision policy.Decision
+	flight   *flight // the call that goes on at the upstream; nil at a modern one, which keeps nothing
+	sent     bool    // something of it has reached the upstream
+	expiry   *time.Timer
+}
+
+const (
+	// roundTime is how long a host may take to go on with a call.
+	roundTime = 15 * time.Minute
+	// maxRounds bounds how many calls wait for that.
+	maxRounds = 1000
+	// statePrefix marks the states of haldir's own making.
+	statePrefix = "haldir-"
+)
+
+// wait is what the host has to give before a call can go on.
+type wait struct {
+	state  string
+	answer func(id json.RawMessage) []byte
+}
+
+// digest identifies a call, beyond its state: what was given for one must not serve
+// another. It is empty in the handshake era.
+func digest(r *request, c policy.Call) []byte {
+	if r.era == nil {
+		return nil
+	}
+	h := sha256.New()
+	for _, part := range []string{r.msg.Method, c.Session, c.Upstream, c.Tool, string(c.Arguments)} {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
+		h.Write([]byte(part))
+	}
+	return h.Sum(nil)
+}
+
+// resume takes up the call that r goes on with; nil if it is a new one. A state is
+// good once. One of haldir's own that is not known, for this very call, is an error.
+func (s *Server) resume(r *request, digest []byte) (*round, error) {
+	if r.era == nil {
+		return nil, nil
+	}
+	_, responds := wire.At(r.msg.Params, "inputResponses")
+	state, stated := text(r.msg.Params, "requestState")
+	if !responds && !stated {
+		return nil, nil
+	}
+	key := string(digest) + state
+	s.mu.Lock()
+	before := s.rounds[key]
+	delete(s.rounds, key)
+	s.mu.Unlock()
+	switch {
+	case before != nil && before.expiry.Stop():
+		return before, nil
+	case before != nil, strings.HasPrefix(state, statePrefix):
+		return nil, errors.New("the requestState is not one of this request, was used before, or has expired")
+	}
+	return nil, nil
+}
+
+// suspend keeps a call until the host goes on with it.
+func (s *Server) suspend(digest []byte, b *round, w *wait) {
+	key := string(digest) + w.state
+	b.expiry = time.AfterFunc(roundTime, func() { s.expire(key, b, "the client did not go on with the call") })
+	s.mu.Lock()
+	other := s.rounds[key] // an upstream that gives the same state twice
+	full := other == nil && len(s.rounds) >= maxRounds
+	if !full {
+		s.rounds[key] = b
+	}
+	s.mu.Unlock()
+	if other != nil && other.expiry.Stop() {
+		s.finishRound(other, "the client made the same call again")
+	}
+	if full && b.expiry.Stop() { // the host may go on, as with a new call
+		s.finishRound(b, "too many calls wait for the client")
+	}
+}
+
+func (s *Server) expire(key string, b *round, why string) {
+	s.mu.Lock()
+	if s.rounds[key] == b {
+		delete(s.rounds, key)
+	}
+	s.mu.Unlock()
+	s.finishRound(b, why)
+}
+
+// finishRound settles a call that nobody goes on with.
+func (s *Server) finishRound(b *round, why string) {
+	outcome := ledger.Outcome{Result: ledger.Unknown, Reason: why}
+	if f := b.flight; f != nil {
+		f.cancel(errors.New(why))
+		<-f.done
+		s.land(f)
+		if f.err == nil {
+			outcome = answered(f.m, b.decision)
+		}
+	}
+	s.o.Ledger.Settle(b.ticket, outcome)
+}
+
+// endRounds settles all that waits, at haldir's end.
+func (s *Server) endRounds() {
+	s.mu.Lock()
+	rounds := s.rounds
+	s.rounds = map[string]*round{}
+	s.mu.Unlock()
+	for _, b := range rounds {
+		if b.expiry.Stop() {
+			s.finishRound(b, "haldir ended before the client went on")
+		}
+	}
+}
+
+// advance makes a governed call, or goes on with it. A wait says what the host must
+// give first.
+func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call) (wire.Message, *wait, error) {
+	if r.era == nil {
+		m, err := s.forward(r, up, c)
+		return m, nil, err
+	}
+	before := b.sent
+	b.sent = true
+	if b.flight == nil {
+		b.flight = s.launch(r, up, c)
+	} else {
+		s.give(b.flight, r.msg.Params)
+	}
+	w, err := s.attend(r, b.flight)
+	if w != nil {
+		return wire.Message{}, w, nil
+	}
+	f := b.flight
+	b.flight = nil
+	if err == nil {
+		err = f.err
+	}
+	if err != nil || !needsInput(up, f.m) {
+		if errors.Is(err, wire.ErrNotSent) {
+			b.sent = before
+		}
+		return f.m, nil, err
+	}
+	state, _ := text(f.m.Result, "requestState")
+	if strings.HasPrefix(state, statePrefix) {
+		return wire.Message{}, nil, fmt.Errorf("upstream %q gives a requestState that looks like haldir's own", up.Name())
+	}
+	return wire.Message{}, &wait{state, f.m.WithID}, nil
+}
+
+// flight is a call of a modern host that an upstream is at. It may outlast the
+// request that began it.
+type flight struct {
+	up       Upstream
+	cancel   context.CancelCauseFunc
+	done     chan struct{} // closed when m and err are set
+	m        wire.Message
+	err      error
+	token    json.RawMessage // of progress, as the upstream knows it
+	news     chan struct{}
+	declared json.RawMessage // what the host can be asked for
+
+	// Guarded by the server's mu.
+	host      *request // the request that waits for it; nil while the host has to go on
+	questions []*asked // that the host has not answered
+}
+
+// launch starts a call.
+func (s *Server) launch(r *request, up Upstream, c upstream.Call) *flight {
+	ctx, cancel := context.WithCancelCause(s.work)
+	f := &flight{up: up, cancel: cancel, done: make(chan struct{}), token: c.Token, news: make(chan struct{}, 1), declared: r.era.capabilities, host: r}
+	s.address(r, up, &c)
+	c.Progress = func(m wire.Message) { s.progress(f, m) }
+	s.mu.Lock()
+	s.flights = append(s.flights, f)
+	s.unasked = slices.DeleteFunc(s.unasked, func(q *asked) bool {
+		mine := q.upstream == up.Name() && can(f.declared, q)
+		if mine {
+			f.questions = append(f.questions, q)
+		}
+		return mine
+	})
+	s.mu.Unlock()
+	s.wg.Go(func() {
+		defer close(f.done)
+		f.m, f.err = up.Call(ctx, c)
+		if f.err == nil && needsInput(up, f.m) {
+			if refused, ok := s.refusesInput(up, f.m); ok {
+				f.m = refused
+			}
+		}
+	})
+	return f
+}
+
+// land forgets a flight. What the upstream still asks is void.
+func (s *Server) land(f *flight) {
+	s.mu.Lock()
+	s.flights = slices.DeleteFunc(s.flights, func(x *flight) bool { return x == f })
+	questions := f.questions
+	f.questions, f.host = nil, nil
+	// Another call may be what the upstream asks for.
+	var heir *flight
+	for _, x := range s.flights {
+		if x.up == f.up {
+			heir = x
+		}
+	}
+	var void []*asked
+	for _, q := range questions {
+		switch {
+		case heir != nil && can(heir.declared, q):
+			heir.questions = append(heir.questions, q)
+		case len(s.unasked) < maxEarly:
+			s.unasked = append(s.unasked, q)
+		default:
+			void = append(void, q)
+		}
+	}
+	s.mu.Unlock()
+	if heir != nil {
+		heir.tell()
+	}
+	for _, q := range void {
+		q.reply(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "the client was not asked: the call has ended", ID: q.id}))
+	}
+	f.cancel(nil)
+}
+
+func (f *flight) tell() {
+	select {
+	case f.news <- struct{}{}:
+	default:
+	}
+}
+
+// attend waits for the end of a flight, or for a question of its upstream, which
+// ends the host's request instead.
+func (s *Server) attend(r *request, f *flight) (*wait, error) {
+	s.mu.Lock()
+	f.host = r
+	s.mu.Unlock()
+	f.tell() // there may be questions already
+	for {
+		select {
+		case <-f.done:
+			s.land(f)
+			return nil, nil
+		case <-r.ctx.Done():
+			f.cancel(context.Cause(r.ctx))
+			<-f.done
+			s.land(f)
+			if f.err == nil { // too late, but it did come
+				return nil, context.Cause(r.ctx)
+			}
+			return nil, nil
+		case <-f.news:
+		}
+		select {
+		case <-f.done: // it has its answer; nothing needs to be asked
+			continue
+		default:
+		}
+		s.mu.Lock()
+		questions := slices.Clone(f.questions)
+		if len(questions) > 0 {
+			f.host = nil
+		}
+		s.mu.Unlock()
+		if len(questions) > 0 {
+			return ask(questions), nil
+		}
+	}
+}
+
+// ask puts questions to a modern host.
+func ask(questions []*asked) *wait {
+	b := []byte(`{"resultType":"input_required","inputRequests":{`)
+	for i, q := range questions {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = fmt.Appendf(b, `%s:{"method":%s`, wire.Quote(q.key), wire.Quote(q.method))
+		if q.params != nil {
+			b = append(append(b, `,"params":`...), q.params...)
+		}
+		b = append(b, '}')
+	}
+	state := statePrefix + rand.Text()
+	b = fmt.Appendf(b, `},"requestState":%s}`, wire.Quote(state))
+	return &wait{state, func(id json.RawMessage) []byte { return wire.Result(id, b) }}
+}
+
+// give passes the host's answers on to the upstream that has asked. What is not
+// among the questions is left out.
+func (s *Server) give(f *flight, params json.RawMessage) {
+	at, _ := wire.At(params, "inputResponses")
+	responses, err := wire.Members(at.Value)
+	if err != nil {
+		return // it is asked again
+	}
+	type given struct {
+		q     *asked
+		value json.RawMessage
+	}
+	var answers []given
+	s.mu.Lock()
+	f.questions = slices.DeleteFunc(f.questions, func(q *asked) bool {
+		m, ok := wire.Find(responses, q.key)
+		if ok && wire.KindOf(m.Value) == "an object" {
+			answers = append(answers, given{q, m.Value})
+			return true
+		}
+		return false
+	})
+	s.mu.Unlock()
+	for _, a := range answers {
+		a.q.reply(wire.Result(a.q.id, a.value))
+	}
+}
+
+// progress passes a notification on under the token of the request that waits now.
+func (s *Server) progress(f *flight, m wire.Message) {
+	s.mu.Lock()
+	host := f.host
+	s.mu.Unlock()
+	if host == nil || host.silent.Load() {
+		return
+	}
+	token := progressToken(host.msg.Params)
+	at, ok := wire.At(m.Raw, "params", "progressToken")
+	switch {
+	case token == nil || !ok:
+	case string(token) == string(f.token):
+		s.write(m.Raw)
+	default:
+		s.write(wire.Splice(m.Raw, at.Start, at.End, token))
+	}
+}
+
+// enquire takes a request of an upstream of the handshake era to a modern host. It
+// goes with a call that the upstream is at, the last one that can carry it; if there
+// is none, with the next.
+func (s *Server) enquire(from string, m wire.Message, reply func([]byte)) {
+	q := &asked{upstream: from, id: m.ID, reply: reply, method: m.Method, params: m.Params}
+	if requestKinds[m.Method] == "" {
+		reply(wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID}))
+		return
+	}
+	s.mu.Lock()
+	s.asks.last++
+	q.key = fmt.Sprintf("%s-%d", requestKinds[m.Method], s.asks.last)
+	var carrier *flight
+	busy := false
+	for _, f := range s.flights {
+		if f.up.Name() != from {
+			continue
+		}
+		busy = true
+		if can(f.declared, q) && (carrier == nil || f.host != nil || carrier.host == nil) {
+			carrier = f
+		}
+	}
+	waits := carrier == nil && !busy && can(s.capabilities, q) && len(s.unasked) < maxEarly
+	switch {
+	case carrier != nil:
+		carrier.questions = append(carrier.questions, q)
+	case waits:
+		s.unasked = append(s.unasked, q)
+	}
+	s.mu.Unlock()
+	switch {
+	case carrier != nil:
+		carrier.tell()
+	case !waits:
+		reply(wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "the client has not declared " + requestKinds[m.Method], ID: m.ID}))
+	}
+}
+
+// retract forgets questions that the upstream has taken back.
+func (s *Server) retract(which func(*asked) bool) {
+	var void []*asked
+	take := func(q *asked) bool {
+		if which(q) {
+			void = append(void, q)
+			return true
+		}
+		return false
+	}
+	s.mu.Lock()
+	for _, f := range s.flights {
+		f.questions = slices.DeleteFunc(f.questions, take)
+	}
+	s.unasked = slices.DeleteFunc(s.unasked, take)
+	s.mu.Unlock()
+	for _, q := range void {
+		q.reply(nil) // it gives up its place
+	}
+}
+
+// can reports whether a host that has declared these capabilities can be asked.
+func can(capabilities json.RawMessage, q *asked) bool {
+	c, ok := wire.At(capabilities, requestKinds[q.method])
+	if !ok {
+		return false
+	}
+	if mode, _ := text(q.params, "mode"); q.method == "elicitation/create" && mode == "url" {
+		_, ok = wire.At(c.Value, "url")
+	}
+	return ok
+}
+
+// needsInput reports whether a modern upstream has ended a call with what it needs
+// to know.
+func needsInput(up Upstream, m wire.Message) bool {
+	if m.Error != nil || !up.Catalogue().Modern {
+		return false
+	}
+	kind, _ := wire.At(m.Result, "resultType")
+	return string(kind.Value) == `"input_required"`
+}
+
+// inputRequests reads what an upstream needs to know.
+func inputRequests(m wire.Message) (keys []string, requests []wire.Message, err error) {
+	at, ok := wire.At(m.Result, "inputRequests")
+	if !ok {
+		return nil, nil, nil
+	}
+	members, err := wire.Members(at.Value)
+	if err != nil {
+		return nil, nil, fmt.Errorf("inputRequests: %w", err)
+	}
+	for _, x := range members {
+		method, ok := text(x.Value, "method")
+		if !ok || requestKinds[method] == "" {
+			return nil, nil, fmt.Errorf("the input request %q is none that a client can be asked", wire.Printable(x.Name, 64))
+		}
+		params, _ := wire.At(x.Value, "params")
+		request, err := wire.ParseLenient(wire.Request(json.RawMessage("0"), method, params.Value))
+		if err != nil {
+			return nil, nil, err
+		}
+		keys, requests = append(keys, x.Name), append(requests, request)
+	}
+	return keys, requests, nil
+}
+
+// refusesInput answers for the host what the config keeps an upstream from asking.
+func (s *Server) refusesInput(up Upstream, m wire.Message) (wire.Message, bool) {
+	_, requests, err := inputRequests(m)
+	if err != nil {
+		return wire.Message{}, false
+	}
+	for _, q := range requests {
+		if s.refuses(up.Name(), q.Method) {
+			refused, err := wire.ParseLenient(s.refuseRequest(up.Name(), q))
+			return refused, err == nil
+		}
+	}
+	return wire.Message{}, false
+}
+
+// An upstream that needs nothing but time is asked again after such a pause,
+// doubled each time.
+const (
+	minPause = 100 * time.Millisecond
+	maxPause = 10 * time.Second
+)
+
+// gather asks a host of the handshake era for what a modern upstream needs, and
+// returns the params with which the call is made again.
+func (s *Server) gather(r *request, up Upstream, params json.RawMessage, m wire.Message, n int) (json.RawMessage, error) {
+	keys, requests, err := inputRequests(m)
+	if err != nil {
+		return nil, err
+	}
+	state, _ := wire.At(m.Result, "requestState")
+	if len(keys) == 0 {
+		select {
+		case <-time.After(min(minPause<<min(n-1, 10), maxPause)):
+		case <-r.ctx.Done():
+			return nil, context.Cause(r.ctx)
+		}
+		return wire.Edit(params, wire.Field{Name: "inputResponses"}, wire.Field{Name: "requestState", Value: state.Value}), nil
+	}
+	if s.out == nil {
+		return nil, fmt.Errorf("it asks for %s, which only an MCP client can answer", requestKinds[requests[0].Method])
+	}
+	replies := make(chan []byte, len(keys)) // in no order; each under its place as id
+	for i, q := range requests {
+		id := fmt.Append(nil, i)
+		a := &asked{upstream: up.Name(), id: id, reply: func(response []byte) { replies <- response }, by: r}
+		if !s.toHost(func() { s.pose(a, q) }) {
+			return nil, errors.New("the client is not ready, and too much waits for it")
+		}
+	}
+	values := make([]json.RawMessage, len(keys))
+	for range keys {
+		var response []byte
+		select {
+		case response = <-replies:
+		case <-r.ctx.Done():
+			s.withdraw(func(a *asked) bool { return a.by == r }, func(own json.RawMessage) json.RawMessage {
+				return fmt.Appendf(nil, `{"requestId":%s}`, own)
+			})
+			return nil, context.Cause(r.ctx)
+		}
+		if response == nil {
+			return nil, errors.New("the connection ended before the client had answered")
+		}
+		answer, err := wire.ParseLenient(response)
+		if err != nil {
+			return nil, err
+		}
+		var i int
+		if err := json.Unmarshal(answer.ID, &i); err != nil {
+			return nil, err
+		}
+		switch {
+		case answer.Error == nil:
+			values[i] = answer.Result
+		case requests[i].Method == "elicitation/create": // the modern era has no errors here
+			values[i] = json.RawMessage(`{"action":"cancel"}`)
+		default:
+			return nil, fmt.Errorf("the client did not answer %s: %w", requests[i].Method, wire.ErrorOf(answer))
+		}
+	}
+	b := []byte{'{'}
+	for i, k := range keys {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(append(b, wire.Quote(k)...), ':'), values[i]...)
+	}
+	return wire.Edit(params, wire.Field{Name: "inputResponses", Value: append(b, '}')}, wire.Field{Name: "requestState", Value: state.Value}), nil
+}
