@@ -175,15 +175,26 @@ func (r raw) string() (string, error) {
 	return s, nil
 }
 
-// plain reports that the inside of a string stands for itself.
+// plain reports that the inside of a string stands for itself. Eight bytes are
+// looked at together: texts are most of what arguments hold.
 func plain(s string) bool {
-	ascii := true
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		if c < ' ' || c == '\\' {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	ascii, i := true, 0
+	for ; i+8 <= len(s); i += 8 {
+		b := s[i : i+8]
+		x := uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 | uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
+		control := (x - ' '*ones) &^ x // the high bit of a byte below a space
+		escape := x ^ '\\'*ones
+		if (control|(escape-ones)&^escape)&high != 0 {
 			return false
 		}
-		ascii = ascii && c < utf8.RuneSelf
+		ascii = ascii && x&high == 0
+	}
+	for ; i < len(s); i++ {
+		if s[i] < ' ' || s[i] == '\\' {
+			return false
+		}
+		ascii = ascii && s[i] < utf8.RuneSelf
 	}
 	return ascii || utf8.ValidString(s)
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	jsonv2 "github.com/go-json-experiment/json"
+
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/policy"
 )
@@ -220,7 +222,7 @@ func (t *tx) settle(callID string, out Outcome) error {
 		return nil // settled before, or the reservation was never committed
 	}
 	var h held
-	if err := json.Unmarshal(raw, &h); err != nil {
+	if err := jsonv2.Unmarshal(raw, &h); err != nil {
 		return fmt.Errorf("%w: hold %s: %w", ErrDamaged, callID, err)
 	}
 	cost := h.Cost

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	jsonv2 "github.com/go-json-experiment/json"
+
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/policy"
 )
@@ -77,7 +79,7 @@ func (t *tx) session(id string) (*Session, error) {
 		return nil, fmt.Errorf("%w: %s", ErrNoSession, id)
 	}
 	var s Session
-	if err := json.Unmarshal(raw, &s); err != nil {
+	if err := jsonv2.Unmarshal(raw, &s); err != nil {
 		return nil, fmt.Errorf("%w: session %s: %w", ErrDamaged, id, err)
 	}
 	return &s, nil

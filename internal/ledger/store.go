@@ -212,7 +212,7 @@ func migrate(db *bolt.DB) error {
 		if hot == nil {
 			return fmt.Errorf("%w: it is a bbolt file, but none of haldir", ErrDamaged)
 		}
-		v := space{hot, spaceMeta}.get(keyVersion)
+		v := space{hot.Cursor(), spaceMeta}.get(keyVersion)
 		if len(v) != 8 {
 			return fmt.Errorf("%w: no format version", ErrDamaged)
 		}
@@ -277,9 +277,16 @@ type tx struct {
 	now   time.Time // never runs backwards
 	wall  time.Time
 	moved bool // this process used another ledger before
+
+	hot, marks *bolt.Cursor // made at the first use
 }
 
-func (t *tx) space(prefix byte) space { return space{t.Bucket(bucketHot), prefix} }
+func (t *tx) space(prefix byte) space {
+	if t.hot == nil {
+		t.hot = t.Bucket(bucketHot).Cursor()
+	}
+	return space{t.hot, prefix}
+}
 
 func (t *tx) head() (seq uint64, hash audit.Hash) {
 	v := t.space(spaceMeta).get(keyHead)
@@ -325,12 +332,15 @@ func (t *tx) append(r *audit.Record) error {
 
 // index enters r.
 func (t *tx) index(r *audit.Record) error {
-	b := t.Bucket(bucketIndex)
+	if t.marks == nil {
+		t.marks = t.Bucket(bucketIndex).Cursor()
+	}
+	b := t.marks.Bucket()
 	b.FillPercent = 0.95
 	seq, given, taken := audit.Marks(r)
 	put := func(mark string, in bool) error {
 		key := markKey(seq/audit.BlockSize, mark)
-		set := audit.ParseSet(b.Get(key))
+		set := audit.ParseSet(find(t.marks, key))
 		set.Put(seq, in)
 		if stored := set.Bytes(); stored != nil {
 			return b.Put(key, stored)
@@ -348,7 +358,7 @@ func (t *tx) index(r *audit.Record) error {
 		}
 	}
 	key := markKey(r.Seq/audit.BlockSize, "")
-	first, last := span(b.Get(key))
+	first, last := span(find(t.marks, key))
 	if at := r.Time; first.IsZero() || at.Before(first) || at.After(last) {
 		if first.IsZero() || at.Before(first) {
 			first = at

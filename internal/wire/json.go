@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -62,7 +63,8 @@ func Lenient(raw []byte) error {
 }
 
 func one(raw []byte, opts ...jsontext.Options) error {
-	dec := jsontext.NewDecoder(bytes.NewBuffer(raw), opts...)
+	dec, done := decoder(raw, opts...)
+	defer done()
 	if err := dec.SkipValue(); err != nil {
 		return readable(err)
 	}
@@ -70,6 +72,27 @@ func one(raw []byte, opts ...jsontext.Options) error {
 		return fmt.Errorf("more than one JSON value, the second at byte %d", dec.InputOffset())
 	}
 	return nil
+}
+
+// decoders are kept for the next text: each message is read several times, and a
+// decoder costs more than most of what it reads.
+var decoders = sync.Pool{New: func() any { return &reader{} }}
+
+type reader struct {
+	text    bytes.Buffer
+	decoder jsontext.Decoder
+}
+
+// decoder returns one that reads raw where it is. done gives it back.
+func decoder(raw []byte, opts ...jsontext.Options) (dec *jsontext.Decoder, done func()) {
+	r, _ := decoders.Get().(*reader)
+	r.text = *bytes.NewBuffer(raw)
+	r.decoder.Reset(&r.text, opts...)
+	return &r.decoder, func() {
+		r.text = bytes.Buffer{} // it must not keep raw
+		r.decoder.Reset(&r.text)
+		decoders.Put(r)
+	}
 }
 
 func readable(err error) error {
@@ -127,7 +150,8 @@ func (n *names) has(members []Member, name string) bool {
 // sub-slices of raw, not copies. Nested values are read by the grammar alone;
 // a name that stands twice in the object itself is an error.
 func Members(raw []byte) ([]Member, error) {
-	dec := jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	dec, done := decoder(raw, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	defer done()
 	tok, err := dec.ReadToken()
 	if err != nil {
 		return nil, readable(err)
@@ -166,7 +190,8 @@ func Members(raw []byte) ([]Member, error) {
 
 // Elements reads the elements of the JSON array raw as sub-slices of it.
 func Elements(raw []byte) ([]json.RawMessage, error) {
-	dec := jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	dec, done := decoder(raw, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	defer done()
 	tok, err := dec.ReadToken()
 	if err != nil {
 		return nil, readable(err)
