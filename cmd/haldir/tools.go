@@ -9,7 +9,7 @@ import (
 )
 
 func toolsCommand(a *app) *cobra.Command {
-	var asJSON bool
+	var asJSON, changes bool
 	cmd := &cobra.Command{
 		Use:   "tools",
 		Short: "List the tools an agent sees, and what was hidden, renamed or withheld",
@@ -20,6 +20,9 @@ func toolsCommand(a *app) *cobra.Command {
 				return err
 			}
 			entries, notes := srv.Tools(cmd.Context())
+			if changes {
+				return a.changes(notes, asJSON)
+			}
 			if asJSON {
 				return a.toolsJSON(entries, notes)
 			}
@@ -46,7 +49,20 @@ func toolsCommand(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	cmd.Flags().BoolVar(&changes, "changes", false, "list what is not as its upstream offers it: names that were changed, and what is withheld")
 	return cmd
+}
+
+// changes prints what was done to names, and what is withheld and why.
+func (a *app) changes(notes []proxy.Note, asJSON bool) error {
+	if asJSON {
+		return a.printJSON(map[string]any{"notes": append([]proxy.Note{}, notes...)})
+	}
+	rows := make([][]string, 0, len(notes))
+	for _, n := range notes {
+		rows = append(rows, []string{n.Upstream, plain(n.Tool, 128), plain(n.Text, 300)})
+	}
+	return a.printTable([]string{"UPSTREAM", "NAME", "CHANGE"}, rows)
 }
 
 func (a *app) toolsJSON(entries []proxy.Entry, notes []proxy.Note) error {
