@@ -86,6 +86,7 @@ var readme = map[string]struct {
 	"mkdir -p ~/.config/haldir": {},
 	"haldir check":              {prints: "haldir.yaml: ok: 2 upstream(s), 3 polic(ies)"},
 	"haldir tools":              {prints: "files__list_directory"},
+	"haldir tools --changes":    {prints: "CHANGE"},
 	`haldir call files__list_directory --args '{"path":"."}'`: {prints: "[FILE] README.md"},
 	"claude mcp add haldir -- haldir serve":                   {exempt: "needs Claude Code"},
 	"haldir audit list --status denied --since 7d":            {prints: "SEQ"},

@@ -1,48 +1,107 @@
-// host.mjs URL: the client that the official suite starts. It plays the host
-// before haldir ($HALDIR), whose one upstream is the suite's server at URL.
+// host.mjs URL: the client that the official suite starts. It plays the host, of
+// the era $HOST, before haldir ($HALDIR), whose one upstream is the suite's server
+// at URL.
 import { spawn } from 'node:child_process';
 import { mkdtempSync, writeFileSync } from 'node:fs';
+import { createServer, request as pass } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 
 const dir = mkdtempSync(join(process.env.TMPDIR ?? tmpdir(), 'host-')); // 0700, as haldir wants it
 const config = join(dir, 'haldir.yaml');
-writeFileSync(config, `version: 1\nupstreams:\n  - {name: up, url: ${JSON.stringify(process.argv.at(-1))}}\n`);
+const scenario = process.env.MCP_CONFORMANCE_SCENARIO;
+const url = scenario === 'request-metadata' ? await discoverable(process.argv.at(-1)) : process.argv.at(-1);
+writeFileSync(config, `version: 1\nupstreams:\n  - {name: up, url: ${JSON.stringify(url)}}\n`);
 const haldir = spawn(process.env.HALDIR, ['serve', '--config', config, '--state-dir', dir], { stdio: ['pipe', 'pipe', 'inherit'] });
 const ended = new Promise((done) => haldir.on('exit', done));
 setTimeout(() => { console.error('no end within 45 s'); haldir.kill(); process.exit(1); }, 45_000).unref();
+
+const modern = process.env.HOST === 'modern';
+const capabilities = { elicitation: { form: { applyDefaults: true } }, sampling: {}, roots: {} };
+const clientInfo = { name: 'conformance', version: '1' };
+const _meta = {
+  'io.modelcontextprotocol/protocolVersion': '2026-07-28',
+  'io.modelcontextprotocol/clientCapabilities': capabilities,
+  'io.modelcontextprotocol/clientInfo': clientInfo,
+};
 
 let last = 0;
 const waiting = new Map();
 const send = (m) => haldir.stdin.write(JSON.stringify({ jsonrpc: '2.0', ...m }) + '\n');
 const request = (method, params) => new Promise((done, failed) => {
   waiting.set(++last, (m) => (m.error ? failed(new Error(`${method}: ${m.error.message}`)) : done(m.result)));
-  send({ id: last, method, params });
+  send({ id: last, method, params: modern ? { ...params, _meta } : params });
 });
 createInterface({ input: haldir.stdout }).on('line', (line) => {
   const m = JSON.parse(line); // anything else on stdout is a failure
-  if (m.method === undefined) return waiting.get(m.id)(m);
-  if (m.id === undefined) return;
-  if (m.method !== 'elicitation/create') return send({ id: m.id, error: { code: -32601, message: 'Method not found' } });
-  const content = {};
-  for (const [name, schema] of Object.entries(m.params.requestedSchema.properties)) {
-    if (schema.default !== undefined) content[name] = schema.default;
+  if (m.method === undefined) {
+    waiting.get(m.id)(m); // and so is what nobody waits for
+    return waiting.delete(m.id);
   }
-  send({ id: m.id, result: { action: 'accept', content } });
+  if (m.id === undefined) return;
+  if (modern) throw new Error(`a request of the handshake era: ${line}`);
+  send({ id: m.id, ...answer(m) });
 });
 
-await request('initialize', {
-  protocolVersion: '2025-11-25',
-  capabilities: { elicitation: { form: { applyDefaults: true } } },
-  clientInfo: { name: 'conformance', version: '1' },
-});
-send({ method: 'notifications/initialized' });
-const { tools } = await request('tools/list', {});
-const call = (tool, args = {}) => request('tools/call', { name: `up__${tool}`, arguments: args });
-switch (process.env.MCP_CONFORMANCE_SCENARIO) {
+// answer takes what a form proposes; for the rest it has the least there is to say.
+function answer({ method, params }) {
+  if (method === 'roots/list') return { result: { roots: [] } };
+  if (method === 'sampling/createMessage') return { result: { role: 'assistant', content: { type: 'text', text: '' }, model: 'none' } };
+  if (method !== 'elicitation/create') return { error: { code: -32601, message: 'Method not found' } };
+  const content = {};
+  for (const [name, schema] of Object.entries(params.requestedSchema.properties)) {
+    if (schema.default !== undefined) content[name] = schema.default;
+  }
+  return { result: { action: 'accept', content } };
+}
+
+// ask makes a request, in as many rounds as it takes.
+async function ask(method, params = {}) {
+  for (let given = {}; ;) {
+    const result = await request(method, { ...params, ...given });
+    if (modern && !['complete', 'input_required'].includes(result.resultType)) throw new Error(`${method}: resultType ${result.resultType}`);
+    if (result.resultType !== 'input_required') return result;
+    given = { inputResponses: {}, requestState: result.requestState };
+    for (const [key, question] of Object.entries(result.inputRequests)) given.inputResponses[key] = answer(question).result;
+  }
+}
+
+// discoverable stands before a server that refuses the first request it gets, which
+// would be server/discover, and answers that one in its place.
+async function discoverable(url) {
+  const server = createServer(async (req, res) => {
+    const chunks = [];
+    for await (const chunk of req) chunks.push(chunk);
+    const body = Buffer.concat(chunks);
+    const m = req.method === 'POST' ? JSON.parse(body) : {};
+    if (m.method === 'server/discover') {
+      res.writeHead(200, { 'content-type': 'application/json' });
+      const result = { resultType: 'complete', supportedVersions: ['2026-07-28'], capabilities: { tools: {}, prompts: {} }, ttlMs: 0, cacheScope: 'private' };
+      return res.end(JSON.stringify({ jsonrpc: '2.0', id: m.id, result }));
+    }
+    pass(url, { method: req.method, headers: req.headers }, (answer) => {
+      res.writeHead(answer.statusCode, answer.headers);
+      answer.pipe(res);
+    }).end(body);
+  });
+  await new Promise((done) => server.listen(0, '127.0.0.1', done));
+  return `http://127.0.0.1:${server.address().port}/`;
+}
+
+if (modern) {
+  await ask('server/discover');
+} else {
+  await request('initialize', { protocolVersion: '2025-11-25', capabilities, clientInfo });
+  send({ method: 'notifications/initialized' });
+}
+const { tools } = await ask('tools/list');
+const call = (tool, args = {}) => ask('tools/call', { name: `up__${tool}`, arguments: args });
+switch (scenario) {
   case 'initialize':
-    break;
+  case 'json-schema-ref-no-deref':
+  case 'request-metadata':
+    break; // tools/list is all they want
   case 'tools_call':
     await call('add_numbers', { a: 2, b: 3 });
     break;
@@ -55,8 +114,22 @@ switch (process.env.MCP_CONFORMANCE_SCENARIO) {
   case 'json-schema-2020-12-preservation':
     await call('json_schema_echo', { schema: tools.find((t) => t.name === 'up__json_schema_2020_12_tool').inputSchema });
     break;
+  case 'http-standard-headers':
+    for (const t of ['test_headers', 'my-hyphenated-tool']) await call(t);
+    for (const { uri } of (await ask('resources/list')).resources) await ask('resources/read', { uri });
+    for (const { name } of (await ask('prompts/list')).prompts) await ask('prompts/get', { name });
+    break;
+  case 'http-custom-headers': // the suite says which calls
+    for (const c of JSON.parse(process.env.MCP_CONFORMANCE_CONTEXT).toolCalls) await call(c.name, c.arguments);
+    break;
+  case 'http-invalid-tool-headers': // what haldir has not kept out would be called
+    for (const { name } of tools.filter((t) => t.name.startsWith('up__'))) await ask('tools/call', { name, arguments: { region: 'here' } });
+    break;
+  case 'sep-2322-client-request-state':
+    for (const t of ['echo_state', 'no_state', 'unrelated', 'no_result_type']) await call(`test_mrtr_${t}`);
+    break;
   default:
-    throw new Error(`no such scenario here: ${process.env.MCP_CONFORMANCE_SCENARIO}`);
+    throw new Error(`no such scenario here: ${scenario}`);
 }
 haldir.stdin.end();
 process.exit((await ended) === 0 ? 0 : 1);
