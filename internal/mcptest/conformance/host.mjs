@@ -67,8 +67,8 @@ async function ask(method, params = {}) {
   }
 }
 
-// discoverable stands before a server that refuses the first request it gets, which
-// would be server/discover, and answers that one in its place.
+// discoverable stands before a server that refuses the first request it gets, even
+// server/discover, and answers that one in its place. All else passes as it is.
 async function discoverable(url) {
   const server = createServer(async (req, res) => {
     const chunks = [];
@@ -77,7 +77,7 @@ async function discoverable(url) {
     const m = req.method === 'POST' ? JSON.parse(body) : {};
     if (m.method === 'server/discover') {
       res.writeHead(200, { 'content-type': 'application/json' });
-      const result = { resultType: 'complete', supportedVersions: ['2026-07-28'], capabilities: { tools: {}, prompts: {} }, ttlMs: 0, cacheScope: 'private' };
+      const result = { resultType: 'complete', supportedVersions: ['2026-07-28'], capabilities: { tools: { listChanged: true } }, ttlMs: 0, cacheScope: 'private' };
       return res.end(JSON.stringify({ jsonrpc: '2.0', id: m.id, result }));
     }
     pass(url, { method: req.method, headers: req.headers }, (answer) => {
