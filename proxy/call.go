@@ -181,6 +181,7 @@ func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
 // govern calls one of haldir's own tools: never judged, always recorded.
 func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attempt) []byte {
+	s.closed() // it tells of all that the host has had an answer to
 	m, err := e.up.Call(r.ctx, upstream.Call{Method: "tools/call", Params: call.named(e.Tool)})
 	failure := ""
 	if err != nil {

@@ -82,7 +82,14 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		outcome.Reason = s.o.Clean(outcome.Reason)
 		return s.broken(r, up, err), endKnown
 	}
-	outcome = answered(m, before.decision)
+	if before.decision.CostFrom == "" && r.done != nil {
+		// What the outcome is changes no counter, so the host need not wait until the
+		// result has been looked through.
+		over = false
+		r.after = append(r.after, func() { s.o.Ledger.Settle(before.ticket, answered(m, before.decision)) })
+	} else {
+		outcome = answered(m, before.decision)
+	}
 	if c.Task {
 		s.made(up, m.Result)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -89,6 +90,7 @@ type Server struct {
 	mu       sync.Mutex
 	table    *table // the merged catalogue as it was asked for last
 	inflight map[string]*request
+	closing  map[*request]struct{} // answered, and not yet settled
 	client   string
 	version  string
 	ready    bool            // initialize has been answered
@@ -112,7 +114,7 @@ type Server struct {
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
@@ -186,10 +188,23 @@ func (s *Server) idle() {
 		for _, r = range s.inflight {
 			break
 		}
+		for r = range s.closing {
+			break
+		}
 		s.mu.Unlock()
 		if r == nil {
 			return
 		}
+		<-r.done
+	}
+}
+
+// closed returns when what was answered before is settled.
+func (s *Server) closed() {
+	s.mu.Lock()
+	before := slices.Collect(maps.Keys(s.closing))
+	s.mu.Unlock()
+	for _, r := range before {
 		<-r.done
 	}
 }
@@ -205,6 +220,7 @@ type request struct {
 	silent atomic.Bool  // the client does not want an answer any more
 	era    *envelope    // nil in the handshake era
 	up     Upstream     // who was asked last; guarded by the server's mu
+	after  []func()     // what is done once the host has its answer
 
 	refused error // not nil if haldir refused it, not the upstream
 }
@@ -285,14 +301,35 @@ func (s *Server) begin(ctx context.Context, m wire.Message, reply func([]byte)) 
 		answer := s.handle(r)
 		s.mu.Lock()
 		delete(s.inflight, r.key)
+		if r.after != nil {
+			s.closing[r] = struct{}{}
+		}
 		s.mu.Unlock()
 		if r.silent.Load() {
 			answer = nil
 		}
 		reply(answer)
+		if r.after != nil {
+			s.conclude(r)
+		}
 		r.cancel(nil)
 		close(r.done)
 	})
+}
+
+// conclude does what was put off until the host has its answer.
+func (s *Server) conclude(r *request) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.o.Log.Error().Interface("panic", p).Str("method", r.msg.Method).Stack().Msg("internal error")
+		}
+		s.mu.Lock()
+		delete(s.closing, r)
+		s.mu.Unlock()
+	}()
+	for _, f := range r.after {
+		f()
+	}
 }
 
 // handle answers a request. A panic is a mistake of ours; it must not take the

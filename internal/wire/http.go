@@ -96,11 +96,15 @@ func (h *HTTP) call(ctx context.Context, id, method string, params json.RawMessa
 	if success(resp) && mediaType(resp) == eventStream {
 		return h.follow(ctx, resp.Body, id)
 	}
-	raw, err := readAll(resp, h.o.MaxMessage)
+	buf, err := readRoomy(resp, h.o.MaxMessage)
 	if err != nil && success(resp) {
 		return Message{}, nil, err
 	}
+	raw := buf[room:]
 	answer, err = h.body(raw, id)
+	if err == nil && len(answer.Raw) == len(raw) {
+		answer.roomy = buf // it is not one of a batch
+	}
 	switch {
 	case h.expired(resp.StatusCode, raw, err == nil && answer.ID != nil):
 		return Message{}, nil, ErrSessionExpired
@@ -198,6 +202,9 @@ func (h *HTTP) event(ev Event, id string) (Message, error) {
 		return Message{}, nil
 	}
 	answer, err := h.take(ev.Data, id)
+	if answer.Raw != nil && len(answer.Raw) == len(ev.Data) {
+		answer.roomy = ev.roomy // it is not one of a batch
+	}
 	var bad *badAnswerError
 	switch {
 	case err == nil:

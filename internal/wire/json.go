@@ -24,6 +24,8 @@ type Member struct {
 	Name       string
 	Value      json.RawMessage
 	Start, End int
+
+	quoted []byte // the name as it is spelt; nil: in the shortest way
 }
 
 // At returns the member at a path of names, with the place of its value in raw;
@@ -150,6 +152,14 @@ func (n *names) has(members []Member, name string) bool {
 // sub-slices of raw, not copies. Nested values are read by the grammar alone;
 // a name that stands twice in the object itself is an error.
 func Members(raw []byte) ([]Member, error) {
+	if members, ok := scanMembers(raw); ok {
+		return members, nil
+	}
+	return readMembers(raw)
+}
+
+// readMembers is Members by the library.
+func readMembers(raw []byte) ([]Member, error) {
 	dec, done := decoder(raw, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	defer done()
 	tok, err := dec.ReadToken()
@@ -190,6 +200,14 @@ func Members(raw []byte) ([]Member, error) {
 
 // Elements reads the elements of the JSON array raw as sub-slices of it.
 func Elements(raw []byte) ([]json.RawMessage, error) {
+	if elements, ok := scanElements(raw); ok {
+		return elements, nil
+	}
+	return readElements(raw)
+}
+
+// readElements is Elements by the library.
+func readElements(raw []byte) ([]json.RawMessage, error) {
 	dec, done := decoder(raw, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	defer done()
 	tok, err := dec.ReadToken()
@@ -237,6 +255,12 @@ func String(raw []byte) (s string, ok bool) {
 		return "", false
 	}
 	return string(b), true
+}
+
+// unquoted decodes a string. Bytes that are no UTF-8 become U+FFFD.
+func unquoted(quoted []byte) string {
+	b, _ := jsontext.AppendUnquote(nil, quoted) // its only error here is invalid UTF-8, which it replaces
+	return string(b)
 }
 
 // Quote encodes s as a JSON string. Bytes that are no UTF-8 become U+FFFD.

@@ -235,8 +235,8 @@ func (f *idFinder) id() json.RawMessage {
 	return id
 }
 
-// LineWriter writes messages to a stream, one a line, each in one Write, in the
-// order of the calls. It is safe for concurrent use. After a failed Write every
+// LineWriter writes messages to a stream, one a line, in the order of the calls, a
+// small one in one Write. It is safe for concurrent use. After a failed Write every
 // later call returns the same error: half a message may be out, and what
 // follows it could not be understood.
 type LineWriter struct {
@@ -249,28 +249,26 @@ type LineWriter struct {
 // NewLineWriter writes to w.
 func NewLineWriter(w io.Writer) *LineWriter { return &LineWriter{w: w} }
 
-// keepBuffer is the largest buffer kept between messages.
-const keepBuffer = 1 << 20
+// large is from where on a message is not copied to be written with its line break.
+const large = 16 << 10
 
-// Write sends one message made of parts. It blocks while the peer does not
-// read, which is what slows a fast upstream down to a slow host.
-func (l *LineWriter) Write(parts ...[]byte) error {
+// Write sends one message. It blocks while the peer does not read, which is what
+// slows a fast upstream down to a slow host.
+func (l *LineWriter) Write(msg []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
 		return l.err
 	}
-	b := l.buf[:0]
-	for _, p := range parts {
-		b = append(b, OneLine(p)...)
+	msg = OneLine(msg)
+	var err error
+	if len(msg) < large {
+		l.buf = append(append(l.buf[:0], msg...), '\n')
+		_, err = l.w.Write(l.buf)
+	} else if _, err = l.w.Write(msg); err == nil {
+		_, err = l.w.Write([]byte{'\n'})
 	}
-	b = append(b, '\n')
-	if cap(b) <= keepBuffer {
-		l.buf = b
-	} else {
-		l.buf = nil
-	}
-	if _, err := l.w.Write(b); err != nil {
+	if err != nil {
 		l.err = fmt.Errorf("write to peer: %w", err)
 	}
 	return l.err

@@ -28,6 +28,10 @@ type Message struct {
 	Error  json.RawMessage
 
 	idStart, idEnd int // where the id's value stands in Raw; 0, 0 when there is none
+
+	// roomy holds Raw, at its end, and what may be written before it, when the
+	// memory is this message's own.
+	roomy []byte
 }
 
 // IsRequest reports a message with a method and an id.
@@ -40,8 +44,17 @@ func (m Message) IsNotification() bool { return m.Method != "" && m.ID == nil }
 func (m Message) IsResponse() bool { return m.Method == "" }
 
 // WithID returns the bytes of the response m with its id replaced and all else
-// untouched. An error response may come without an id; it gets one.
+// untouched. An error response may come without an id; it gets one. A message that
+// came over HTTP gives its own memory for that, so that a large result is not
+// copied: what m says besides its result or error is void afterwards.
 func (m Message) WithID(id json.RawMessage) []byte {
+	room := len(m.roomy) - len(m.Raw)
+	if start := room - (len(id) - (m.idEnd - m.idStart)); room > 0 && start >= 0 && m.idEnd > 0 {
+		out := m.roomy[start:]
+		copy(out, m.Raw[:m.idStart])
+		copy(out[m.idStart:], id)
+		return out
+	}
 	if m.idEnd == 0 {
 		open := bytes.IndexByte(m.Raw, '{') + 1
 		return Splice(m.Raw, open, open, append(append([]byte(`"id":`), id...), ','))
@@ -129,6 +142,9 @@ func ParseLenient(raw []byte) (Message, error) {
 	m, _, err := parse(raw)
 	return m, err
 }
+
+// room is how many bytes are kept free before a message, for a longer id.
+const room = 64
 
 func parse(raw []byte) (Message, []Member, error) {
 	members, err := Members(raw)

@@ -58,14 +58,14 @@ func Edit(object json.RawMessage, fields ...Field) json.RawMessage {
 		size += len(f.Name) + len(f.Value) + 4
 	}
 	b := append(make(json.RawMessage, 0, size), '{')
-	put := func(name string, value json.RawMessage) {
+	put := func(name []byte, value json.RawMessage) {
 		if value == nil {
 			return
 		}
 		if len(b) > 1 {
 			b = append(b, ',')
 		}
-		b = append(append(append(b, Quote(name)...), ':'), value...)
+		b = append(append(append(b, name...), ':'), value...)
 	}
 	for _, m := range members {
 		value := m.Value
@@ -74,11 +74,15 @@ func Edit(object json.RawMessage, fields ...Field) json.RawMessage {
 				value = f.Value
 			}
 		}
-		put(m.Name, value)
+		name := m.quoted
+		if name == nil {
+			name = Quote(m.Name)
+		}
+		put(name, value)
 	}
 	for _, f := range fields {
 		if _, there := Find(members, f.Name); !there {
-			put(f.Name, f.Value)
+			put(Quote(f.Name), f.Value)
 		}
 	}
 	return append(b, '}')

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -15,6 +16,8 @@ type Event struct {
 	Type  string // "" means "message"
 	Data  []byte // the caller's
 	Retry time.Duration
+
+	roomy []byte // holds Data at its end, if there is room before it
 }
 
 // EventReader reads server-sent events. It is for one goroutine.
@@ -32,7 +35,7 @@ func NewEventReader(r io.Reader, limit int) *EventReader {
 	if limit <= 0 {
 		limit = DefaultMaxMessage
 	}
-	return &EventReader{r: bufio.NewReaderSize(r, 16<<10), limit: limit, first: true}
+	return &EventReader{r: bufio.NewReaderSize(r, 64<<10), limit: limit, first: true}
 }
 
 // Next returns the next event that has data, an id or a retry time. At the end
@@ -42,10 +45,11 @@ func (e *EventReader) Next() (Event, error) {
 	var ev Event
 	hasData, any := false, false
 	for {
-		line, err := e.line(len(ev.Data))
+		whole, err := e.line(len(ev.Data))
 		if err != nil {
 			return Event{}, err
 		}
+		line := whole[min(room, len(whole)):]
 		if len(line) == 0 {
 			if !any {
 				ev = Event{} // a type without data goes with its event
@@ -59,9 +63,10 @@ func (e *EventReader) Next() (Event, error) {
 		switch string(name) {
 		case "data":
 			if hasData {
-				ev.Data = append(ev.Data, '\n')
+				ev.Data, ev.roomy = append(append(ev.Data, '\n'), value...), nil
+			} else {
+				ev.Data, ev.roomy = value, whole
 			}
-			ev.Data = append(ev.Data, value...)
 			hasData, any = true, true
 			if len(ev.Data) > e.limit {
 				return Event{}, &TooLargeError{Limit: e.limit}
@@ -80,8 +85,8 @@ func (e *EventReader) Next() (Event, error) {
 	}
 }
 
-// line reads up to a line break: \n, \r\n or \r. The slice is good until the
-// next call.
+// line reads up to a line break: \n, \r\n or \r. The slice is the caller's; the
+// line stands in it after room bytes, an empty one is nil.
 func (e *EventReader) line(have int) ([]byte, error) {
 	var line []byte
 	for {
@@ -98,38 +103,45 @@ func (e *EventReader) line(have int) ([]byte, error) {
 			if err := e.r.UnreadByte(); err != nil {
 				return nil, err
 			}
-			part, err := e.chunk()
-			line = append(line, part...)
-			if have+len(line) > e.limit+len("data: ") {
-				return nil, &TooLargeError{Limit: e.limit}
-			}
-			if err != nil {
+			if line, err = e.chunk(line); err != nil {
 				return nil, err
+			}
+			if mark := []byte("\ufeff"); e.first && len(line)-room >= len(mark) {
+				e.first = false
+				if bytes.HasPrefix(line[room:], mark) {
+					line = append(line[:room], line[room+len(mark):]...)
+				}
+			}
+			if have+len(line)-room > e.limit+len("data: ") {
+				return nil, &TooLargeError{Limit: e.limit}
 			}
 			continue
 		}
 		e.skipLF = c == '\r' // waiting for the \n here could hold an event back
-		if e.first {
-			e.first = false
-			line = bytes.TrimPrefix(line, []byte("\ufeff"))
-		}
+		e.first = false
 		return line, nil
 	}
 }
 
-// chunk returns what is buffered up to the next line break.
-func (e *EventReader) chunk() ([]byte, error) {
-	if _, err := e.r.Peek(1); err != nil {
-		return nil, err
-	}
+// chunk appends what is buffered up to the next line break.
+func (e *EventReader) chunk(line []byte) ([]byte, error) {
 	buf, err := e.r.Peek(e.r.Buffered())
 	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 		return nil, err
 	}
-	if i := bytes.IndexAny(buf, "\r\n"); i >= 0 {
+	if i := bytes.IndexByte(buf, '\n'); i >= 0 {
 		buf = buf[:i]
 	}
-	out := bytes.Clone(buf)
-	_, err = e.r.Discard(len(out))
-	return out, err
+	if i := bytes.IndexByte(buf, '\r'); i >= 0 {
+		buf = buf[:i]
+	}
+	if line == nil {
+		line = make([]byte, room, room+len(buf))
+	}
+	if cap(line)-len(line) < len(buf) {
+		line = slices.Grow(line, len(line)+len(buf)) // doubled: large ones come in many parts
+	}
+	line = append(line, buf...)
+	_, err = e.r.Discard(len(buf))
+	return line, err
 }

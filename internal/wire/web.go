@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -348,23 +349,33 @@ func port(u *url.URL) string {
 
 // readAll reads a body of at most limit bytes to its end and closes it.
 func readAll(resp *http.Response, limit int) ([]byte, error) {
+	buf, err := readRoomy(resp, limit)
+	return buf[room:], err
+}
+
+// readRoomy is readAll with room before the body.
+func readRoomy(resp *http.Response, limit int) ([]byte, error) {
 	defer func() { _ = resp.Body.Close() }()
 	if resp.ContentLength > int64(limit) {
 		head, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // for a message about the status
-		return head, &TooLargeError{Limit: limit}
+		return append(make([]byte, room), head...), &TooLargeError{Limit: limit}
 	}
-	var buf bytes.Buffer
-	if resp.ContentLength > 0 {
-		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
+	buf := make([]byte, room, room+max(512, int(resp.ContentLength)+1)) // one more, to see the end without growing
+	for {
+		if len(buf) == cap(buf) {
+			buf = slices.Grow(buf, len(buf))
+		}
+		n, err := resp.Body.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		switch {
+		case len(buf)-room > limit:
+			return buf, &TooLargeError{Limit: limit}
+		case errors.Is(err, io.EOF):
+			return buf, nil
+		case err != nil:
+			return buf, fmt.Errorf("read the upstream's answer: %w: %w", err, ErrOutcomeUnknown)
+		}
 	}
-	n, err := buf.ReadFrom(io.LimitReader(resp.Body, int64(limit)+1))
-	if err != nil {
-		return buf.Bytes(), fmt.Errorf("read the upstream's answer: %w: %w", err, ErrOutcomeUnknown)
-	}
-	if n > int64(limit) {
-		return buf.Bytes(), &TooLargeError{Limit: limit}
-	}
-	return buf.Bytes(), nil
 }
 
 // sleep returns false when ctx ends first.
