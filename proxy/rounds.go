@@ -200,7 +200,7 @@ func (s *Server) launch(r *request, up Upstream, c upstream.Call) *flight {
 	ctx, cancel := context.WithCancelCause(s.work)
 	f := &flight{up: up, cancel: cancel, done: make(chan struct{}), token: c.Token, news: make(chan struct{}, 1), declared: r.era.capabilities, host: r}
 	s.address(r, up, &c)
-	c.Progress = func(m wire.Message) { s.progress(f, m) }
+	c.Progress, c.Mark = func(m wire.Message) { s.progress(f, m) }, f
 	s.mu.Lock()
 	s.flights = append(s.flights, f)
 	s.unasked = slices.DeleteFunc(s.unasked, func(q *asked) bool {
@@ -269,8 +269,10 @@ func (f *flight) tell() {
 func (s *Server) attend(r *request, f *flight) (*wait, error) {
 	s.mu.Lock()
 	f.host = r
+	if len(f.questions) > 0 {
+		f.tell()
+	}
 	s.mu.Unlock()
-	f.tell() // there may be questions already
 	for {
 		select {
 		case <-f.done:
@@ -289,6 +291,13 @@ func (s *Server) attend(r *request, f *flight) (*wait, error) {
 		select {
 		case <-f.done: // it has its answer; nothing needs to be asked
 			continue
+		case <-r.ctx.Done():
+			continue
+		case <-time.After(together): // some ask for several things at once
+		}
+		select {
+		case <-f.done:
+			continue
 		default:
 		}
 		s.mu.Lock()
@@ -302,6 +311,9 @@ func (s *Server) attend(r *request, f *flight) (*wait, error) {
 		}
 	}
 }
+
+// together is how long a question waits for more of its kind.
+const together = 20 * time.Millisecond
 
 // ask puts questions to a modern host.
 func ask(questions []*asked) *wait {
@@ -369,8 +381,8 @@ func (s *Server) progress(f *flight, m wire.Message) {
 }
 
 // enquire takes a request of an upstream of the handshake era to a modern host. It
-// goes with a call that the upstream is at, the last one that can carry it; if there
-// is none, with the next.
+// goes with the call on whose stream it came; if it came on none, with the last one
+// that the upstream is at and that can carry it; if there is none, with the next.
 func (s *Server) enquire(from string, m wire.Message, reply func([]byte)) {
 	q := &asked{upstream: from, id: m.ID, reply: reply, method: m.Method, params: m.Params}
 	if requestKinds[m.Method] == "" {
@@ -387,6 +399,13 @@ func (s *Server) enquire(from string, m wire.Message, reply func([]byte)) {
 			continue
 		}
 		busy = true
+		if f == m.Mark {
+			carrier = nil
+			if can(f.declared, q) {
+				carrier = f
+			}
+			break
+		}
 		if can(f.declared, q) && (carrier == nil || f.host != nil || carrier.host == nil) {
 			carrier = f
 		}

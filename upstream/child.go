@@ -38,6 +38,7 @@ type child struct {
 	stderr *os.File
 	clean  func(string) string // takes secrets out
 	exited chan struct{}       // closed when the process is gone and reaped
+	silent chan struct{}       // closed when its stderr has been read to the end
 	err    error               // its exit, valid after exited
 	wg     sync.WaitGroup
 
@@ -63,7 +64,7 @@ func startChild(cfg config.Upstream, r *config.Resolver, log zerolog.Logger, cle
 	if info, err := os.Stat(cmd.Dir); cmd.Dir != "" && (err != nil || !info.IsDir()) {
 		return nil, fmt.Errorf("start %s: its directory %s (cwd) does not exist", cfg.Command, cmd.Dir)
 	}
-	c := &child{cmd: cmd, clean: clean, exited: make(chan struct{})}
+	c := &child{cmd: cmd, clean: clean, exited: make(chan struct{}), silent: make(chan struct{})}
 	// Pipes of our own: those of exec.Cmd close under a reader when the child
 	// exits, and the last words would be lost.
 	stdinR, stdinW, err := os.Pipe()
@@ -120,6 +121,7 @@ func (c *child) run(started chan<- error) {
 const stderrLine = 8 << 10
 
 func (c *child) logStderr(log zerolog.Logger) {
+	defer close(c.silent)
 	defer func() { _ = c.stderr.Close() }() // only read from
 	lines := bufio.NewReaderSize(c.stderr, stderrLine)
 	for {
@@ -146,6 +148,10 @@ func (c *child) explain(err error) error {
 	case <-c.exited:
 	case <-time.After(lastWords): // the pipe may break just before the exit
 		return err
+	}
+	select {
+	case <-c.silent:
+	case <-time.After(lastWords): // what it has left behind may hold it open
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -296,6 +296,9 @@ func (c *conn) call(ctx context.Context, call Call) (m wire.Message, err error) 
 			}
 		}()
 	}
+	if call.Mark != nil {
+		ctx = wire.WithMark(ctx, call.Mark)
+	}
 	m, err = c.exchange(ctx, call)
 	if err != nil && ctx.Err() == nil {
 		err = c.explain(err)

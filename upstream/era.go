@@ -33,8 +33,9 @@ func (u *Upstream) greet(ctx context.Context, c *conn) error {
 	var err error
 	if discoverFirst {
 		err = u.discoverOrShake(ctx, c)
-	} else if err = u.shake(ctx, c); err != nil && otherEra(err) {
-		if u.discover(ctx, c) == nil {
+	} else if err = u.shake(ctx, c); err != nil && refused(err) {
+		if d, bad := c.discover(ctx); bad == nil {
+			c.becomeModern(d)
 			err = nil
 		}
 	}
@@ -57,10 +58,10 @@ func modern(server json.RawMessage) bool {
 	return ok
 }
 
-// otherEra reports whether a refused greeting may mean that the server speaks the
-// other way only (2026-07-28, versioning, backward compatibility). What says that
-// the credentials are wrong, or that the server is busy, does not.
-func otherEra(err error) bool {
+// refused reports whether a server has answered a greeting by saying no, which may
+// mean that it speaks the other way only. What says that the credentials are wrong,
+// or that the server is busy, does not.
+func refused(err error) bool {
 	if e, ok := errors.AsType[*wire.HTTPError](err); ok {
 		switch e.Status {
 		case http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
@@ -68,27 +69,48 @@ func otherEra(err error) bool {
 		}
 		return true
 	}
-	_, refused := errors.AsType[*wire.Error](err)
-	return refused
+	_, ok := errors.AsType[*wire.Error](err)
+	return ok
+}
+
+// legacy reports whether a server that has refused server/discover may know the
+// handshake. One that answers by an error of the modern era does only if it says so
+// (2026-07-28, versioning, backward compatibility).
+func legacy(err error) bool {
+	if e, ok := errors.AsType[*wire.Error](err); ok && wire.ModernCode(e.Code) {
+		return slices.ContainsFunc(supported(e), wire.KnownLegacy)
+	}
+	return refused(err)
 }
 
 // discoverOrShake asks a server what it is, and shakes hands with one that does
 // not understand, or keeps silent. Once initialize is on its way its answer
 // counts: it may have decided what the server speaks.
 func (u *Upstream) discoverOrShake(ctx context.Context, c *conn) error {
-	found := make(chan error, 1)
+	type answer struct {
+		discovery
+		err error
+	}
+	found := make(chan answer, 1)
 	probe, stop := context.WithCancel(ctx)
 	defer stop()
-	c.wg.Go(func() { found <- u.discover(probe, c) })
+	c.wg.Go(func() {
+		d, err := c.discover(probe)
+		found <- answer{d, err}
+	})
 	var silence <-chan time.Time
 	if c.child != nil {
 		silence = time.After(probeWait)
 	}
 	select {
-	case err := <-found:
-		if err == nil || !otherEra(err) {
-			u.mute = err != nil && c.child != nil // some servers end at what they do not know
-			return err
+	case a := <-found:
+		if a.err == nil {
+			c.becomeModern(a.discovery)
+			return nil
+		}
+		u.mute = c.child != nil // some servers end at what they do not know
+		if !legacy(a.err) {
+			return a.err
 		}
 		return u.shake(ctx, c)
 	case <-silence:
@@ -96,52 +118,59 @@ func (u *Upstream) discoverOrShake(ctx context.Context, c *conn) error {
 		return context.Cause(ctx)
 	}
 	err := u.shake(ctx, c)
-	if err == nil || !otherEra(err) {
-		stop()
-		<-found
+	if err == nil || !refused(err) {
 		return err
 	}
-	return <-found
+	a := <-found
+	if a.err == nil {
+		c.becomeModern(a.discovery)
+		return nil
+	}
+	return fmt.Errorf("%w; %w", err, a.err)
 }
 
-// discover asks a modern server what it is (2026-07-28, server/discover).
-func (u *Upstream) discover(ctx context.Context, c *conn) error {
-	remote, _ := c.peer().(interface{ SetVersion(v string) })
-	if remote != nil {
+// discovery is what a modern server says that it is.
+type discovery struct {
+	SupportedVersions []string `json:"supportedVersions"`
+	Meta              struct {
+		Server struct{ Name, Version string } `json:"io.modelcontextprotocol/serverInfo"`
+	} `json:"_meta"`
+	raw json.RawMessage
+}
+
+// discover asks a modern server what it is (2026-07-28, server/discover). It leaves
+// no trace on the connection.
+func (c *conn) discover(ctx context.Context) (d discovery, err error) {
+	if remote, ok := c.peer().(interface{ SetVersion(v string) }); ok {
+		remote.SetVersion(wire.Version20260728)
+		defer remote.SetVersion("")
+	}
+	m, err := c.request(ctx, Call{Method: "server/discover"})
+	if err == nil && m.Error != nil {
+		err = refusal(m)
+	} else if err == nil {
+		switch bad := json.Unmarshal(m.Result, &d); {
+		case bad != nil:
+			err = &wire.Error{Code: wire.CodeInvalidParams, Message: "the result cannot be read: " + bad.Error()}
+		case !slices.ContainsFunc(d.SupportedVersions, wire.KnownModern):
+			err = &wire.Error{Code: wire.CodeInvalidParams, Message: fmt.Sprintf("the server speaks protocol %q, which haldir does not", d.SupportedVersions)}
+		}
+	}
+	if err != nil {
+		return d, fmt.Errorf("server/discover: %w", err)
+	}
+	d.raw = bytes.Clone(m.Result)
+	return d, nil
+}
+
+// becomeModern makes the connection that of a modern server.
+func (c *conn) becomeModern(d discovery) {
+	if remote, ok := c.peer().(interface{ SetVersion(v string) }); ok {
 		remote.SetVersion(wire.Version20260728)
 	}
-	err := func() error {
-		m, err := c.peer().Call(ctx, "server/discover", c.stamped(Call{}))
-		if err != nil {
-			return fmt.Errorf("server/discover: %w", err)
-		}
-		if m.Error != nil {
-			return fmt.Errorf("server/discover: %w", refusal(m))
-		}
-		var result struct {
-			SupportedVersions []string `json:"supportedVersions"`
-			Meta              struct {
-				Server struct{ Name, Version string } `json:"io.modelcontextprotocol/serverInfo"`
-			} `json:"_meta"`
-		}
-		if err := json.Unmarshal(m.Result, &result); err != nil {
-			return fmt.Errorf("server/discover: %w", &wire.Error{Code: wire.CodeInternal, Message: "the result cannot be read: " + err.Error()})
-		}
-		if !slices.ContainsFunc(result.SupportedVersions, wire.KnownModern) {
-			return fmt.Errorf("server/discover: %w", &wire.Error{Code: wire.CodeUnsupportedVersion, Message: fmt.Sprintf("the server speaks protocol %q, which haldir does not", result.SupportedVersions)})
-		}
-		c.version, c.server = wire.Version20260728, wire.Printable(result.Meta.Server.Name+" "+result.Meta.Server.Version, shown)
-		c.offers.server = bytes.Clone(m.Result)
-		return nil
-	}()
-	if err != nil {
-		if remote != nil {
-			remote.SetVersion("")
-		}
-		return err
-	}
+	c.version, c.server = wire.Version20260728, wire.Printable(d.Meta.Server.Name+" "+d.Meta.Server.Version, shown)
+	c.offers.server = d.raw
 	c.modern.Store(true)
-	return nil
 }
 
 // shake shakes hands (MCP lifecycle, initialization).
@@ -165,7 +194,7 @@ func (u *Upstream) shake(ctx context.Context, c *conn) error {
 	}
 	if !wire.KnownLegacy(result.ProtocolVersion) {
 		return fmt.Errorf("initialize: %w", &wire.Error{
-			Code: wire.CodeUnsupportedVersion, Message: fmt.Sprintf("the server speaks protocol %q, which haldir does not", wire.Printable(result.ProtocolVersion, shown)),
+			Code: wire.CodeInvalidParams, Message: fmt.Sprintf("the server speaks protocol %q, which haldir does not", wire.Printable(result.ProtocolVersion, shown)),
 		})
 	}
 	c.version = result.ProtocolVersion
@@ -234,11 +263,34 @@ func (c *conn) exchange(ctx context.Context, call Call) (wire.Message, error) {
 		c.unsubscribe(text)
 		return done()
 	}
-	m, err := c.peer().Call(ctx, call.Method, c.stamped(call))
+	m, err := c.request(ctx, call)
 	if err == nil && m.Error != nil && wire.ErrorOf(m).Code == wire.CodeHeaderMismatch {
 		c.changed(lists[ofTools].changed) // the schema by which headers are made is out of date
 	}
 	return m, err
+}
+
+// request makes a call of a modern server. One that refuses the revision and says
+// that it has it is asked again (2026-07-28, versioning).
+func (c *conn) request(ctx context.Context, call Call) (wire.Message, error) {
+	params := c.stamped(call)
+	m, err := c.peer().Call(ctx, call.Method, params)
+	if err != nil || m.Error == nil {
+		return m, err
+	}
+	if e := wire.ErrorOf(m); e.Code == wire.CodeUnsupportedVersion && slices.ContainsFunc(supported(e), wire.KnownModern) {
+		return c.peer().Call(ctx, call.Method, params)
+	}
+	return m, nil
+}
+
+// supported reads the revisions that a server says it has when it refuses one.
+func supported(e *wire.Error) []string {
+	var data struct {
+		Supported []string `json:"supported"`
+	}
+	_ = json.Unmarshal(e.Data, &data) // without it, none
+	return data.Supported
 }
 
 // done is the response to a request that is answered here.
@@ -295,7 +347,11 @@ func (c *conn) heard(m wire.Message) (wire.Message, bool) {
 	case m.Method == "notifications/subscriptions/acknowledged":
 		c.acknowledged(m.Params)
 		return m, true
-	case m.Method == "notifications/cancelled": // of a subscription; the stream tells the same
+	case m.Method == "notifications/cancelled": // of a subscription; over HTTP the stream ends as well
+		id, ok := wire.At(m.Params, "requestId")
+		if pipe, child := c.peer().(*wire.Pipe); child && ok {
+			pipe.Abandon(id.Value)
+		}
 		return m, true
 	}
 	if _, marked := wire.At(m.Params, "_meta", wire.MetaSubscription); !marked {

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -75,8 +76,8 @@ func (c *conn) ask(m wire.Message) {
 		c.answer(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "too many requests wait for the client", ID: m.ID}))
 		return
 	}
-	m.Raw = append([]byte(nil), m.Raw...) // it outlives the stream's buffer
-	if kept, err := wire.ParseLenient(m.Raw); err == nil {
+	if kept, err := wire.ParseLenient(bytes.Clone(m.Raw)); err == nil { // it outlives the stream's buffer
+		kept.Mark = m.Mark
 		m = kept
 	}
 	c.host.Peer.Ask(c.name, m, func(response []byte) {

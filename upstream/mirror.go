@@ -98,6 +98,16 @@ func mirrors(schema json.RawMessage) ([]mirrored, error) {
 					}
 				}
 			case data[m.Name]:
+			case named[m.Name]:
+				parts, err := wire.Members(m.Value)
+				if err != nil {
+					continue
+				}
+				for _, p := range parts {
+					if err := walk(p.Value, path, false, depth+1); err != nil {
+						return err
+					}
+				}
 			default:
 				if err := each(m.Value, func(part json.RawMessage) error { return walk(part, path, false, depth+1) }); err != nil {
 					return err
@@ -112,6 +122,9 @@ func mirrors(schema json.RawMessage) ([]mirrored, error) {
 	err := walk(schema, nil, true, 0)
 	return found, err
 }
+
+// named are the keywords whose values are schemas under names of the author's.
+var named = map[string]bool{"$defs": true, "definitions": true, "patternProperties": true, "dependentSchemas": true}
 
 // data are the keywords whose values are no schemas.
 var data = map[string]bool{"const": true, "enum": true, "default": true, "examples": true}

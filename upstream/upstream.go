@@ -164,7 +164,6 @@ func (u *Upstream) Start(h Host) {
 	before, over := u.over, make(chan struct{})
 	u.started, u.leaveHost, u.over = key, leave, over
 	u.trying, u.tried, u.restored, u.err = true, false, false, nil
-	u.kept = map[string]Call{}
 	u.catalogue, u.listed = Catalogue{Revision: u.catalogue.Revision + 1, Said: u.catalogue.Said}, nil
 	u.wg.Go(func() {
 		defer close(over)
@@ -550,6 +549,8 @@ type Call struct {
 	// those of the [Host]. Level is of the log messages that it wants; "" means none.
 	Capabilities json.RawMessage
 	Level        string
+	// Mark is on what the server sends on a stream of the call's own.
+	Mark any
 	// Task says that the request asks for a task, whose progress goes on after
 	// the response.
 	Task bool

@@ -16,6 +16,7 @@ import (
 type subscription struct {
 	stop    context.CancelFunc
 	outcome chan error // takes the first acknowledgement, or why there is none
+	again   bool       // it was open before; guarded by the connection's mu
 }
 
 // tell gives the outcome to whoever waits for it, once.
@@ -68,17 +69,16 @@ func (c *conn) watch(uri string, s *subscription, ctx context.Context, filter js
 		wait := backoff.NewExponentialBackOff()
 		wait.MaxInterval = maxBackoff
 		for again := false; ctx.Err() == nil; again = true {
-			if again && uri == "" { // what has changed meanwhile nobody has told
-				for _, l := range lists {
-					c.changed(l.changed)
-				}
-			}
+			c.mu.Lock()
+			s.again = again
+			c.mu.Unlock()
 			opened := time.Now()
-			m, err := c.peer().Call(ctx, "subscriptions/listen", c.stamped(Call{Params: fmt.Appendf(nil, `{"notifications":%s}`, filter)}))
+			m, err := c.request(ctx, Call{Method: "subscriptions/listen", Params: fmt.Appendf(nil, `{"notifications":%s}`, filter)})
 			if err == nil && m.Error != nil {
-				err = refusal(m)
-				s.tell(err)
-				return // it will not have it
+				if err = refusal(m); !again && wire.ErrorOf(m).Code != wire.CodeInternal {
+					s.tell(err)
+					return // it will not have it
+				}
 			}
 			s.tell(fmt.Errorf("subscriptions/listen: the stream ended (%w)", orEnd(err)))
 			if time.Since(opened) > maxBackoff {
@@ -115,14 +115,21 @@ func (c *conn) acknowledged(params json.RawMessage) {
 		return
 	}
 	n := p.Notifications
+	missed := false
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if s := c.watches[""]; s != nil && (n.Tools || n.Prompts || n.Resources) {
 		s.tell(nil)
+		missed, s.again = s.again, false
 	}
 	for _, uri := range n.URIs {
 		if s := c.watches[uri]; s != nil {
 			s.tell(nil)
+		}
+	}
+	c.mu.Unlock()
+	if missed { // what has changed before the stream was open again nobody has told
+		for _, l := range lists {
+			c.changed(l.changed)
 		}
 	}
 }

@@ -32,6 +32,15 @@ type Client interface {
 // that a slow host slows the upstream instead of filling memory.
 type Handler func(Message)
 
+type markKey struct{}
+
+// WithMark returns a context for a call: what comes on a stream that is the call's
+// own carries the mark, by which its receiver knows the call. What comes on a
+// stream that all calls share carries none.
+func WithMark(ctx context.Context, mark any) context.Context {
+	return context.WithValue(ctx, markKey{}, mark)
+}
+
 // ErrNotSent is wrapped by an error of [Client.Call] when the request certainly
 // never left haldir.
 var ErrNotSent = errors.New("not sent")

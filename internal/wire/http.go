@@ -123,7 +123,7 @@ func (h *HTTP) call(ctx context.Context, id, method string, params json.RawMessa
 // body reads a JSON body: the response, or a batch that holds it.
 func (h *HTTP) body(raw []byte, id string) (Message, error) {
 	if IsBatch(raw) {
-		answer, err := h.take(raw, id)
+		answer, err := h.take(raw, id, nil)
 		if answer.Raw == nil {
 			return Message{}, errors.Join(err, errors.New("the batch holds no response to the request"))
 		}
@@ -151,13 +151,13 @@ func answers(m Message, id string) bool {
 // take sorts one message, or each of a batch: the response to the request with
 // id is the answer, requests and notifications go to the handler. The error says
 // what is neither.
-func (h *HTTP) take(raw []byte, id string) (answer Message, err error) {
+func (h *HTTP) take(raw []byte, id string, mark any) (answer Message, err error) {
 	if !IsBatch(raw) {
-		return h.takeOne(raw, id)
+		return h.takeOne(raw, id, mark)
 	}
 	var bad *badAnswerError
 	err = each(raw, func(r []byte) error {
-		m, err := h.takeOne(r, id)
+		m, err := h.takeOne(r, id, mark)
 		if m.Raw != nil {
 			answer = m
 		}
@@ -170,7 +170,7 @@ func (h *HTTP) take(raw []byte, id string) (answer Message, err error) {
 	return answer, err
 }
 
-func (h *HTTP) takeOne(raw []byte, id string) (answer Message, err error) {
+func (h *HTTP) takeOne(raw []byte, id string, mark any) (answer Message, err error) {
 	m, err := ParseLenient(raw)
 	switch {
 	case err != nil && id != "" && string(findID(raw)) == id && claims(raw):
@@ -178,6 +178,7 @@ func (h *HTTP) takeOne(raw []byte, id string) (answer Message, err error) {
 	case err != nil:
 		return Message{}, fmt.Errorf("what is no JSON-RPC message: %w", err)
 	case !m.IsResponse():
+		m.Mark = mark
 		h.o.Handler(m)
 		return Message{}, nil
 	case answers(m, id):
@@ -197,11 +198,11 @@ func (b *badAnswerError) Unwrap() error { return b.error }
 
 // event sorts what one event holds. The answer is zero if it does not hold the
 // response to the request with id; the error is a badAnswerError.
-func (h *HTTP) event(ev Event, id string) (Message, error) {
+func (h *HTTP) event(ev Event, id string, mark any) (Message, error) {
 	if len(ev.Data) == 0 || ev.Type != "" && ev.Type != "message" {
 		return Message{}, nil
 	}
-	answer, err := h.take(ev.Data, id)
+	answer, err := h.take(ev.Data, id, mark)
 	if answer.Raw != nil && len(answer.Raw) == len(ev.Data) {
 		answer.roomy = ev.roomy // it is not one of a batch
 	}
@@ -256,7 +257,7 @@ func (h *HTTP) follow(ctx context.Context, body io.ReadCloser, id string) (Messa
 	for {
 		ev, err := s.next()
 		if err == nil {
-			answer, err := h.event(ev, id)
+			answer, err := h.event(ev, id, ctx.Value(markKey{}))
 			switch {
 			case err != nil:
 				_ = s.body.Close() // the error that counts is the answer's
@@ -354,7 +355,7 @@ func (h *HTTP) drain(s *stream, stop func()) bool {
 				_ = s.body.Close() // it has ended, or is given up
 				return
 			}
-			_, _ = h.event(ev, "") // nobody waits on it any more
+			_, _ = h.event(ev, "", nil) // nobody waits on it any more
 		}
 	})
 	if !ok {

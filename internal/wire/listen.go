@@ -82,7 +82,7 @@ func (h *HTTP) listen(s *stream, opened func()) error {
 			return err
 		}
 		h.heard.Add(1)
-		_, _ = h.event(ev, "") // nobody waits on this stream
+		_, _ = h.event(ev, "", nil) // nobody waits on this stream
 		h.heard.Add(1)
 	}
 }

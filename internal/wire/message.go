@@ -26,6 +26,8 @@ type Message struct {
 	Params json.RawMessage
 	Result json.RawMessage
 	Error  json.RawMessage
+	// Mark is that of the call on whose stream the message came, see [WithMark].
+	Mark any
 
 	idStart, idEnd int // where the id's value stands in Raw; 0, 0 when there is none
 

@@ -192,6 +192,14 @@ func (p *Pipe) tooLarge(e *TooLargeError) {
 	}
 }
 
+// Abandon ends the call with the given id, if it is one in flight: the peer has said
+// that it will not answer.
+func (p *Pipe) Abandon(id json.RawMessage) {
+	if err := p.inbox.fail(id, "the upstream has ended it"); err != nil {
+		p.noise(nil, err)
+	}
+}
+
 func (p *Pipe) end(err error) {
 	p.once.Do(func() {
 		p.err = err
