@@ -25,9 +25,6 @@ var versions = []byte(`["` + wire.Version20260728 + `","` + strings.Join([]strin
 
 // readEnvelope returns nil for a request of the handshake era.
 func readEnvelope(m wire.Message) (*envelope, *wire.Error) {
-	if !bytes.Contains(m.Params, []byte(wire.MetaVersion)) {
-		return nil, nil
-	}
 	at, ok := wire.At(m.Params, "_meta")
 	if !ok {
 		return nil, nil
@@ -65,32 +62,41 @@ func readEnvelope(m wire.Message) (*envelope, *wire.Error) {
 	return e, nil
 }
 
+// saysItsEra reports whether a request is one of a modern host.
+func saysItsEra(m wire.Message) bool {
+	_, ok := wire.At(m.Params, "_meta", wire.MetaVersion)
+	return ok
+}
+
 // meet makes a modern host known to the upstreams at its first request, and again
 // when it can do more than it has said before: those of the handshake era are told
 // once, and so are told all. What a request does not declare is not asked of it.
 func (s *Server) meet(r *request) {
 	s.mu.Lock()
 	s.client = r.era.client
-	first := !s.modern.Load()
-	more := s.capabilities
-	switch {
-	case first:
-		more = union([]json.RawMessage{r.era.capabilities})
-	case r.msg.Method != "server/discover" && !bytes.Equal(s.declaredLast, r.era.capabilities):
-		s.declaredLast = slices.Clone(r.era.capabilities)
-		more = union([]json.RawMessage{s.capabilities, s.declaredLast})
+	known := s.modern.Load() && (r.msg.Method == "server/discover" || bytes.Equal(s.declaredLast, r.era.capabilities))
+	s.mu.Unlock()
+	if known {
+		return
 	}
-	same := !first && bytes.Equal(more, s.capabilities)
-	s.capabilities = more
+	s.starting.Lock()
+	defer s.starting.Unlock()
+	s.mu.Lock()
+	all := union([]json.RawMessage{s.capabilities, r.era.capabilities})
+	if !s.modern.Load() {
+		all = union([]json.RawMessage{r.era.capabilities})
+	}
+	same := s.modern.Load() && bytes.Equal(all, s.capabilities)
+	s.capabilities, s.declaredLast = all, slices.Clone(r.era.capabilities)
 	s.mu.Unlock()
 	if same {
 		return
 	}
-	h := upstream.Host{Version: wire.Version20260728, Modern: true, Capabilities: more, Peer: s}
+	h := upstream.Host{Version: wire.Version20260728, Modern: true, Capabilities: all, Peer: s}
 	if r.msg.Method == "server/discover" {
 		h.Answered = r.done
 	}
-	s.start(h)
+	s.introduce(h)
 }
 
 // handleModern answers a request of a modern host.
@@ -178,7 +184,7 @@ func (s *Server) finish(r *request, answer []byte) []byte {
 		fields = append(fields, wire.Field{Name: "resultType", Value: json.RawMessage(`"complete"`)})
 	}
 	if slices.Contains(cacheable, r.msg.Method) && (!typed || string(kind.Value) == `"complete"`) {
-		if _, ok := wire.Find(members, "ttlMs"); !ok {
+		if ttl, ok := wire.Find(members, "ttlMs"); !ok || wire.KindOf(ttl.Value) != "a number" || ttl.Value[0] == '-' {
 			fields = append(fields, wire.Field{Name: "ttlMs", Value: json.RawMessage("0")})
 		}
 		if scope, _ := wire.Find(members, "cacheScope"); string(scope.Value) != `"private"` {
@@ -295,8 +301,12 @@ func (s *Server) listen(r *request) []byte {
 	s.mu.Lock()
 	delete(s.listeners, r.key)
 	s.mu.Unlock()
-	for _, uri := range l.uris {
-		s.unsubscribeFor(uri)
+	select {
+	case <-s.ending: // with haldir all ends
+	default:
+		for _, uri := range l.uris {
+			s.unsubscribeFor(uri)
+		}
 	}
 	return wire.Result(r.msg.ID, fmt.Appendf(nil, `{"resultType":"complete","_meta":{%q:%s}}`, wire.MetaSubscription, l.id))
 }

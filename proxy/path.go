@@ -82,9 +82,9 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		outcome.Reason = s.o.Clean(outcome.Reason)
 		return s.broken(r, up, err), endKnown
 	}
-	if before.decision.CostFrom == "" && r.done != nil {
-		// What the outcome is changes no counter, so the host need not wait until the
-		// result has been looked through.
+	if len(m.Raw) > large && before.decision.CostFrom == "" && r.done != nil {
+		// What the outcome is changes no counter, so the host need not wait until all
+		// of the result has been looked through.
 		over = false
 		r.after = append(r.after, func() { s.o.Ledger.Settle(before.ticket, answered(m, before.decision)) })
 	} else {
@@ -100,6 +100,9 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 	}
 	return m.WithID(r.msg.ID), endKnown
 }
+
+// large is a result that takes longer to be looked through than a call takes else.
+const large = 16 << 10
 
 // forward passes a request on, and its progress back. What a modern upstream needs
 // to know first a host of the handshake era is asked for.

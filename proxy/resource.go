@@ -51,12 +51,21 @@ func (s *Server) resource(r *request) ([]byte, Upstream) {
 		return s.malformed(r, uri, "the uri is not one that every reader would read alike"), nil
 	}
 	body := audit.NewBody(fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), s.o.Detail, s.o.Secrets())
-	var refused, last []byte
-	for _, up := range s.readers(uri) {
-		call := policy.Call{
+	of := func(up Upstream) policy.Call {
+		return policy.Call{
 			Kind: policy.KindResource, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: judged(uri),
 			Arguments: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)),
 		}
+	}
+	readers := s.readers(uri)
+	if r.era != nil { // what one of them has asked for is for none of the others
+		if i := slices.IndexFunc(readers, func(up Upstream) bool { return s.waits(r, of(up)) }); i >= 0 {
+			readers = readers[i : i+1]
+		}
+	}
+	var refused, last []byte
+	for _, up := range readers {
+		call := of(up)
 		answer, end := s.judge(r, up, call, body, r.msg.Params)
 		switch {
 		case end == endKnown:

@@ -87,6 +87,14 @@ func (s *Server) resume(r *request, digest []byte) (*round, error) {
 	return nil, nil
 }
 
+// waits reports whether a call of c waits for r to go on.
+func (s *Server) waits(r *request, c policy.Call) bool {
+	state, _ := text(r.msg.Params, "requestState")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rounds[string(digest(r, c))+state] != nil
+}
+
 // suspend keeps a call until the host goes on with it.
 func (s *Server) suspend(digest []byte, b *round, w *wait) {
 	key := string(digest) + w.state
@@ -145,7 +153,7 @@ func (s *Server) endRounds() {
 // advance makes a governed call, or goes on with it. A wait says what the host must
 // give first.
 func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call) (wire.Message, *wait, error) {
-	if r.era == nil {
+	if r.era == nil || r.done == nil { // or it is not the host's own, which could be asked
 		m, err := s.forward(r, up, c)
 		return m, nil, err
 	}
@@ -213,11 +221,14 @@ func (s *Server) launch(r *request, up Upstream, c upstream.Call) *flight {
 	s.mu.Unlock()
 	s.wg.Go(func() {
 		defer close(f.done)
-		f.m, f.err = up.Call(ctx, c)
-		if f.err == nil && needsInput(up, f.m) {
-			if refused, ok := s.refusesInput(up, f.m); ok {
-				f.m = refused
+		defer func() {
+			if p := recover(); p != nil {
+				s.o.Log.Error().Interface("panic", p).Str("method", c.Method).Stack().Msg("internal error")
+				f.err = errors.New("internal error in haldir")
 			}
+		}()
+		if f.m, f.err = up.Call(ctx, c); f.err == nil {
+			f.m = s.vet(up, f.m)
 		}
 	})
 	return f
@@ -450,13 +461,16 @@ func (s *Server) retract(which func(*asked) bool) {
 // can reports whether a host that has declared these capabilities can be asked.
 func can(capabilities json.RawMessage, q *asked) bool {
 	c, ok := wire.At(capabilities, requestKinds[q.method])
-	if !ok {
-		return false
+	if !ok || q.method != "elicitation/create" {
+		return ok
 	}
-	if mode, _ := text(q.params, "mode"); q.method == "elicitation/create" && mode == "url" {
-		_, ok = wire.At(c.Value, "url")
+	// Without a mode a form is meant, in the request as in the declaration.
+	_, url := wire.At(c.Value, "url")
+	_, form := wire.At(c.Value, "form")
+	if mode, _ := text(q.params, "mode"); mode == "url" {
+		return url
 	}
-	return ok
+	return form || !url
 }
 
 // needsInput reports whether a modern upstream has ended a call with what it needs
@@ -465,13 +479,57 @@ func needsInput(up Upstream, m wire.Message) bool {
 	if m.Error != nil || !up.Catalogue().Modern {
 		return false
 	}
-	kind, _ := wire.At(m.Result, "resultType")
-	return string(kind.Value) == `"input_required"`
+	kind, _ := text(m.Result, "resultType")
+	return kind == inputRequired
+}
+
+const inputRequired = "input_required"
+
+// vet makes a result one that a modern host may see. What it would take for a
+// question comes from a modern upstream only, can be read, and asks for nothing that
+// the config keeps the upstream from asking.
+func (s *Server) vet(up Upstream, m wire.Message) wire.Message {
+	if m.Error != nil {
+		return m
+	}
+	members, err := wire.Members(m.Result)
+	if err != nil {
+		return failure(m, "the result of upstream '"+up.Name()+"' cannot be read: "+err.Error())
+	}
+	typ, _ := wire.Find(members, "resultType")
+	kind, ok := wire.String(typ.Value)
+	switch {
+	case typ.Value == nil:
+	case !up.Catalogue().Modern && (!ok || kind != "complete"):
+		at, _ := wire.At(m.Raw, "result")
+		result := wire.Edit(m.Result, wire.Field{Name: "resultType", Value: json.RawMessage(`"complete"`)})
+		if plain, err := wire.ParseLenient(wire.Splice(m.Raw, at.Start, at.End, result)); err == nil {
+			return plain
+		}
+	case kind == inputRequired:
+		if refused, yes := s.refusesInput(up, m); yes {
+			return refused
+		}
+	}
+	return m
+}
+
+// failure is an error in place of a response.
+func failure(m wire.Message, why string) wire.Message {
+	bad, err := wire.ParseLenient(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: wire.Printable(why, 500), ID: m.ID}))
+	if err != nil {
+		return m
+	}
+	return bad
 }
 
 // inputRequests reads what an upstream needs to know.
 func inputRequests(m wire.Message) (keys []string, requests []wire.Message, err error) {
-	at, ok := wire.At(m.Result, "inputRequests")
+	all, err := wire.Members(m.Result)
+	if err != nil {
+		return nil, nil, err
+	}
+	at, ok := wire.Find(all, "inputRequests")
 	if !ok {
 		return nil, nil, nil
 	}
@@ -495,15 +553,29 @@ func inputRequests(m wire.Message) (keys []string, requests []wire.Message, err 
 }
 
 // refusesInput answers for the host what the config keeps an upstream from asking.
+// Where something is refused, so is what cannot be read.
 func (s *Server) refusesInput(up Upstream, m wire.Message) (wire.Message, bool) {
+	denied := ""
+	for method, kind := range requestKinds {
+		if up.Refuses(kind) {
+			denied = method
+		}
+	}
+	if denied == "" {
+		return wire.Message{}, false
+	}
+	refuse := func(method string) (wire.Message, bool) {
+		q := wire.Message{Method: method, ID: m.ID}
+		refused, err := wire.ParseLenient(s.refuseRequest(up.Name(), q))
+		return refused, err == nil
+	}
 	_, requests, err := inputRequests(m)
 	if err != nil {
-		return wire.Message{}, false
+		return refuse(denied)
 	}
 	for _, q := range requests {
 		if s.refuses(up.Name(), q.Method) {
-			refused, err := wire.ParseLenient(s.refuseRequest(up.Name(), q))
-			return refused, err == nil
+			return refuse(q.Method)
 		}
 	}
 	return wire.Message{}, false
@@ -518,7 +590,7 @@ const (
 
 // gather asks a host of the handshake era for what a modern upstream needs, and
 // returns the params with which the call is made again.
-func (s *Server) gather(r *request, up Upstream, params json.RawMessage, m wire.Message, n int) (json.RawMessage, error) {
+func (s *Server) gather(r *request, up Upstream, params json.RawMessage, m wire.Message, n int) (_ json.RawMessage, err error) {
 	keys, requests, err := inputRequests(m)
 	if err != nil {
 		return nil, err
@@ -535,6 +607,13 @@ func (s *Server) gather(r *request, up Upstream, params json.RawMessage, m wire.
 	if s.out == nil {
 		return nil, fmt.Errorf("it asks for %s, which only an MCP client can answer", requestKinds[requests[0].Method])
 	}
+	defer func() {
+		if err != nil { // the host need not answer what is left
+			s.withdraw(func(a *asked) bool { return a.by == r }, func(own json.RawMessage) json.RawMessage {
+				return fmt.Appendf(nil, `{"requestId":%s}`, own)
+			})
+		}
+	}()
 	replies := make(chan []byte, len(keys)) // in no order; each under its place as id
 	for i, q := range requests {
 		id := fmt.Append(nil, i)
@@ -549,9 +628,6 @@ func (s *Server) gather(r *request, up Upstream, params json.RawMessage, m wire.
 		select {
 		case response = <-replies:
 		case <-r.ctx.Done():
-			s.withdraw(func(a *asked) bool { return a.by == r }, func(own json.RawMessage) json.RawMessage {
-				return fmt.Appendf(nil, `{"requestId":%s}`, own)
-			})
 			return nil, context.Cause(r.ctx)
 		}
 		if response == nil {

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -278,7 +277,7 @@ func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batc
 		reply(nil)
 	case m.Method == "initialize" && batched:
 		s.fail(&wire.Error{Code: wire.CodeInvalidRequest, Message: "initialize must not be part of a batch", ID: m.ID}, reply)
-	case m.Method == "initialize" && !bytes.Contains(m.Params, []byte(wire.MetaVersion)): // which knows no handshake
+	case m.Method == "initialize" && !saysItsEra(m): // which would know no handshake
 		s.initialize(m, reply) // in the loop: what follows depends on it
 	default:
 		s.begin(ctx, m, reply)
@@ -456,6 +455,11 @@ func declaredIn(capabilities json.RawMessage) map[string]json.RawMessage {
 func (s *Server) start(h upstream.Host) {
 	s.starting.Lock()
 	defer s.starting.Unlock()
+	s.introduce(h)
+}
+
+// introduce does so under the lock.
+func (s *Server) introduce(h upstream.Host) {
 	if s.met && !s.modern.Load() {
 		return
 	}
