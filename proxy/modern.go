@@ -298,9 +298,11 @@ func (s *Server) listen(r *request) []byte {
 	case <-r.ctx.Done():
 	case <-s.ending:
 	}
+	s.telling.Lock() // what is being sent to it comes before its end
 	s.mu.Lock()
 	delete(s.listeners, r.key)
 	s.mu.Unlock()
+	s.telling.Unlock()
 	select {
 	case <-s.ending: // with haldir all ends
 	default:
