@@ -31,6 +31,9 @@ import (
 
 func TestMain(m *testing.M) {
 	mcptest.Main() // does not return in a child
+	if runArm() {
+		return
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		mcptest.CleanUp()
 		os.Exit(code)

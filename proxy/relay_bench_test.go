@@ -9,7 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"runtime"
+	"os/exec"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -28,10 +29,10 @@ import (
 )
 
 // BenchmarkRelay sets haldir, with a ledger that keeps nothing, beside a relay that
-// does nothing but carry lines to HTTP and back, and beside a client that needs
-// neither: each makes the same call in turn, so that all three see the same machine.
-// The columns are the medians, haldir's over the relay's, and how often haldir
-// allocates for a call beyond what the client and the server do by themselves.
+// does nothing but carry lines to HTTP and back, both in processes of their own, and
+// beside a client that needs neither: each makes the same call in turn, so that all
+// three see the same machine.
+// The columns are the medians, and haldir's over the relay's.
 func BenchmarkRelay(b *testing.B) {
 	for _, size := range []int{32, 4 << 10, 64 << 10, 1 << 20} {
 		for _, mode := range []string{"json", "sse"} {
@@ -46,8 +47,8 @@ func relayBench(b *testing.B, mode string, size int) {
 	call := func(tool string, n int) string {
 		return fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":%q,"arguments":{"text":"hello"}}}`, n, tool)
 	}
-	relay := piped(b, func(in io.Reader, out io.Writer) { relayLines(srv.URL, in, out) })
-	guard := piped(b, governing(b, srv.URL))
+	relay := piped(b, "relay", srv.URL)
+	guard := piped(b, "haldir", srv.URL)
 	guard(`{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"bench","version":"1"}}}`)
 	guard(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
 	client := &http.Client{Transport: &http.Transport{}}
@@ -61,21 +62,12 @@ func relayBench(b *testing.B, mode string, size int) {
 		},
 	}
 	times := make([][]time.Duration, len(arms))
-	mallocs := make([]uint64, len(arms))
-	var before, after runtime.MemStats
 	n := 1
-	for arm, run := range arms { // what is warm stays out of the count
-		for range 20 {
+	for range 20 { // warm
+		for _, run := range arms {
 			n++
 			run(n)
 		}
-		runtime.ReadMemStats(&before)
-		for range 20 {
-			n++
-			run(n)
-		}
-		runtime.ReadMemStats(&after)
-		mallocs[arm] = (after.Mallocs - before.Mallocs) / 20
 	}
 	for b.Loop() {
 		for arm, run := range arms {
@@ -94,7 +86,6 @@ func relayBench(b *testing.B, mode string, size int) {
 	b.ReportMetric(floor, "relay-µs")
 	b.ReportMetric(ours, "haldir-µs")
 	b.ReportMetric(ours/floor, "haldir/relay")
-	b.ReportMetric(float64(mallocs[2])-float64(mallocs[0]), "allocs/call")
 	b.ReportMetric(0, "ns/op") // of three calls together it says nothing
 }
 
@@ -186,30 +177,52 @@ func relayLines(url string, in io.Reader, out io.Writer) {
 	}
 }
 
-// piped runs a server of lines behind two pipes of the system, as a host does, and
-// returns what sends a line, reads the answer and says how long it is.
-func piped(b *testing.B, serve func(in io.Reader, out io.Writer)) func(line string) int {
+// benchArm makes this program one of the two that carry lines.
+const benchArm = "HALDIR_BENCH_ARM"
+
+// runArm does so and reports whether it was asked to.
+func runArm() bool {
+	arm, url, ok := strings.Cut(os.Getenv(benchArm), " ")
+	switch {
+	case !ok:
+		return false
+	case arm == "relay":
+		relayLines(url, os.Stdin, os.Stdout)
+	default:
+		governing(url, os.Stdin, os.Stdout)
+	}
+	return true
+}
+
+// piped starts one of the two and returns what sends a line, reads the answer and
+// says how long it is.
+func piped(b *testing.B, arm, url string) func(line string) int {
 	b.Helper()
-	inR, inW, err := os.Pipe()
+	exe, err := os.Executable()
 	if err != nil {
 		b.Fatal(err)
 	}
-	outR, outW, err := os.Pipe()
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), benchArm+"="+arm+" "+url)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		b.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() { defer close(done); serve(inR, outW) }()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
 	b.Cleanup(func() {
-		_ = inW.Close()
-		<-done
-		for _, f := range []*os.File{inR, outR, outW} {
-			_ = f.Close()
-		}
+		_ = in.Close()
+		_ = cmd.Wait()
 	})
-	answers := bufio.NewReaderSize(outR, 64<<10)
+	answers := bufio.NewReaderSize(out, 64<<10)
 	return func(line string) (size int) {
-		if _, err := io.WriteString(inW, line+"\n"); err != nil {
+		if _, err := io.WriteString(in, line+"\n"); err != nil {
 			b.Fatal(err)
 		}
 		for {
@@ -224,15 +237,15 @@ func piped(b *testing.B, serve func(in io.Reader, out io.Writer)) func(line stri
 }
 
 // governing is haldir before the server at url.
-func governing(b *testing.B, url string) func(in io.Reader, out io.Writer) {
-	b.Helper()
+func governing(url string, in io.Reader, out io.Writer) {
+	debug.SetGCPercent(50) // as serve does
 	engine, err := policy.Compile(policy.Ruleset{Policies: []policy.Rule{
 		{Type: policy.TypeDeny, Tools: []string{"delete_*", "drop_*"}},
 		{Type: policy.TypeRateLimit, MaxCalls: 1 << 40, Window: time.Hour},
 		{Type: policy.TypeSpendLimit, MaxUSD: 1 << 40},
 	}})
 	if err != nil {
-		b.Fatal(err)
+		panic(err)
 	}
 	up := upstream.New(upstream.Options{
 		Config:   config.Upstream{Name: "up", URL: url, Connect: 10 * time.Second},
@@ -243,12 +256,10 @@ func governing(b *testing.B, url string) func(in io.Reader, out io.Writer) {
 		Session: policy.SessionState{ID: "ses_bench", AllScopes: true}, Agent: "bench", Detail: audit.DetailRedacted,
 		Secrets: func() []string { return nil }, HideNever: true, NameLimit: 89, ListWait: 5 * time.Second, Log: zerolog.Nop(), Initialize: up.Start,
 	})
-	return func(in io.Reader, out io.Writer) {
-		if err := srv.Serve(context.Background(), in, out); err != nil {
-			b.Error(err)
-		}
-		up.Close()
+	if err := srv.Serve(context.Background(), in, out); err != nil {
+		panic(err)
 	}
+	up.Close()
 }
 
 // forgetful is a ledger and a cache that keep nothing: it decides, and that is all.

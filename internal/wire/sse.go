@@ -139,7 +139,7 @@ func (e *EventReader) chunk(line []byte) ([]byte, error) {
 		line = make([]byte, room, room+len(buf))
 	}
 	if cap(line)-len(line) < len(buf) {
-		line = slices.Grow(line, len(line)+len(buf)) // doubled: large ones come in many parts
+		line = slices.Grow(line, more(len(line))+len(buf)) // large ones come in many parts
 	}
 	line = append(line, buf...)
 	_, err = e.r.Discard(len(buf))

@@ -360,10 +360,10 @@ func readRoomy(resp *http.Response, limit int) ([]byte, error) {
 		head, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // for a message about the status
 		return append(make([]byte, room), head...), &TooLargeError{Limit: limit}
 	}
-	buf := make([]byte, room, room+max(512, int(resp.ContentLength)+1)) // one more, to see the end without growing
+	buf := make([]byte, room, room+max(4<<10, int(resp.ContentLength)+1)) // one more, to see the end without growing
 	for {
 		if len(buf) == cap(buf) {
-			buf = slices.Grow(buf, len(buf))
+			buf = slices.Grow(buf, more(len(buf)))
 		}
 		n, err := resp.Body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -376,6 +376,15 @@ func readRoomy(resp *http.Response, limit int) ([]byte, error) {
 			return buf, fmt.Errorf("read the upstream's answer: %w: %w", err, ErrOutcomeUnknown)
 		}
 	}
+}
+
+// more is how much a buffer of unknown end grows: fast while it is small, as each
+// time all of it is copied.
+func more(size int) int {
+	if size < 256<<10 {
+		return 3 * size
+	}
+	return size
 }
 
 // sleep returns false when ctx ends first.
