@@ -6,7 +6,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"unsafe"
 
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
@@ -36,7 +35,7 @@ func (a *arguments) open() ([]member, error) {
 	if !a.opened {
 		a.opened = true
 		if len(a.bytes) > 0 {
-			a.members, a.err = trim(shared(a.bytes)).members()
+			a.members, a.err = trim(raw(a.bytes)).members()
 			if a.parts = len(a.members); a.parts > maxParts {
 				a.err = errMany
 			}
@@ -44,10 +43,6 @@ func (a *arguments) open() ([]member, error) {
 	}
 	return a.members, a.err
 }
-
-// shared is raw(b) without a copy, which would cost more than all that is looked
-// at. The arguments of a call do not change while it is decided, see [Call].
-func shared(b []byte) raw { return raw(unsafe.String(unsafe.SliceData(b), len(b))) } //nolint:gosec // as it says
 
 // value returns what a condition sees as args.
 func (a *arguments) value() ref.Val {

@@ -46,7 +46,7 @@ func (u *Upstream) greet(ctx context.Context, c *conn) error {
 		return err
 	}
 	if c.modern.Load() {
-		c.observe(ctx)
+		c.observe(ctx, u.problem)
 	}
 	return c.list(ctx, u.problem)
 }
@@ -133,7 +133,10 @@ func (u *Upstream) discoverOrShake(ctx context.Context, c *conn) error {
 type discovery struct {
 	SupportedVersions []string `json:"supportedVersions"`
 	Meta              struct {
-		Server struct{ Name, Version string } `json:"io.modelcontextprotocol/serverInfo"`
+		Server struct {
+			Name    string `json:"name"`
+			Version string `json:"version"`
+		} `json:"io.modelcontextprotocol/serverInfo"`
 	} `json:"_meta"`
 	raw json.RawMessage
 }

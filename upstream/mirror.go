@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
@@ -93,7 +94,7 @@ func mirrors(schema json.RawMessage) ([]mirrored, error) {
 					continue
 				}
 				for _, p := range properties {
-					if err := walk(p.Value, append(path[:len(path):len(path)], p.Name), reachable, depth+1); err != nil {
+					if err := walk(p.Value, append(slices.Clip(path), p.Name), reachable, depth+1); err != nil {
 						return err
 					}
 				}
@@ -169,7 +170,9 @@ func headerOf(value json.RawMessage, of []wire.Member, reachable bool) (string, 
 func token(s string) bool {
 	for i := range len(s) {
 		c := s[i]
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0:
+		default:
 			return false
 		}
 	}

@@ -29,7 +29,7 @@ func (s *subscription) tell(err error) {
 
 // observe opens the stream that tells of changed lists and waits a moment for it,
 // so that a change after the lists were read is not lost.
-func (c *conn) observe(ctx context.Context) {
+func (c *conn) observe(ctx context.Context, report func(error)) {
 	var filter struct {
 		Tools     bool `json:"toolsListChanged,omitempty"`
 		Prompts   bool `json:"promptsListChanged,omitempty"`
@@ -47,9 +47,12 @@ func (c *conn) observe(ctx context.Context) {
 		return // booleans
 	}
 	lists := &subscription{stop: func() {}, outcome: make(chan error, 1)}
-	c.watch("", lists, c.life, raw)
+	c.watch(c.life, "", lists, raw)
 	select {
-	case <-lists.outcome:
+	case err := <-lists.outcome:
+		if err != nil {
+			report(err)
+		}
 	case <-time.After(openGrace):
 	case <-ctx.Done():
 	}
@@ -57,7 +60,7 @@ func (c *conn) observe(ctx context.Context) {
 
 // watch keeps a stream open until ctx ends, under the URI it is for, "" for that of
 // the lists.
-func (c *conn) watch(uri string, s *subscription, ctx context.Context, filter json.RawMessage) {
+func (c *conn) watch(ctx context.Context, uri string, s *subscription, filter json.RawMessage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing {
@@ -149,7 +152,7 @@ func (c *conn) subscribe(ctx context.Context, call Call) (wire.Message, error) {
 	}
 	life, stop := context.WithCancel(c.life)
 	s = &subscription{stop: stop, outcome: make(chan error, 1)}
-	c.watch(uri, s, life, fmt.Appendf(nil, `{"resourceSubscriptions":[%s]}`, at.Value))
+	c.watch(life, uri, s, fmt.Appendf(nil, `{"resourceSubscriptions":[%s]}`, at.Value))
 	var err error
 	select {
 	case err = <-s.outcome:

@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"strings"
 )
@@ -122,9 +123,7 @@ func header(method string, params json.RawMessage, mirror func(tool string, argu
 	h.Set("Mcp-Name", HeaderValue(name))
 	if method == "tools/call" && mirror != nil {
 		arguments, _ := At(params, "arguments")
-		for k, v := range mirror(name, arguments.Value) {
-			h[k] = v
-		}
+		maps.Copy(h, mirror(name, arguments.Value))
 	}
 	return h
 }
@@ -137,7 +136,8 @@ const (
 // HeaderValue encodes a text as the value of a header that mirrors it
 // (2026-07-28, streamable HTTP, value encoding).
 func HeaderValue(s string) string {
-	plain := strings.TrimSpace(s) == s && !(strings.HasPrefix(s, encodedBegin) && strings.HasSuffix(s, encodedEnd))
+	encoded := strings.HasPrefix(s, encodedBegin) && strings.HasSuffix(s, encodedEnd)
+	plain := strings.TrimSpace(s) == s && !encoded
 	for i := 0; plain && i < len(s); i++ {
 		plain = s[i] >= ' ' && s[i] <= '~' || s[i] == '\t'
 	}
