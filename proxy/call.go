@@ -44,7 +44,7 @@ func readToolCall(params json.RawMessage) (toolCall, error) {
 		c.arguments = a.Value
 	}
 	_, c.task = wire.Find(members, "task")
-	if meta, ok := wire.Find(members, "_meta"); ok {
+	if meta, ok := wire.Find(members, "_meta"); ok && string(meta.Value) != "null" {
 		fields, err := wire.Members(meta.Value)
 		if err != nil {
 			return c, fmt.Errorf("_meta must be an object, not %s", wire.KindOf(meta.Value))

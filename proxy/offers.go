@@ -135,7 +135,7 @@ func (s *Server) listing(method string) []byte {
 // answerList answers any of the lists, whole, on one page.
 func (s *Server) answerList(r *request) []byte {
 	method := r.msg.Method
-	if _, ok := wire.At(r.msg.Params, "cursor"); ok {
+	if cursor, ok := wire.At(r.msg.Params, "cursor"); ok && string(cursor.Value) != "null" {
 		return s.invalid(r, "haldir lists all "+listings[method].member+" on one page; it has given out no cursor")
 	}
 	s.settle(r.ctx)

@@ -71,7 +71,7 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 	m, wait, err := s.advance(r, up, before, c)
 	if wait != nil {
 		over = false
-		s.suspend(d, before, wait)
+		s.suspend(r, d, before, wait)
 		return wait.answer(r.msg.ID), endKnown
 	}
 	if err != nil {

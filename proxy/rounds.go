@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
@@ -30,6 +31,7 @@ type round struct {
 	decision policy.Decision
 	flight   *flight // the call that goes on at the upstream; nil at a modern one, which keeps nothing
 	sent     bool    // something of it has reached the upstream
+	key      string  // in the server's rounds
 	expiry   *time.Timer
 }
 
@@ -79,9 +81,10 @@ func (s *Server) resume(r *request, digest []byte) (*round, error) {
 	delete(s.rounds, key)
 	s.mu.Unlock()
 	switch {
-	case before != nil && before.expiry.Stop():
+	case before != nil:
+		before.expiry.Stop()
 		return before, nil
-	case before != nil, strings.HasPrefix(state, statePrefix):
+	case strings.HasPrefix(state, statePrefix):
 		return nil, errors.New("the requestState is not one of this request, was used before, or has expired")
 	}
 	return nil, nil
@@ -95,32 +98,48 @@ func (s *Server) waits(r *request, c policy.Call) bool {
 	return s.rounds[string(digest(r, c))+state] != nil
 }
 
-// suspend keeps a call until the host goes on with it.
-func (s *Server) suspend(digest []byte, b *round, w *wait) {
-	key := string(digest) + w.state
-	b.expiry = time.AfterFunc(roundTime, func() { s.expire(key, b, "the client did not go on with the call") })
+// suspend keeps a call until the host goes on with it. One too many is given up: the
+// host has to begin anew.
+func (s *Server) suspend(r *request, digest []byte, b *round, w *wait) {
+	b.key = string(digest) + w.state
+	b.expiry = time.AfterFunc(roundTime, func() { s.expire(b, "the client did not go on with the call") })
 	s.mu.Lock()
-	other := s.rounds[key] // an upstream that gives the same state twice
-	full := other == nil && len(s.rounds) >= maxRounds
-	if !full {
-		s.rounds[key] = b
+	other := s.rounds[b.key] // an upstream that gives the same state twice
+	why := ""
+	switch {
+	case s.ended:
+		why = roundsOver
+	case other == nil && len(s.rounds) >= maxRounds:
+		why = "too many calls wait for the client"
+	default:
+		s.rounds[b.key] = b
+		r.round = b
 	}
 	s.mu.Unlock()
-	if other != nil && other.expiry.Stop() {
+	if other != nil {
+		other.expiry.Stop()
 		s.finishRound(other, "the client made the same call again")
 	}
-	if full && b.expiry.Stop() { // the host may go on, as with a new call
-		s.finishRound(b, "too many calls wait for the client")
+	if why != "" {
+		b.expiry.Stop()
+		s.finishRound(b, why)
 	}
 }
 
-func (s *Server) expire(key string, b *round, why string) {
+const roundsOver = "haldir ended before the client went on"
+
+// expire gives up a call that waits, if it still does.
+func (s *Server) expire(b *round, why string) {
 	s.mu.Lock()
-	if s.rounds[key] == b {
-		delete(s.rounds, key)
+	waits := s.rounds[b.key] == b
+	if waits {
+		delete(s.rounds, b.key)
 	}
 	s.mu.Unlock()
-	s.finishRound(b, why)
+	if waits {
+		b.expiry.Stop()
+		s.finishRound(b, why)
+	}
 }
 
 // finishRound settles a call that nobody goes on with.
@@ -141,12 +160,11 @@ func (s *Server) finishRound(b *round, why string) {
 func (s *Server) endRounds() {
 	s.mu.Lock()
 	rounds := s.rounds
-	s.rounds = map[string]*round{}
+	s.rounds, s.ended = map[string]*round{}, true
 	s.mu.Unlock()
 	for _, b := range rounds {
-		if b.expiry.Stop() {
-			s.finishRound(b, "haldir ended before the client went on")
-		}
+		b.expiry.Stop()
+		s.finishRound(b, roundsOver)
 	}
 }
 
@@ -162,6 +180,9 @@ func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call) (wi
 	if b.flight == nil {
 		b.flight = s.launch(r, up, c)
 	} else {
+		s.mu.Lock()
+		b.flight.host = r // before the upstream hears of it
+		s.mu.Unlock()
 		s.give(b.flight, r.msg.Params)
 	}
 	w, err := s.attend(r, b.flight)
@@ -196,6 +217,7 @@ type flight struct {
 	err      error
 	token    json.RawMessage // of progress, as the upstream knows it
 	news     chan struct{}
+	telling  sync.Mutex      // held while progress is sent, and before the host's request ends
 	declared json.RawMessage // what the host can be asked for
 
 	// Guarded by the server's mu.
@@ -311,12 +333,14 @@ func (s *Server) attend(r *request, f *flight) (*wait, error) {
 			continue
 		default:
 		}
+		f.telling.Lock()
 		s.mu.Lock()
 		questions := slices.Clone(f.questions)
 		if len(questions) > 0 {
 			f.host = nil
 		}
 		s.mu.Unlock()
+		f.telling.Unlock()
 		if len(questions) > 0 {
 			return ask(questions), nil
 		}
@@ -374,6 +398,8 @@ func (s *Server) give(f *flight, params json.RawMessage) {
 
 // progress passes a notification on under the token of the request that waits now.
 func (s *Server) progress(f *flight, m wire.Message) {
+	f.telling.Lock()
+	defer f.telling.Unlock()
 	s.mu.Lock()
 	host := f.host
 	s.mu.Unlock()

@@ -101,6 +101,7 @@ type Server struct {
 	tasks    map[string]Upstream // whose a task is; nil: that of more than one
 	// subscribed is whose resource a URI is that the host has subscribed to.
 	subscribed   map[string]Upstream
+	ended        bool              // no call can be gone on with any more
 	rounds       map[string]*round // calls that wait for the host to go on, by roundKey
 	flights      []*flight         // calls of a modern host that upstreams are at, the oldest first
 	unasked      []*asked          // what upstreams want to know when there is no call to ask by
@@ -220,6 +221,7 @@ type request struct {
 	era    *envelope    // nil in the handshake era
 	up     Upstream     // who was asked last; guarded by the server's mu
 	after  []func()     // what is done once the host has its answer
+	round  *round       // not nil if the host is to go on with it
 
 	refused error // not nil if haldir refused it, not the upstream
 }
@@ -306,6 +308,9 @@ func (s *Server) begin(ctx context.Context, m wire.Message, reply func([]byte)) 
 		s.mu.Unlock()
 		if r.silent.Load() {
 			answer = nil
+			if r.round != nil { // nobody will go on with it
+				s.expire(r.round, errCancelled.Error())
+			}
 		}
 		reply(answer)
 		if r.after != nil {
@@ -517,9 +522,11 @@ func (s *Server) cancelled(m wire.Message) {
 	}
 	s.mu.Lock()
 	r := s.inflight[wire.IDKey(id.Value)]
-	s.mu.Unlock()
 	if r != nil { // else it is answered already
 		r.silent.Store(true)
+	}
+	s.mu.Unlock()
+	if r != nil {
 		r.cancel(errCancelled)
 	}
 }

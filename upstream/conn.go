@@ -40,7 +40,8 @@ type conn struct {
 	watches map[string]*subscription // by URI; of a modern server
 	mirrors map[string][]mirrored    // by tool
 	tokens  map[string]*audience     // of calls in flight, by wire.IDKey of the token
-	stale   [len(lists)]bool         // lists that have changed
+	stale   [len(lists)]bool         // lists that may have changed
+	told    [len(lists)]bool         // lists that the server says have changed
 	tasks   map[string]string        // the keys in tokens of calls that have made a task, by its id
 	offers  offers                   // for whoever connects and then attends
 	outbox  [][]byte                 // see post
@@ -83,7 +84,7 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 		u.withdraw()
 		return nil, err
 	}
-	u.learn(c.offers)
+	u.learn(c.offers, [len(lists)]bool{})
 	return c, nil
 }
 
@@ -206,7 +207,7 @@ func (c *conn) changed(method string) bool {
 	c.mu.Lock()
 	for i, l := range lists {
 		if method == l.changed {
-			c.stale[i], known = true, true
+			c.stale[i], c.told[i], known = true, true, true
 		}
 	}
 	c.mu.Unlock()

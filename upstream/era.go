@@ -267,8 +267,11 @@ func (c *conn) exchange(ctx context.Context, call Call) (wire.Message, error) {
 		return done()
 	}
 	m, err := c.request(ctx, call)
-	if err == nil && m.Error != nil && wire.ErrorOf(m).Code == wire.CodeHeaderMismatch {
-		c.changed(lists[ofTools].changed) // the schema by which headers are made is out of date
+	if err == nil && m.Error != nil && call.Method == "tools/call" && wire.ErrorOf(m).Code == wire.CodeHeaderMismatch {
+		c.mu.Lock() // the schema by which headers are made is out of date
+		c.stale[ofTools] = true
+		c.mu.Unlock()
+		c.due()
 	}
 	return m, err
 }

@@ -132,7 +132,9 @@ func (u *Upstream) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the cached catalogue of upstream %q: %w", u.Name(), err)
 	}
-	u.take(o.read(u.remote()), cached)
+	c := o.read(u.remote())
+	c.Said = u.Catalogue().Said
+	u.take(c, cached)
 	return nil
 }
 
@@ -195,7 +197,7 @@ func (u *Upstream) set(change func()) {
 
 func (u *Upstream) take(c Catalogue, from []byte) {
 	u.set(func() {
-		c.Revision, c.Said = u.catalogue.Revision+1, u.catalogue.Said
+		c.Revision = u.catalogue.Revision + 1
 		u.catalogue, u.listed = c, from
 	})
 }
@@ -396,15 +398,13 @@ func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 		cancel()
 	})
 	c.mu.Lock()
-	stale := c.stale
+	told := c.told
+	c.told = [len(lists)]bool{}
 	c.mu.Unlock()
 	err := c.list(ctx, u.problem)
 	switch {
 	case err == nil:
-		u.hear(stale)
-		if !u.learn(c.offers) {
-			u.o.Changed()
-		}
+		u.learn(c.offers, told)
 	case errors.Is(err, wire.ErrSessionExpired):
 		c.expire()
 	case ctx.Err() == nil:
@@ -413,43 +413,41 @@ func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 	return err == nil
 }
 
-// hear notes that the server has said of lists that they have changed, even if they
-// have not: whoever is told by the server itself would be told of that.
-func (u *Upstream) hear(stale [len(lists)]bool) {
-	u.set(func() {
-		said := maps.Clone(u.catalogue.Said)
-		if said == nil {
-			said = map[string]int{}
-		}
-		for i, l := range lists {
-			if stale[i] {
-				said[l.method]++
-			}
-		}
-		u.catalogue.Said = said
-	})
-}
-
 func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(err).Msg("upstream") }
 
-// learn takes what the server offers now, and reports whether that is new.
-func (u *Upstream) learn(o offers) bool {
+// learn takes what the server offers now, and which lists it has said have changed:
+// whoever it tells itself would be told of that even if they have not.
+func (u *Upstream) learn(o offers, told [len(lists)]bool) {
 	fresh := o.encode()
 	u.mu.Lock()
 	same := bytes.Equal(fresh, u.listed)
+	now := u.catalogue
 	u.mu.Unlock()
-	if same {
-		return false
+	said := maps.Clone(now.Said)
+	if said == nil {
+		said = map[string]int{}
 	}
-	c := o.read(u.remote())
-	for _, w := range c.Withheld {
-		u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld")
+	for i, l := range lists {
+		if told[i] {
+			said[l.method]++
+		}
 	}
-	u.take(c, fresh)
-	u.unsaved = fresh
-	u.save(false)
+	switch {
+	case !same:
+		now = o.read(u.remote())
+		for _, w := range now.Withheld {
+			u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld")
+		}
+		now.Said = said
+		u.take(now, fresh)
+		u.unsaved = fresh
+		u.save(false)
+	case told != [len(lists)]bool{}:
+		u.set(func() { u.catalogue.Said = said })
+	default:
+		return
+	}
 	u.o.Changed()
-	return true
 }
 
 // Bounds on what one server may have written to the ledger's file, which is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -15,16 +16,18 @@ import (
 // for one resource.
 type subscription struct {
 	stop    context.CancelFunc
-	outcome chan error // takes the first acknowledgement, or why there is none
-	again   bool       // it was open before; guarded by the connection's mu
+	once    sync.Once
+	settled chan struct{} // closed at the first acknowledgement, or when there is none
+	err     error         // why there is none
+	again   bool          // it was open before; guarded by the connection's mu
 }
 
-// tell gives the outcome to whoever waits for it, once.
+// tell gives the outcome to whoever waits for it.
 func (s *subscription) tell(err error) {
-	select {
-	case s.outcome <- err:
-	default:
-	}
+	s.once.Do(func() {
+		s.err = err
+		close(s.settled)
+	})
 }
 
 // observe opens the stream that tells of changed lists and waits a moment for it,
@@ -46,12 +49,12 @@ func (c *conn) observe(ctx context.Context, report func(error)) {
 	if err != nil {
 		return // booleans
 	}
-	lists := &subscription{stop: func() {}, outcome: make(chan error, 1)}
+	lists := &subscription{stop: func() {}, settled: make(chan struct{})}
 	c.watch(c.life, "", lists, raw)
 	select {
-	case err := <-lists.outcome:
-		if err != nil {
-			report(err)
+	case <-lists.settled:
+		if lists.err != nil {
+			report(lists.err)
 		}
 	case <-time.After(openGrace):
 	case <-ctx.Done():
@@ -59,13 +62,17 @@ func (c *conn) observe(ctx context.Context, report func(error)) {
 }
 
 // watch keeps a stream open until ctx ends, under the URI it is for, "" for that of
-// the lists.
-func (c *conn) watch(ctx context.Context, uri string, s *subscription, filter json.RawMessage) {
+// the lists. If there is one already, it is that which is returned.
+func (c *conn) watch(ctx context.Context, uri string, s *subscription, filter json.RawMessage) *subscription {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closing {
+	switch before := c.watches[uri]; {
+	case before != nil:
+		s.stop()
+		return before
+	case c.closing:
 		s.tell(wire.ErrClosed)
-		return
+		return s
 	}
 	c.watches[uri] = s
 	c.wg.Go(func() {
@@ -95,6 +102,7 @@ func (c *conn) watch(ctx context.Context, uri string, s *subscription, filter js
 			}
 		}
 	})
+	return s
 }
 
 func orEnd(err error) error {
@@ -144,18 +152,12 @@ func (c *conn) subscribe(ctx context.Context, call Call) (wire.Message, error) {
 	if !ok {
 		return wire.ParseLenient(wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: "resources/subscribe needs a uri", ID: json.RawMessage("0")}))
 	}
-	c.mu.Lock()
-	s := c.watches[uri]
-	c.mu.Unlock()
-	if s != nil {
-		return done()
-	}
 	life, stop := context.WithCancel(c.life)
-	s = &subscription{stop: stop, outcome: make(chan error, 1)}
-	c.watch(life, uri, s, fmt.Appendf(nil, `{"resourceSubscriptions":[%s]}`, at.Value))
+	s := c.watch(life, uri, &subscription{stop: stop, settled: make(chan struct{})}, fmt.Appendf(nil, `{"resourceSubscriptions":[%s]}`, at.Value))
 	var err error
 	select {
-	case err = <-s.outcome:
+	case <-s.settled:
+		err = s.err
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-time.After(ackWait):
