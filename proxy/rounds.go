@@ -458,10 +458,17 @@ func (s *Server) enquire(from string, m wire.Message, reply func([]byte)) {
 	switch {
 	case carrier != nil:
 		carrier.tell()
-	case !waits:
+	case waits:
+	case declined[m.Method] != "":
+		reply(wire.Result(m.ID, json.RawMessage(declined[m.Method])))
+	default:
 		reply(wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "the client has not declared " + requestKinds[m.Method], ID: m.ID}))
 	}
 }
+
+// declined are the answers that say no. The upstream may do without what it asks of
+// a host that has declared it with another request only; an error could end its call.
+var declined = map[string]string{"elicitation/create": `{"action":"decline"}`, "roots/list": `{"roots":[]}`}
 
 // retract forgets questions that the upstream has taken back.
 func (s *Server) retract(which func(*asked) bool) {

@@ -168,6 +168,32 @@ func (u *Upstream) Keep(key string, call *Call) {
 	}
 }
 
+// level makes the kept request for a level of logging before the first call, which
+// is to be logged by it.
+func (u *Upstream) level(ctx context.Context, c *conn) {
+	u.mu.Lock()
+	kept, ok := u.kept[setLevel]
+	u.mu.Unlock()
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, u.o.Config.Connect)
+	defer cancel()
+	u.again(ctx, c, kept)
+}
+
+const setLevel = "logging/setLevel"
+
+func (u *Upstream) again(ctx context.Context, c *conn, k Call) {
+	m, err := c.exchange(ctx, k)
+	if err == nil && m.Error != nil {
+		err = refusal(m)
+	}
+	if err != nil {
+		u.problem(fmt.Errorf("%s, made again on a new connection: %w", k.Method, err))
+	}
+}
+
 // repeat makes the kept requests on a new connection.
 func (u *Upstream) repeat(ctx context.Context, c *conn) {
 	u.mu.Lock()
@@ -177,12 +203,6 @@ func (u *Upstream) repeat(ctx context.Context, c *conn) {
 	}
 	u.mu.Unlock()
 	for _, k := range calls {
-		m, err := c.exchange(ctx, k)
-		if err == nil && m.Error != nil {
-			err = refusal(m)
-		}
-		if err != nil {
-			u.problem(fmt.Errorf("%s, made again on a new connection: %w", k.Method, err))
-		}
+		u.again(ctx, c, k)
 	}
 }

@@ -279,6 +279,7 @@ func (u *Upstream) run(ctx context.Context) {
 		began := time.Now()
 		c, err := u.connect(ctx)
 		if err == nil {
+			u.level(ctx, c)
 			u.o.Log.Info().Str("server", c.server).Str("protocol", c.version).Dur("took", time.Since(began)).Msg("upstream connected")
 			u.set(func() { u.conn, u.trying, u.tried, u.err = c, false, true, nil })
 			u.wg.Go(func() { u.repeat(ctx, c) })

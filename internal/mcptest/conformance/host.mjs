@@ -3,7 +3,6 @@
 // at URL.
 import { spawn } from 'node:child_process';
 import { mkdtempSync, writeFileSync } from 'node:fs';
-import { createServer, request as pass } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -11,7 +10,7 @@ import { createInterface } from 'node:readline';
 const dir = mkdtempSync(join(process.env.TMPDIR ?? tmpdir(), 'host-')); // 0700, as haldir wants it
 const config = join(dir, 'haldir.yaml');
 const scenario = process.env.MCP_CONFORMANCE_SCENARIO;
-const url = scenario === 'request-metadata' ? await discoverable(process.argv.at(-1)) : process.argv.at(-1);
+const url = process.argv.at(-1);
 writeFileSync(config, `version: 1\nupstreams:\n  - {name: up, url: ${JSON.stringify(url)}}\n`);
 const haldir = spawn(process.env.HALDIR, ['serve', '--config', config, '--state-dir', dir], { stdio: ['pipe', 'pipe', 'inherit'] });
 const ended = new Promise((done) => haldir.on('exit', done));
@@ -65,28 +64,6 @@ async function ask(method, params = {}) {
     given = { inputResponses: {}, requestState: result.requestState };
     for (const [key, question] of Object.entries(result.inputRequests)) given.inputResponses[key] = answer(question).result;
   }
-}
-
-// discoverable stands before a server that refuses the first request it gets, even
-// server/discover, and answers that one in its place. All else passes as it is.
-async function discoverable(url) {
-  const server = createServer(async (req, res) => {
-    const chunks = [];
-    for await (const chunk of req) chunks.push(chunk);
-    const body = Buffer.concat(chunks);
-    const m = req.method === 'POST' ? JSON.parse(body) : {};
-    if (m.method === 'server/discover') {
-      res.writeHead(200, { 'content-type': 'application/json' });
-      const result = { resultType: 'complete', supportedVersions: ['2026-07-28'], capabilities: { tools: { listChanged: true } }, ttlMs: 0, cacheScope: 'private' };
-      return res.end(JSON.stringify({ jsonrpc: '2.0', id: m.id, result }));
-    }
-    pass(url, { method: req.method, headers: req.headers }, (answer) => {
-      res.writeHead(answer.statusCode, answer.headers);
-      answer.pipe(res);
-    }).end(body);
-  });
-  await new Promise((done) => server.listen(0, '127.0.0.1', done));
-  return `http://127.0.0.1:${server.address().port}/`;
 }
 
 if (modern) {
