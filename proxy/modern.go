@@ -322,20 +322,33 @@ func (s *Server) subscribeFor(r *request, uri string) bool {
 	if err != nil {
 		return false
 	}
+	s.mu.Lock()
+	s.watched[uri]++ // before it is asked for: another stream's end must not end this one
+	s.mu.Unlock()
 	m.era = r.era
 	answer, err := wire.ParseLenient(s.subscribe(m))
-	return err == nil && answer.Error == nil
+	if err == nil && answer.Error == nil {
+		return true
+	}
+	s.release(uri)
+	return false
+}
+
+// release counts down the streams that are about a resource, and reports whether none
+// is left.
+func (s *Server) release(uri string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watched[uri]--; s.watched[uri] > 0 {
+		return false
+	}
+	delete(s.watched, uri)
+	return true
 }
 
 // unsubscribeFor ends a subscription that no other stream has.
 func (s *Server) unsubscribeFor(uri string) {
-	s.mu.Lock()
-	shared := false
-	for _, l := range s.listeners {
-		shared = shared || slices.Contains(l.uris, uri)
-	}
-	s.mu.Unlock()
-	if shared || s.work.Err() != nil {
+	if !s.release(uri) || s.work.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(s.work, drain)

@@ -77,6 +77,13 @@ func (b *books) Reserve(ctx context.Context, a ledger.Attempt, d ledger.Decider)
 	return ticket, decision, err
 }
 
+func (b *books) Check(ctx context.Context, u ledger.Use, c policy.Call, d ledger.Decider) (ledger.Session, policy.Decision, error) {
+	if b.Ledger != nil {
+		return b.Ledger.Check(ctx, u, c, d)
+	}
+	return ledger.Session{}, policy.Decision{Verdict: policy.Allow}, nil
+}
+
 func (b *books) Settle(t ledger.Ticket, out ledger.Outcome) {
 	b.mu.Lock()
 	b.settled[t.CallID]++

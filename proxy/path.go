@@ -31,9 +31,23 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 	d := digest(r, attempt.Call)
 	before, err := s.resume(r, d)
 	if err != nil {
+		s.recordStale(r, attempt, err)
 		return s.invalid(r, err.Error()), endUnknown
 	}
-	if before == nil {
+	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
+	over := false
+	defer func() { // also after a panic: what began must end
+		if over {
+			s.o.Ledger.Settle(before.ticket, outcome)
+		}
+	}()
+	if before != nil {
+		over = true
+		if refused, ok := s.reconsider(r, attempt.Call, before); ok {
+			over = false
+			return refuse(refused), endRefused
+		}
+	} else {
 		before = &round{}
 		s.o.Engine.Prepare(&attempt.Call)
 		// An attempt that is cancelled meanwhile is on record all the same.
@@ -56,14 +70,7 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		}
 		before.ticket, before.decision = ticket, decision
 	}
-	outcome := ledger.Outcome{Reason: "haldir failed during the call"}
-	over := true
-	defer func() { // also after a panic: what began must end
-		if over {
-			s.o.Ledger.Settle(before.ticket, outcome)
-		}
-	}()
-
+	over = true
 	if r.ctx.Err() != nil && before.flight == nil && !before.sent {
 		outcome = failed(r.ctx, wire.ErrNotSent)
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
@@ -86,7 +93,10 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		// What the outcome is changes no counter, so the host need not wait until all
 		// of the result has been looked through.
 		over = false
-		r.after = append(r.after, func() { s.o.Ledger.Settle(before.ticket, answered(m, before.decision)) })
+		r.after = append(r.after, func() {
+			defer func() { s.o.Ledger.Settle(before.ticket, outcome) }()
+			outcome = answered(m, before.decision)
+		})
 	} else {
 		outcome = answered(m, before.decision)
 	}
@@ -104,6 +114,45 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 // large is a result that takes longer to be looked through than a call takes else.
 const large = 16 << 10
 
+// maxGathered bounds how often one call may ask for something.
+const maxGathered = 1000
+
+// reconsider judges a call again before it goes on: what was let through when it
+// began may have been forbidden since. What it has used up itself does not count.
+func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool) {
+	s.o.Engine.Prepare(&c)
+	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), s.o.Use, c, s.o.Engine)
+	if err != nil {
+		s.finishRound(b, err.Error())
+		return Refusal{
+			Error: fmt.Sprintf("%s was not gone on with, since the ledger cannot be read: %v", c.Noun(), err), BlockedBy: "haldir",
+			Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
+		}, true
+	}
+	if d.Verdict == policy.Allow {
+		return Refusal{}, false
+	}
+	against := append([]policy.Finding{{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason, RetryAt: d.RetryAt}}, d.Also...)
+	for _, f := range against {
+		switch {
+		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit):
+			continue
+		}
+		r.refused = ErrRefused
+		s.finishRound(b, f.Reason)
+		return refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, b.ticket), true
+	}
+	return Refusal{}, false
+}
+
+// recordStale puts on record that a host wanted to go on with what does not wait.
+func (s *Server) recordStale(r *request, attempt ledger.Attempt, why error) {
+	attempt.Refused = &policy.Finding{Policy: policyMalformed, Rule: "request_state", Reason: upperFirst(why.Error())}
+	if _, _, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine); err != nil {
+		s.o.Log.Error().Err(err).Msg("a refused call could not be recorded")
+	}
+}
+
 // forward passes a request on, and its progress back. What a modern upstream needs
 // to know first a host of the handshake era is asked for.
 func (s *Server) forward(r *request, up Upstream, c upstream.Call) (wire.Message, error) {
@@ -114,12 +163,18 @@ func (s *Server) forward(r *request, up Upstream, c upstream.Call) (wire.Message
 	}
 	s.address(r, up, &c)
 	m, err := up.Call(r.ctx, c)
+	if err == nil && r.era != nil { // what ends here cannot be gone on with
+		if m = s.vet(up, m); needsInput(up, m) {
+			m = failure(m, "upstream '"+up.Name()+"' asks for input where the protocol has none")
+		}
+		return m, nil
+	}
 	for n := 1; err == nil && needsInput(up, m); n++ {
 		if refused, ok := s.refusesInput(up, m); ok {
 			return refused, nil
 		}
-		if r.era != nil {
-			break
+		if n > maxGathered {
+			return m, fmt.Errorf("upstream %q asks for input without end: %w", up.Name(), wire.ErrOutcomeUnknown)
 		}
 		if c.Params, err = s.gather(r, up, c.Params, m, n); err == nil {
 			m, err = up.Call(r.ctx, c)

@@ -42,7 +42,11 @@ func (s *Server) resource(r *request) ([]byte, Upstream) {
 	if !ok {
 		return s.malformed(r, "", r.msg.Method+" needs a uri"), nil
 	}
-	_, listed := s.current().offers.byURI[uri]
+	listed := s.lists(uri)
+	if !listed { // it may be one of an upstream that is yet to be heard
+		s.settle(r.ctx)
+		listed = s.lists(uri)
+	}
 	_, ok = policy.CanonicalURI(uri)
 	switch {
 	case len(uri) > maxURI:
@@ -82,6 +86,12 @@ func (s *Server) resource(r *request) ([]byte, Upstream) {
 		return last, nil
 	}
 	return wire.Failure(&wire.Error{Code: codeNoResource, Message: "Resource not found", Data: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), ID: r.msg.ID}), nil
+}
+
+// lists reports whether a resource is in the list of one.
+func (s *Server) lists(uri string) bool {
+	_, ok := s.current().offers.byURI[uri]
+	return ok
 }
 
 // malformed records a read that cannot be judged, and answers it.

@@ -64,6 +64,12 @@ func digest(r *request, c policy.Call) []byte {
 	return h.Sum(nil)
 }
 
+// roundKey is what a round is kept by: states of upstreams may be long.
+func roundKey(digest []byte, state string) string {
+	sum := sha256.Sum256(append(digest, state...))
+	return string(sum[:])
+}
+
 // resume takes up the call that r goes on with; nil if it is a new one. A state is
 // good once. One of haldir's own that is not known, for this very call, is an error.
 func (s *Server) resume(r *request, digest []byte) (*round, error) {
@@ -75,7 +81,7 @@ func (s *Server) resume(r *request, digest []byte) (*round, error) {
 	if !responds && !stated {
 		return nil, nil
 	}
-	key := string(digest) + state
+	key := roundKey(digest, state)
 	s.mu.Lock()
 	before := s.rounds[key]
 	delete(s.rounds, key)
@@ -95,13 +101,13 @@ func (s *Server) waits(r *request, c policy.Call) bool {
 	state, _ := text(r.msg.Params, "requestState")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.rounds[string(digest(r, c))+state] != nil
+	return s.rounds[roundKey(digest(r, c), state)] != nil
 }
 
 // suspend keeps a call until the host goes on with it. One too many is given up: the
 // host has to begin anew.
 func (s *Server) suspend(r *request, digest []byte, b *round, w *wait) {
-	b.key = string(digest) + w.state
+	b.key = roundKey(digest, w.state)
 	b.expiry = time.AfterFunc(roundTime, func() { s.expire(b, "the client did not go on with the call") })
 	s.mu.Lock()
 	other := s.rounds[b.key] // an upstream that gives the same state twice
@@ -134,9 +140,11 @@ func (s *Server) expire(b *round, why string) {
 	waits := s.rounds[b.key] == b
 	if waits {
 		delete(s.rounds, b.key)
+		s.wg.Add(1) // Serve does not wait before it has ended all rounds
 	}
 	s.mu.Unlock()
 	if waits {
+		defer s.wg.Done()
 		b.expiry.Stop()
 		s.finishRound(b, why)
 	}
@@ -180,6 +188,7 @@ func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call) (wi
 	if b.flight == nil {
 		b.flight = s.launch(r, up, c)
 	} else {
+		s.address(r, up, &c)
 		s.mu.Lock()
 		b.flight.host = r // before the upstream hears of it
 		s.mu.Unlock()
@@ -532,6 +541,8 @@ func (s *Server) vet(up Upstream, m wire.Message) wire.Message {
 	typ, _ := wire.Find(members, "resultType")
 	kind, ok := wire.String(typ.Value)
 	switch {
+	case s.denies(up) != "" && blurred(members, "resultType", "inputRequests", "requestState"):
+		return failure(m, "the result of upstream '"+up.Name()+"' has names that differ from known ones only in case")
 	case typ.Value == nil:
 	case !up.Catalogue().Modern && (!ok || kind != "complete"):
 		at, _ := wire.At(m.Raw, "result")
@@ -571,6 +582,10 @@ func inputRequests(m wire.Message) (keys []string, requests []wire.Message, err 
 		return nil, nil, fmt.Errorf("inputRequests: %w", err)
 	}
 	for _, x := range members {
+		fields, err := wire.Members(x.Value)
+		if err != nil || blurred(fields, "method", "params") {
+			return nil, nil, fmt.Errorf("the input request %q cannot be read", wire.Printable(x.Name, 64))
+		}
 		method, ok := text(x.Value, "method")
 		if !ok || requestKinds[method] == "" {
 			return nil, nil, fmt.Errorf("the input request %q is none that a client can be asked", wire.Printable(x.Name, 64))
@@ -585,15 +600,29 @@ func inputRequests(m wire.Message) (keys []string, requests []wire.Message, err 
 	return keys, requests, nil
 }
 
+// denies returns something that an upstream must not ask for, "" if it may ask for
+// everything.
+func (s *Server) denies(up Upstream) string {
+	for method, kind := range requestKinds {
+		if up.Refuses(kind) {
+			return method
+		}
+	}
+	return ""
+}
+
+// blurred reports whether a reader that does not mind case would find a name that is
+// not there, or another one of it.
+func blurred(members []wire.Member, names ...string) bool {
+	return slices.ContainsFunc(members, func(m wire.Member) bool {
+		return slices.ContainsFunc(names, func(n string) bool { return m.Name != n && strings.EqualFold(m.Name, n) })
+	})
+}
+
 // refusesInput answers for the host what the config keeps an upstream from asking.
 // Where something is refused, so is what cannot be read.
 func (s *Server) refusesInput(up Upstream, m wire.Message) (wire.Message, bool) {
-	denied := ""
-	for method, kind := range requestKinds {
-		if up.Refuses(kind) {
-			denied = method
-		}
-	}
+	denied := s.denies(up)
 	if denied == "" {
 		return wire.Message{}, false
 	}

@@ -1673,3 +1673,55 @@ func TestAThousandCalls(t *testing.T) {
 		}
 	}
 }
+
+// A session that is revoked between two rounds: the call does not go on, and is
+// settled.
+func TestARevokedSessionDoesNotGoOn(t *testing.T) {
+	q := newQuiz("up", "tool")
+	q.do = func(ctx context.Context, _ upstream.Call) (wire.Message, error) {
+		a, err := q.ask(ctx, "roots/list", "")
+		if err != nil {
+			return wire.Message{}, err
+		}
+		return reply(mcptest.Text(a))
+	}
+	h := quizzed(t, q, rig{})
+	n := needs(t, h.first("up__tool", `{}`))
+	if _, err := h.led.Revoke(t.Context(), session); err != nil {
+		t.Fatal(err)
+	}
+	why := parseResponse(t, h.again("up__tool", `{}`, n.State, map[string]string{n.key(t): `{"roots":[]}`})).refusal(t)
+	if why.Rule != "revoked" {
+		t.Errorf("%+v", why)
+	}
+	eventually(t, "it is settled", func() bool { return h.find(audit.Filter{Calls: true})[0].Status == audit.StatusError })
+}
+
+// A completion cannot ask for anything, whoever answers it.
+func TestACompletionAsksForNothing(t *testing.T) {
+	const asks = `"resultType":"input_required","inputRequests":{"a":{"method":"sampling/createMessage","params":{}}}`
+	for _, result := range []string{`{` + asks + `}`, `{"resultType":"complete",` + asks + `}`} {
+		for _, modern := range []bool{false, true} {
+			l := newLibrary("a", nil, nil, []string{"greet"})
+			l.denied = []string{"sampling"}
+			l.fake.mu.Lock()
+			l.catalogue.Modern = modern
+			l.fake.mu.Unlock()
+			up := &completing{l, result}
+			h := serve(t, rig{fakes: []proxy.Upstream{up}, raw: true})
+			line := h.ask(modernLine(`1`, "completion/complete", `{"ref":{"type":"ref/prompt","name":"a__greet"},"argument":{"name":"x","value":""}}`, allCaps))
+			if strings.Contains(line, "input_required") {
+				t.Errorf("modern %v: %s", modern, line)
+			}
+		}
+	}
+}
+
+type completing struct {
+	*library
+	result string
+}
+
+func (c *completing) Call(context.Context, upstream.Call) (wire.Message, error) {
+	return reply(c.result)
+}

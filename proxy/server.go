@@ -106,6 +106,7 @@ type Server struct {
 	flights      []*flight         // calls of a modern host that upstreams are at, the oldest first
 	unasked      []*asked          // what upstreams want to know when there is no call to ask by
 	listeners    map[string]*listener
+	watched      map[string]int             // how many streams are about a resource
 	capabilities json.RawMessage            // all that a modern host has declared
 	declaredLast json.RawMessage            // what it has declared with its last request
 	hostTasks    map[string]string          // for which upstream the host has made a task
@@ -114,7 +115,7 @@ type Server struct {
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
@@ -220,7 +221,7 @@ type request struct {
 	silent atomic.Bool  // the client does not want an answer any more
 	era    *envelope    // nil in the handshake era
 	up     Upstream     // who was asked last; guarded by the server's mu
-	after  []func()     // what is done once the host has its answer
+	after  []func()     // what the host need not wait for
 	round  *round       // not nil if the host is to go on with it
 
 	refused error // not nil if haldir refused it, not the upstream
@@ -312,16 +313,18 @@ func (s *Server) begin(ctx context.Context, m wire.Message, reply func([]byte)) 
 				s.expire(r.round, errCancelled.Error())
 			}
 		}
-		reply(answer)
+		var rest sync.WaitGroup // a host that does not read must not keep it from being settled
 		if r.after != nil {
-			s.conclude(r)
+			rest.Go(func() { s.conclude(r) })
 		}
+		reply(answer)
+		rest.Wait()
 		r.cancel(nil)
 		close(r.done)
 	})
 }
 
-// conclude does what was put off until the host has its answer.
+// conclude does what the host does not wait for.
 func (s *Server) conclude(r *request) {
 	defer func() {
 		if p := recover(); p != nil {

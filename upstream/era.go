@@ -242,16 +242,14 @@ func (u *Upstream) fallBack(ctx context.Context, c *conn, refusal error) error {
 func (c *conn) exchange(ctx context.Context, call Call) (wire.Message, error) {
 	if !c.modern.Load() {
 		if c.host.Modern {
-			if err := c.logAt(ctx, call.Level); err != nil {
-				return wire.Message{}, err
-			}
+			c.logAt(ctx, call.Level)
 			call.Params = wire.EditMeta(call.Params, wire.Field{Name: wire.MetaVersion}, wire.Field{Name: wire.MetaClientInfo},
 				wire.Field{Name: wire.MetaCapabilities}, wire.Field{Name: wire.MetaLogLevel})
 		}
 		return c.peer().Call(ctx, call.Method, call.Params)
 	}
 	switch call.Method {
-	case "logging/setLevel": // from then on each request says it
+	case setLevel: // from then on each request says it
 		level, _ := wire.At(call.Params, "level")
 		text, _ := wire.String(level.Value)
 		c.mu.Lock()
@@ -328,21 +326,27 @@ func (c *conn) stamped(call Call) json.RawMessage {
 var Levels = []string{"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"}
 
 // logAt has a server of the handshake era log what a request wants to hear. It is
-// never told to be quieter: another request may be listening.
-func (c *conn) logAt(ctx context.Context, level string) error {
+// never told to be quieter: another request may be listening. That it will not, or
+// does not answer soon, is no reason not to call it.
+func (c *conn) logAt(ctx context.Context, level string) {
 	c.mu.Lock()
 	now, wanted := slices.Index(Levels, c.level), slices.Index(Levels, level)
 	enough := wanted < 0 || now >= 0 && now <= wanted || !capable(c.offers.server, "logging")
-	if !enough {
-		c.level = level
-	}
 	c.mu.Unlock()
 	if enough {
-		return nil
+		return
 	}
-	_, err := c.peer().Call(ctx, "logging/setLevel", fmt.Appendf(nil, `{"level":%s}`, wire.Quote(level)))
-	return err // that a server refuses the level is no reason not to call it
+	ctx, cancel := context.WithTimeout(ctx, levelWait)
+	defer cancel()
+	if m, err := c.peer().Call(ctx, setLevel, fmt.Appendf(nil, `{"level":%s}`, wire.Quote(level))); err == nil && m.Error == nil {
+		c.mu.Lock()
+		c.level = level
+		c.mu.Unlock()
+	}
 }
+
+// levelWait bounds how long a call waits for the level of its log.
+const levelWait = 2 * time.Second
 
 // heard sorts out what only a modern server sends, and takes from other
 // notifications the mark of the subscription that brought them, which is haldir's.

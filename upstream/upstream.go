@@ -123,7 +123,7 @@ func (u *Upstream) Trusted() bool { return u.o.Config.TrustAnnotations }
 
 // restore takes the catalogue of an earlier run from the cache.
 func (u *Upstream) restore(ctx context.Context) error {
-	defer u.set(func() { u.restored = true })
+	defer u.set(func() { u.restored = u.restored || ctx.Err() == nil })
 	cached, err := u.o.Cache.LoadCatalogue(ctx, u.key)
 	if err != nil || cached == nil {
 		return err
@@ -131,6 +131,9 @@ func (u *Upstream) restore(ctx context.Context) error {
 	o, err := decode(cached)
 	if err != nil {
 		return fmt.Errorf("the cached catalogue of upstream %q: %w", u.Name(), err)
+	}
+	if ctx.Err() != nil { // it is another host's by now
+		return context.Cause(ctx)
 	}
 	c := o.read(u.remote())
 	c.Said = u.Catalogue().Said
@@ -404,7 +407,7 @@ func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 	c.mu.Unlock()
 	err := c.list(ctx, u.problem)
 	switch {
-	case err == nil:
+	case err == nil && ctx.Err() == nil: // else it may be another host's by now
 		u.learn(c.offers, told)
 	case errors.Is(err, wire.ErrSessionExpired):
 		c.expire()

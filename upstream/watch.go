@@ -153,7 +153,8 @@ func (c *conn) subscribe(ctx context.Context, call Call) (wire.Message, error) {
 		return wire.ParseLenient(wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: "resources/subscribe needs a uri", ID: json.RawMessage("0")}))
 	}
 	life, stop := context.WithCancel(c.life)
-	s := c.watch(life, uri, &subscription{stop: stop, settled: make(chan struct{})}, fmt.Appendf(nil, `{"resourceSubscriptions":[%s]}`, at.Value))
+	mine := &subscription{stop: stop, settled: make(chan struct{})}
+	s := c.watch(life, uri, mine, fmt.Appendf(nil, `{"resourceSubscriptions":[%s]}`, at.Value))
 	var err error
 	select {
 	case <-s.settled:
@@ -167,10 +168,13 @@ func (c *conn) subscribe(ctx context.Context, call Call) (wire.Message, error) {
 	if err == nil {
 		return done()
 	}
-	c.unsubscribe(uri)
+	if s == mine { // else it is another caller's
+		c.unsubscribe(uri)
+	}
 	if e, refused := err.(*wire.Error); refused { //nolint:errorlint // as it was made
-		e.ID = json.RawMessage("0")
-		return wire.ParseLenient(wire.Failure(e))
+		own := *e
+		own.ID = json.RawMessage("0")
+		return wire.ParseLenient(wire.Failure(&own))
 	}
 	return wire.Message{}, err
 }

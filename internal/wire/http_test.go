@@ -1408,3 +1408,42 @@ func TestABatchOfNoiseIsToldOfInOneLine(t *testing.T) {
 		t.Errorf("%d problems", n)
 	}
 }
+
+// A response whose id comes last, as the TypeScript SDK writes it, and is replaced
+// by a longer or a shorter one: what is read of its result afterwards is the result.
+func TestTheResultStaysWhenTheIDIsReplaced(t *testing.T) {
+	big := strings.Repeat("x", 20<<10)
+	for _, form := range []string{`{"result":{"a":%q},"jsonrpc":"2.0","id":%s}`, `{"jsonrpc":"2.0","id":%[2]s,"result":{"a":%[1]q}}`} {
+		for _, events := range []bool{false, true} {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				body, _ := io.ReadAll(req.Body)
+				id, _ := wire.At(body, "id")
+				msg := fmt.Sprintf(form, big, id.Value)
+				if events {
+					w.Header().Set("Content-Type", "text/event-stream")
+					msg = "data: " + msg + "\n\n"
+				} else {
+					w.Header().Set("Content-Type", "application/json")
+				}
+				_, _ = io.WriteString(w, msg)
+			}))
+			h := wire.NewHTTP(wire.HTTPOptions{URL: srv.URL, Client: &http.Client{}, Handler: func(wire.Message) {}, Problem: func(error) {}})
+			for _, id := range []string{`"abcdef"`, `7`, `"` + strings.Repeat("z", 200) + `"`} {
+				m, err := h.Call(t.Context(), "tools/call", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				line := m.WithID([]byte(id))
+				if string(m.Result) != `{"a":"`+big+`"}` {
+					t.Errorf("%s, events %v: the result is now %q…", id, events, m.Result[:40])
+				}
+				got, ok := wire.At(line, "id")
+				if result, _ := wire.At(line, "result"); !ok || string(got.Value) != id || string(result.Value) != `{"a":"`+big+`"}` {
+					t.Errorf("%s, events %v: the line is %q…", id, events, line[:80])
+				}
+			}
+			h.Close()
+			srv.Close()
+		}
+	}
+}

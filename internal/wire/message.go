@@ -17,8 +17,8 @@ const (
 )
 
 // Message is one JSON-RPC 2.0 message as raw bytes. Every field is a sub-slice
-// of Raw, so a Message is as good as long as Raw is left alone. A Message is
-// never changed; it may be read from several goroutines.
+// of Raw, so a Message is as good as long as Raw is left alone. It may be read from
+// several goroutines; [Message.WithID] alone may write to it.
 type Message struct {
 	Raw    []byte
 	ID     json.RawMessage // nil when the message has none
@@ -30,6 +30,7 @@ type Message struct {
 	Mark any
 
 	idStart, idEnd int // where the id's value stands in Raw; 0, 0 when there is none
+	body           int // where that of the result or error does
 
 	// roomy holds Raw, at its end, and what may be written before it, when the
 	// memory is this message's own.
@@ -48,10 +49,11 @@ func (m Message) IsResponse() bool { return m.Method == "" }
 // WithID returns the bytes of the response m with its id replaced and all else
 // untouched. An error response may come without an id; it gets one. A message that
 // came over HTTP gives its own memory for that, so that a large result is not
-// copied: what m says besides its result or error is void afterwards.
+// copied: it is for one caller, and what m says besides its result or error is void
+// afterwards.
 func (m Message) WithID(id json.RawMessage) []byte {
 	room := len(m.roomy) - len(m.Raw)
-	if start := room - (len(id) - (m.idEnd - m.idStart)); room > 0 && start >= 0 && m.idEnd > 0 {
+	if start := room - (len(id) - (m.idEnd - m.idStart)); room > 0 && start >= 0 && m.idEnd > 0 && m.idEnd <= m.body {
 		out := m.roomy[start:]
 		copy(out, m.Raw[:m.idStart])
 		copy(out[m.idStart:], id)
@@ -177,9 +179,9 @@ func parse(raw []byte) (Message, []Member, error) {
 		case "params":
 			m.Params = f.Value
 		case "result":
-			m.Result = f.Value
+			m.Result, m.body = f.Value, f.Start
 		case "error":
-			m.Error = f.Value
+			m.Error, m.body = f.Value, f.Start
 		}
 	}
 	if v, ok := Find(members, "jsonrpc"); !ok || string(v.Value) != `"2.0"` {

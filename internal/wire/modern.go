@@ -92,15 +92,17 @@ func Edit(object json.RawMessage, fields ...Field) json.RawMessage {
 // EditMeta is [Edit] on the _meta of params or of a result. A _meta that becomes
 // empty goes.
 func EditMeta(params json.RawMessage, fields ...Field) json.RawMessage {
-	old, _ := At(params, "_meta")
+	old, there := At(params, "_meta")
+	if string(old.Value) == "null" { // as some write what they leave out
+		old.Value = nil
+	}
 	meta := Edit(old.Value, fields...)
-	if string(meta) == "{}" {
-		meta = nil
-	}
-	if old.Value == nil && meta == nil {
-		return params
-	}
-	if old.Value != nil && meta != nil {
+	switch empty := string(meta) == "{}"; {
+	case empty && (old.Value == nil || string(meta) == string(Edit(old.Value))):
+		return params // as it was
+	case empty:
+		return Edit(params, Field{Name: "_meta"})
+	case there:
 		return Splice(params, old.Start, old.End, meta)
 	}
 	return Edit(params, Field{"_meta", meta})
