@@ -203,6 +203,9 @@ func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call) (wi
 	if err == nil {
 		err = f.err
 	}
+	if err == nil && f.m.Error != nil {
+		return s.urls(r, f.m)
+	}
 	if err != nil || !needsInput(up, f.m) {
 		if errors.Is(err, wire.ErrNotSent) {
 			b.sent = before
@@ -214,6 +217,36 @@ func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call) (wi
 		return wire.Message{}, nil, fmt.Errorf("upstream %q gives a requestState that looks like haldir's own", up.Name())
 	}
 	return wire.Message{}, &wait{state, f.m.WithID}, nil
+}
+
+// codeURLs is how an upstream of MCP 2025-11-25 says that somebody has to open some
+// URLs before the call can be made again (elicitation, URL mode). The next revision
+// has no such code.
+const codeURLs = -32042
+
+// urls puts that into a modern host's words.
+func (s *Server) urls(r *request, m wire.Message) (wire.Message, *wait, error) {
+	e := wire.ErrorOf(m)
+	if e.Code != codeURLs {
+		return m, nil, nil
+	}
+	list, _ := wire.At(e.Data, "elicitations")
+	elicitations, err := wire.Elements(list.Value)
+	if err != nil || len(elicitations) == 0 {
+		return failure(m, e.Message), nil, nil
+	}
+	var questions []*asked
+	for i, params := range elicitations {
+		q := &asked{method: "elicitation/create", params: params, key: fmt.Sprintf("url-%d", i+1)}
+		if !can(r.era.capabilities, q) {
+			bad, err := wire.ParseLenient(wire.Failure(&wire.Error{
+				Code: wire.CodeMissingCapability, Message: wire.Printable(e.Message, 500), Data: json.RawMessage(`{"requiredCapabilities":{"elicitation":{"url":{}}}}`), ID: m.ID,
+			}))
+			return bad, nil, err
+		}
+		questions = append(questions, q)
+	}
+	return wire.Message{}, ask(questions), nil
 }
 
 // flight is a call of a modern host that an upstream is at. It may outlast the

@@ -1725,3 +1725,35 @@ type completing struct {
 func (c *completing) Call(context.Context, upstream.Call) (wire.Message, error) {
 	return reply(c.result)
 }
+
+// The error by which MCP 2025-11-25 asks for URLs to be opened is a question to a
+// modern host, and the call that follows is the same call.
+func TestURLsToBeOpened(t *testing.T) {
+	const open = `{"mode":"url","elicitationId":"e","url":"https://example.com/x","message":"sign in"}`
+	opened := false
+	q := newQuiz("up", "tool")
+	q.do = func(context.Context, upstream.Call) (wire.Message, error) {
+		if opened {
+			return reply(mcptest.Text("done"))
+		}
+		return wire.ParseLenient([]byte(`{"jsonrpc":"2.0","id":1,"error":{"code":-32042,"message":"sign in first","data":{"elicitations":[` + open + `]}}}`))
+	}
+	h := quizzed(t, q, rig{rules: once})
+	n := needs(t, h.first("up__tool", `{}`))
+	if got := n.Requests[n.key(t)]; got.Method != "elicitation/create" || string(got.Params) != open {
+		t.Fatalf("the question is %s", n.line)
+	}
+	opened = true
+	if r := parseResponse(t, h.again("up__tool", `{}`, n.State, map[string]string{n.key(t): `{"action":"accept"}`})); r.Text != "done" {
+		t.Errorf("%s", r.line)
+	}
+	if list := h.entries(); len(list) != 1 || list[0].Status != audit.StatusAllowed {
+		t.Errorf("on record: %+v", list)
+	}
+	opened = false
+	h = quizzed(t, q, rig{})
+	r := parseResponse(t, h.ask(modernLine(`"c"`, "tools/call", `{"name":"up__tool"}`, `{"elicitation":{}}`)))
+	if r.Error == nil || r.Error.Code != wire.CodeMissingCapability || !strings.Contains(r.line, `"requiredCapabilities":{"elicitation":{"url":{}}}`) {
+		t.Errorf("a host without URLs: %s", r.line)
+	}
+}

@@ -289,3 +289,35 @@ func TestTheRevisionGrowsWithEachChange(t *testing.T) {
 		t.Errorf("revision %d, was %d", now, before)
 	}
 }
+
+// With other credentials a server may offer other things: what it offered before is
+// not for them.
+func TestACatalogueBelongsToItsCredentials(t *testing.T) {
+	srv := mcptest.Script{}.NewHTTP(t)
+	cfg := srv.Upstream("up")
+	cfg.Bearer = "${env:HALDIR_TEST_TOKEN}"
+	keep := &memory{}
+	for _, token := range []string{"one", "one", "another"} {
+		t.Setenv("HALDIR_TEST_TOKEN", token)
+		within(t, patience, "Close", ready(t, cfg, func(o *upstream.Options) { o.Cache = keep }).Close)
+	}
+	if len(keep.kept) != 2 {
+		t.Errorf("%d catalogues are kept for two tokens", len(keep.kept))
+	}
+}
+
+// What HTTP says of a failure comes with what can be done about it.
+func TestAStatusComesWithAdvice(t *testing.T) {
+	for status, want := range map[int]string{401: "credentials", 403: "may not", 404: "url", 429: "later", 503: "later", 302: "moved"} {
+		srv := mcptest.Script{}.NewHTTP(t)
+		srv.Before = func(w http.ResponseWriter, _ *http.Request, _ []byte) bool {
+			http.Error(w, "no", status)
+			return true
+		}
+		r := start(t, srv.Upstream("up"))
+		eventually(t, "the attempt is over", func() bool { return r.Status().Err != nil })
+		if err := r.Status().Err.Error(); !strings.Contains(err, want) || !strings.Contains(err, fmt.Sprint("HTTP ", status)) {
+			t.Errorf("%d: %s", status, err)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -349,12 +350,32 @@ func (c *conn) exited() <-chan struct{} {
 	return c.child.exited
 }
 
-// explain adds to an error what the child died of, if it did.
+// explain adds to an error what the child died of, if it did, or what can be done
+// about a status of HTTP.
 func (c *conn) explain(err error) error {
-	if c.child == nil {
+	if c.child != nil {
+		return c.child.explain(err)
+	}
+	e, ok := errors.AsType[*wire.HTTPError](err)
+	if !ok {
 		return err
 	}
-	return c.child.explain(err)
+	advice := "the server may say more in its log"
+	switch {
+	case e.Status == http.StatusUnauthorized:
+		advice = "it wants other credentials than auth and headers of haldir.yaml give"
+	case e.Status == http.StatusForbidden:
+		advice = "these credentials may not do that"
+	case e.Status == http.StatusNotFound, e.Status == http.StatusMethodNotAllowed:
+		advice = "is the url in haldir.yaml that of an MCP server?"
+	case e.Status == http.StatusTooManyRequests:
+		advice = "it asks for fewer calls; try again later"
+	case e.Status/100 == 3:
+		advice = "it has moved; haldir follows within the same host only, since headers carry credentials"
+	case e.Status >= http.StatusInternalServerError:
+		advice = "the server failed; try again later"
+	}
+	return fmt.Errorf("%w; %s", err, advice)
 }
 
 // over reports that the connection has ended, or that the server has forgotten

@@ -245,6 +245,9 @@ func (c *conn) exchange(ctx context.Context, call Call) (wire.Message, error) {
 			c.logAt(ctx, call.Level)
 			call.Params = wire.EditMeta(call.Params, wire.Field{Name: wire.MetaVersion}, wire.Field{Name: wire.MetaClientInfo},
 				wire.Field{Name: wire.MetaCapabilities}, wire.Field{Name: wire.MetaLogLevel})
+			if _, goesOn := wire.At(call.Params, "requestState"); goesOn { // it is not this server's
+				call.Params = wire.Edit(call.Params, wire.Field{Name: "requestState"}, wire.Field{Name: "inputResponses"})
+			}
 		}
 		return c.peer().Call(ctx, call.Method, call.Params)
 	}

@@ -141,10 +141,28 @@ func (u *Upstream) restore(ctx context.Context) error {
 	return nil
 }
 
+// identity is what the references in the config stand for now: with other credentials
+// a server may offer other things. It is hashed before it goes anywhere.
+func (u *Upstream) identity() []string {
+	var values []string
+	for _, text := range slices.Concat([]string{u.o.Config.URL, u.o.Config.Bearer}, u.o.Config.Env) {
+		v, err := u.o.Resolver.Resolve(text)
+		if err != nil {
+			v = "" // without it nothing can be connected either
+		}
+		values = append(values, v)
+	}
+	for _, h := range u.o.Config.Headers {
+		v, _ := u.o.Resolver.Resolve(h.Value) // as above
+		values = append(values, v)
+	}
+	return values
+}
+
 // cacheKey names the catalogue of a server as it is configured for a client that
 // can do what this one can.
 func (u *Upstream) cacheKey(h Host) string {
-	block, err := json.Marshal([]any{u.o.Config, h.Modern, h.greeting("")})
+	block, err := json.Marshal([]any{u.o.Config, h.Modern, h.greeting(""), u.identity()})
 	if err != nil {
 		panic(err) // strings, numbers and what was read as JSON
 	}
