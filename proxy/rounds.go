@@ -233,7 +233,7 @@ func (s *Server) urls(r *request, m wire.Message) (wire.Message, *wait, error) {
 	list, _ := wire.At(e.Data, "elicitations")
 	elicitations, err := wire.Elements(list.Value)
 	if err != nil || len(elicitations) == 0 {
-		return failure(m, e.Message), nil, nil
+		return failure(m, e.Message), nil, nil //nolint:nilerr // the error is the upstream's own
 	}
 	var questions []*asked
 	for i, params := range elicitations {
