@@ -35,7 +35,7 @@ func NewEventReader(r io.Reader, limit int) *EventReader {
 	if limit <= 0 {
 		limit = DefaultMaxMessage
 	}
-	return &EventReader{r: bufio.NewReaderSize(r, 64<<10), limit: limit, first: true}
+	return &EventReader{r: bufio.NewReaderSize(r, 16<<10), limit: limit, first: true}
 }
 
 // Next returns the next event that has data, an id or a retry time. At the end
