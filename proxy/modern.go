@@ -104,28 +104,17 @@ func (s *Server) handleModern(r *request) []byte {
 	switch r.msg.Method {
 	case "server/discover":
 		return s.discover(r)
-	case "tools/list":
-		return s.answerList(r)
-	case "tools/call":
-		return s.callTool(r)
-	case "resources/list", "resources/templates/list":
-		return s.declare(r, "resources", s.answerList)
-	case "resources/read":
-		return s.declare(r, "resources", s.readResource)
-	case "prompts/list":
-		return s.declare(r, "prompts", s.answerList)
-	case "prompts/get":
-		return s.declare(r, "prompts", s.prompt)
-	case "completion/complete":
-		return s.declare(r, "completions", s.complete)
 	case "subscriptions/listen":
 		return s.listen(r)
 	}
-	return s.noMethod(r)
-}
-
-func (s *Server) noMethod(r *request) []byte {
-	return wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + r.msg.Method, ID: r.msg.ID})
+	switch capability, handle := s.shared(r.msg.Method); {
+	case handle == nil:
+		return s.noMethod(r)
+	case capability == "tools": // haldir has some itself
+		return handle(r)
+	default:
+		return s.declare(r, capability, handle)
+	}
 }
 
 // declare handles a request if any upstream has the capability that it takes, or

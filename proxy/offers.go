@@ -84,7 +84,7 @@ func (s *Server) capable(capability string) []Upstream {
 	return ups
 }
 
-// declared returns the capabilities in the result of an initialize.
+// declared returns the capabilities in a server's answer to its greeting.
 func declared(server json.RawMessage) map[string]json.RawMessage {
 	var result struct {
 		Capabilities map[string]json.RawMessage `json:"capabilities"`

@@ -89,7 +89,7 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		outcome.Reason = s.o.Clean(outcome.Reason)
 		return s.broken(r, up, err), endKnown
 	}
-	if len(m.Raw) > large && before.decision.CostFrom == "" && r.done != nil {
+	if len(m.Raw) > quickResult && before.decision.CostFrom == "" && r.done != nil {
 		// What the outcome is changes no counter, so the host need not wait until all
 		// of the result has been looked through.
 		over = false
@@ -111,8 +111,9 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 	return m.WithID(r.msg.ID), endKnown
 }
 
-// large is a result that takes longer to be looked through than a call takes else.
-const large = 16 << 10
+// quickResult is up to what size, in bytes, a result is looked through in no time
+// beside the rest of a call.
+const quickResult = 16 << 10
 
 // maxGathered bounds how often one call may ask for something.
 const maxGathered = 1000

@@ -406,7 +406,7 @@ func TestASignalEndsTheDrain(t *testing.T) {
 // When haldir is killed without a word, its children go with it.
 func TestKillingHaldirKillsItsChildren(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("only Linux can do this")
+		t.Skip("to find what is left takes /proc")
 	}
 	mark := marker()
 	reap(t, mark)

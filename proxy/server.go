@@ -362,20 +362,10 @@ func (s *Server) handle(r *request) (answer []byte) {
 		return s.invalid(r, "server/discover needs _meta with "+wire.MetaVersion+" and "+wire.MetaCapabilities)
 	case "ping":
 		return wire.Result(m.ID, json.RawMessage("{}"))
-	case "tools/list", "resources/list", "resources/templates/list", "prompts/list":
-		return s.ask(r, listings[m.Method].member, s.answerList)
-	case "tools/call":
-		return s.ask(r, "tools", s.callTool)
-	case "resources/read":
-		return s.ask(r, "resources", s.readResource)
 	case "resources/subscribe":
 		return s.ask(r, "resources", s.subscribe)
 	case "resources/unsubscribe":
 		return s.ask(r, "resources", s.unsubscribe)
-	case "prompts/get":
-		return s.ask(r, "prompts", s.prompt)
-	case "completion/complete":
-		return s.ask(r, "completions", s.complete)
 	case "tasks/get", "tasks/result", "tasks/cancel":
 		return s.ask(r, "tasks", s.task)
 	case "tasks/list":
@@ -383,7 +373,36 @@ func (s *Server) handle(r *request) (answer []byte) {
 	case "logging/setLevel":
 		return s.ask(r, "logging", s.setLevel)
 	}
-	return wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + m.Method, ID: m.ID})
+	if capability, handle := s.shared(m.Method); handle != nil {
+		return s.ask(r, capability, handle)
+	}
+	return s.noMethod(r)
+}
+
+// shared returns what answers a request that both eras have, and the capability that
+// it takes; nil if they do not.
+func (s *Server) shared(method string) (capability string, handle func(*request) []byte) {
+	switch method {
+	case "tools/list":
+		return "tools", s.answerList
+	case "tools/call":
+		return "tools", s.callTool
+	case "resources/list", "resources/templates/list":
+		return "resources", s.answerList
+	case "resources/read":
+		return "resources", s.readResource
+	case "prompts/list":
+		return "prompts", s.answerList
+	case "prompts/get":
+		return "prompts", s.prompt
+	case "completion/complete":
+		return "completions", s.complete
+	}
+	return "", nil
+}
+
+func (s *Server) noMethod(r *request) []byte {
+	return wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + r.msg.Method, ID: r.msg.ID})
 }
 
 // ask handles a request once the host has been greeted, if haldir has declared
@@ -392,15 +411,12 @@ func (s *Server) ask(r *request, capability string, handle func(*request) []byte
 	if !s.initialized() {
 		return s.invalid(r, "send initialize first, or with each request the _meta of MCP "+wire.Version20260728)
 	}
-	if capability == "resourceTemplates" {
-		capability = "resources"
-	}
 	s.greet() // also by a host that has left notifications/initialized out
 	s.mu.Lock()
 	declared := s.declared[capability]
 	s.mu.Unlock()
 	if declared == nil {
-		return wire.Failure(&wire.Error{Code: wire.CodeMethodNotFound, Message: "Method not found: " + r.msg.Method, ID: r.msg.ID})
+		return s.noMethod(r)
 	}
 	return handle(r)
 }

@@ -144,10 +144,8 @@ type discovery struct {
 // discover asks a modern server what it is (2026-07-28, server/discover). It leaves
 // no trace on the connection.
 func (c *conn) discover(ctx context.Context) (d discovery, err error) {
-	if remote, ok := c.peer().(interface{ SetVersion(v string) }); ok {
-		remote.SetVersion(wire.Version20260728)
-		defer remote.SetVersion("")
-	}
+	c.speak(wire.Version20260728)
+	defer c.speak("")
 	m, err := c.request(ctx, Call{Method: "server/discover"})
 	if err == nil && m.Error != nil {
 		err = refusal(m)
@@ -166,11 +164,16 @@ func (c *conn) discover(ctx context.Context) (d discovery, err error) {
 	return d, nil
 }
 
+// speak tells a transport over HTTP which revision is spoken; it says so in a header.
+func (c *conn) speak(version string) {
+	if remote, ok := c.peer().(interface{ SetVersion(v string) }); ok {
+		remote.SetVersion(version)
+	}
+}
+
 // becomeModern makes the connection that of a modern server.
 func (c *conn) becomeModern(d discovery) {
-	if remote, ok := c.peer().(interface{ SetVersion(v string) }); ok {
-		remote.SetVersion(wire.Version20260728)
-	}
+	c.speak(wire.Version20260728)
 	c.version, c.server = wire.Version20260728, wire.Printable(d.Meta.Server.Name+" "+d.Meta.Server.Version, shown)
 	c.offers.server = d.raw
 	c.modern.Store(true)
@@ -202,9 +205,7 @@ func (u *Upstream) shake(ctx context.Context, c *conn) error {
 	}
 	c.version = result.ProtocolVersion
 	c.server = wire.Printable(result.ServerInfo.Name+" "+result.ServerInfo.Version, shown)
-	if remote, ok := c.peer().(interface{ SetVersion(v string) }); ok {
-		remote.SetVersion(c.version)
-	}
+	c.speak(c.version)
 	if err := c.peer().Send(ctx, wire.Notification("notifications/initialized", nil)); err != nil {
 		return fmt.Errorf("notifications/initialized: %w", err)
 	}

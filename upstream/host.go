@@ -17,7 +17,7 @@ type Host struct {
 	Modern       bool            // it speaks without a handshake (MCP 2026-07-28)
 	Capabilities json.RawMessage // as it declared them, with its first request if Modern; nil means none
 	Peer         Peer            // nil: nobody takes what a server sends
-	// Answered is closed when the host has its answer to initialize, which the
+	// Answered is closed when the host has its answer to its greeting, which the
 	// start of servers must not hold up; nil means at once.
 	Answered <-chan struct{}
 }

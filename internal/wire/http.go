@@ -12,9 +12,11 @@ import (
 	"time"
 )
 
-// HTTP is a [Client] over MCP's streamable HTTP transport (revision 2025-11-25,
-// basic/transports): each request is a POST answered by JSON or by a stream of
-// events, and one GET stream carries what the server sends of its own accord.
+// HTTP is a [Client] over MCP's streamable HTTP transport, as it was up to revision
+// 2025-11-25 (basic/transports) and, once SetVersion says so, as it is from
+// 2026-07-28 on. Each request is a POST answered by JSON or by a stream of events. Up
+// to 2025-11-25 there are sessions, streams that can be resumed, and one GET stream
+// that carries what the server sends of its own accord.
 type HTTP struct {
 	web
 	drains    chan struct{} // bounds the streams that are read after their answer
