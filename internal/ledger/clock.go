@@ -123,7 +123,7 @@ func (t *tx) turned(space byte, v []byte, used int64) ([]byte, error) {
 		return encodeCounter(c), nil
 	case spaceHolds:
 		var h held
-		if json.Unmarshal(v, &h) != nil {
+		if decode(v, &h) != nil {
 			return nil, nil //nolint:nilerr // abandon knows what to do with it
 		}
 		changed := back(&h.Start)
@@ -136,7 +136,7 @@ func (t *tx) turned(space byte, v []byte, used int64) ([]byte, error) {
 		return json.Marshal(h)
 	}
 	var s Session
-	if err := json.Unmarshal(v, &s); err != nil {
+	if err := decode(v, &s); err != nil {
 		return nil, fmt.Errorf("%w: a session: %w", ErrDamaged, err)
 	}
 	ahead := s.Created.Sub(t.now)

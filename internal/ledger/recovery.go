@@ -283,7 +283,7 @@ func (s *salvage) trees(log []byte, key *audit.Key) {
 // readable reports whether all sessions and counters can be read.
 func readable(hot map[string][]byte) bool {
 	for k, v := range hot {
-		if k[0] == spaceCounters && len(v) != 16 || k[0] == spaceSessions && json.Unmarshal(v, &Session{}) != nil {
+		if k[0] == spaceCounters && len(v) != 16 || k[0] == spaceSessions && decode(v, &Session{}) != nil {
 			return false
 		}
 	}

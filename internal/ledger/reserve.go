@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	jsonv2 "github.com/go-json-experiment/json"
-
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/policy"
 )
@@ -222,7 +220,7 @@ func (t *tx) settle(callID string, out Outcome) error {
 		return nil // settled before, or the reservation was never committed
 	}
 	var h held
-	if err := jsonv2.Unmarshal(raw, &h); err != nil {
+	if err := decode(raw, &h); err != nil {
 		return fmt.Errorf("%w: hold %s: %w", ErrDamaged, callID, err)
 	}
 	cost := h.Cost
@@ -311,7 +309,7 @@ func (t *tx) abandon(process string) error {
 	var left []open
 	err := t.space(spaceHolds).each(prefix, func(k, v []byte) error {
 		o := open{id: string(k)}
-		o.bad = json.Unmarshal(v, &o.h) != nil
+		o.bad = decode(v, &o.h) != nil
 		left = append(left, o)
 		return nil
 	})

@@ -2,13 +2,10 @@ package ledger
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
-
-	jsonv2 "github.com/go-json-experiment/json"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/policy"
@@ -79,7 +76,7 @@ func (t *tx) session(id string) (*Session, error) {
 		return nil, fmt.Errorf("%w: %s", ErrNoSession, id)
 	}
 	var s Session
-	if err := jsonv2.Unmarshal(raw, &s); err != nil {
+	if err := decode(raw, &s); err != nil {
 		return nil, fmt.Errorf("%w: session %s: %w", ErrDamaged, id, err)
 	}
 	return &s, nil
@@ -179,7 +176,7 @@ func (l *Ledger) Sessions(ctx context.Context) (list []Session, err error) {
 			some = nil
 			return t.space(spaceSessions).some(from, page, func(_, raw []byte) error {
 				var s Session
-				if err := json.Unmarshal(raw, &s); err != nil {
+				if err := decode(raw, &s); err != nil {
 					return fmt.Errorf("%w: a session: %w", ErrDamaged, err)
 				}
 				some = append(some, s)
