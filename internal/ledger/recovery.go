@@ -40,7 +40,8 @@ type Recovery struct {
 	Last     uint64   `json:"last_seq,omitempty"`
 	Missing  []Range  `json:"missing"`         // at most 100 of them
 	Lost     uint64   `json:"records_missing"` // in all
-	// Doubt means that sessions and counters are lost as well. Then a limit counts
+	// Doubt means that sessions and counters are lost as well, or that records are
+	// missing by which they could be checked. Then a limit counts
 	// as used up until its window has passed. One without a window does until
 	// [Ledger.Trust] is called, and until then no session begins that may be one
 	// of those that were lost.
@@ -197,6 +198,11 @@ func (s *salvage) read() (err error) {
 		return err
 	}
 	s.link()
+	if uint64(len(s.chain)) < s.newest {
+		// What was used cannot be counted again from the records, and a counter that
+		// the same damage has changed would go unnoticed.
+		s.hot = nil
+	}
 	return s.write()
 }
 
