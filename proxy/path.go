@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -102,6 +103,8 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 	}
 	if c.Task {
 		s.made(up, m.Result)
+	} else if m.Error == nil {
+		r.answer = m
 	}
 	if m.Error != nil {
 		if code := wire.ErrorOf(m).Code; code == codeNoResource || code == wire.CodeInvalidParams {
@@ -240,11 +243,8 @@ func answered(m wire.Message, d policy.Decision) ledger.Outcome {
 		return out
 	}
 	out.ResultSHA256 = sha256.Sum256(m.Result)
-	members, err := wire.Members(m.Result)
-	if err == nil {
-		if e, ok := wire.Find(members, "isError"); ok && string(e.Value) == "true" {
-			out.Result = ledger.Failed
-		}
+	if isError(m.Result) {
+		out.Result = ledger.Failed
 	}
 	if d.CostFrom != "" {
 		actual, err := policy.Amount(m.Result, d.CostFrom)
@@ -255,6 +255,20 @@ func answered(m wire.Message, d policy.Decision) ledger.Outcome {
 		}
 	}
 	return out
+}
+
+// isError reports whether a result is that of a tool that failed. A result is read
+// once more only if it may say so: the key can be spelt with escapes.
+func isError(result json.RawMessage) bool {
+	if !bytes.Contains(result, []byte(`"isError"`)) && !bytes.Contains(result, []byte(`\u`)) {
+		return false
+	}
+	members, err := wire.Members(result)
+	if err != nil {
+		return false
+	}
+	e, ok := wire.Find(members, "isError")
+	return ok && string(e.Value) == "true"
 }
 
 func (s *Server) invalid(r *request, why string) []byte {

@@ -77,6 +77,8 @@ type Server struct {
 	out     *wire.LineWriter
 	unread  backlog
 	changed chan struct{}
+	turn    chan *wire.LineReader // takes the reading from one goroutine to the next
+	spare   atomic.Int32          // how many wait for it
 	wg      sync.WaitGroup
 	work    context.Context //nolint:containedctx // what goes on beyond a request; of Serve
 	ending  chan struct{}   // closed when the host has closed its end, or haldir ends
@@ -115,7 +117,7 @@ type Server struct {
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
@@ -151,7 +153,7 @@ func (s *Server) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	defer stop(errShutdown)
 	s.work = work
 	end := make(chan error, 1)
-	go func() { end <- s.read(work, wire.NewLineReader(in, s.o.Message)) }() // not waited for: a read cannot be interrupted
+	go s.read(work, wire.NewLineReader(in, s.o.Message), end)
 	notifier, quiet := context.WithCancel(work)
 	s.wg.Go(func() { s.notify(notifier) })
 
@@ -222,12 +224,52 @@ type request struct {
 	era    *envelope    // nil in the handshake era
 	up     Upstream     // who was asked last; guarded by the server's mu
 	after  []func()     // what the host need not wait for
+	answer wire.Message // whose memory nobody needs once that is done
 	round  *round       // not nil if the host is to go on with it
 
 	refused error // not nil if haldir refused it, not the upstream
 }
 
-func (s *Server) read(ctx context.Context, lines *wire.LineReader) error {
+// maxSpare is how many goroutines wait to read in turn.
+const maxSpare = 4
+
+// read reads one request, hands the reading on, answers the request, and waits for
+// its turn to read again. So no request waits for another goroutine to wake up, or
+// for a new stack to grow. While it reads it is not waited for, as a read cannot be
+// interrupted.
+func (s *Server) read(ctx context.Context, lines *wire.LineReader, end chan<- error) {
+	for {
+		r, err := s.next(ctx, lines)
+		if r == nil {
+			end <- err
+			return
+		}
+		s.wg.Add(1)
+		select {
+		case s.turn <- lines:
+		default: // nobody waits for it
+			go s.read(ctx, lines, end)
+		}
+		s.run(r)
+		again := false
+		if s.spare.Add(1) <= maxSpare {
+			select {
+			case lines = <-s.turn:
+				again = true
+			case <-ctx.Done():
+			}
+		}
+		s.spare.Add(-1)
+		s.wg.Done()
+		if !again {
+			return
+		}
+	}
+}
+
+// next handles what the host sends up to the next request. There is none at the end
+// of the input, which is no error.
+func (s *Server) next(ctx context.Context, lines *wire.LineReader) (*request, error) {
 	for {
 		s.unread.wait(ctx)
 		line, err := lines.Next()
@@ -237,18 +279,18 @@ func (s *Server) read(ctx context.Context, lines *wire.LineReader) error {
 			s.fail(&wire.Error{Code: wire.CodeInvalidRequest, ID: large.ID, Message: large.Error()}, s.write)
 			continue
 		case errors.Is(err, io.EOF):
-			return nil
+			return nil, nil
 		case err != nil:
-			return fmt.Errorf("read from the host: %w", err)
+			return nil, fmt.Errorf("read from the host: %w", err)
 		}
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // the parent has ended
+			return nil, nil //nolint:nilerr // the parent has ended
 		}
 		if wire.IsBatch(line) {
 			s.batch(ctx, line)
-			continue
+		} else if r := s.take(ctx, line, s.write, false); r != nil {
+			return r, nil
 		}
-		s.take(ctx, line, s.write, false)
 	}
 }
 
@@ -265,8 +307,9 @@ func (s *Server) write(msg []byte) {
 
 func (s *Server) fail(e *wire.Error, reply func([]byte)) { reply(wire.Failure(e)) }
 
-// take handles one message. It does not wait for anything.
-func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batched bool) {
+// take handles one message, unless it is a request that is to be run. It does not
+// wait for anything.
+func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batched bool) *request {
 	m, err := wire.ParseStrict(line)
 	var bad *wire.Error
 	switch {
@@ -283,46 +326,58 @@ func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batc
 	case m.Method == "initialize" && !saysItsEra(m): // which would know no handshake
 		s.initialize(m, reply) // in the loop: what follows depends on it
 	default:
-		s.begin(ctx, m, reply)
+		return s.begin(ctx, m, reply)
 	}
+	return nil
 }
 
-// begin registers a request and starts its goroutine.
-func (s *Server) begin(ctx context.Context, m wire.Message, reply func([]byte)) {
+// begin registers a request.
+func (s *Server) begin(ctx context.Context, m wire.Message, reply func([]byte)) *request {
 	r := &request{msg: m, key: wire.IDKey(m.ID), done: make(chan struct{}), reply: reply}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	s.mu.Lock()
 	if s.inflight[r.key] != nil {
 		s.mu.Unlock()
 		s.fail(&wire.Error{Code: wire.CodeInvalidRequest, Message: "a request with this id is still running", ID: m.ID}, reply)
-		return
+		return nil
 	}
 	s.inflight[r.key] = r
 	s.mu.Unlock()
-	s.wg.Go(func() {
-		answer := s.handle(r)
-		s.mu.Lock()
-		delete(s.inflight, r.key)
-		if r.after != nil {
-			s.closing[r] = struct{}{}
-		}
-		s.mu.Unlock()
-		if r.silent.Load() {
-			answer = nil
-			if r.round != nil { // nobody will go on with it
-				s.expire(r.round, errCancelled.Error())
-			}
-		}
-		var rest sync.WaitGroup // a host that does not read must not keep it from being settled
-		if r.after != nil {
-			rest.Go(func() { s.conclude(r) })
-		}
-		reply(answer)
-		rest.Wait()
-		r.cancel(nil)
-		close(r.done)
-	})
+	return r
 }
+
+// run answers a request.
+func (s *Server) run(r *request) {
+	answer := s.handle(r)
+	s.mu.Lock()
+	delete(s.inflight, r.key)
+	if r.after != nil {
+		s.closing[r] = struct{}{}
+	}
+	s.mu.Unlock()
+	if r.silent.Load() {
+		answer = nil
+		if r.round != nil { // nobody will go on with it
+			s.expire(r.round, errCancelled.Error())
+		}
+	}
+	if r.after == nil {
+		r.reply(answer)
+	} else {
+		conclude := sync.OnceFunc(func() { s.conclude(r) })
+		patience := time.AfterFunc(readGrace, conclude)
+		r.reply(answer)
+		patience.Stop()
+		conclude()
+	}
+	r.answer.Release()
+	r.cancel(nil)
+	close(r.done)
+}
+
+// readGrace is how long a host may take to read an answer before what is left to do
+// about it is done beside.
+const readGrace = 50 * time.Millisecond
 
 // conclude does what the host does not wait for.
 func (s *Server) conclude(r *request) {
@@ -573,7 +628,9 @@ func (s *Server) batch(ctx context.Context, line []byte) {
 	}
 	b := &batch{left: len(messages), write: s.write}
 	for _, m := range messages {
-		s.take(ctx, m, b.reply, true)
+		if r := s.take(ctx, m, b.reply, true); r != nil {
+			s.wg.Go(func() { s.run(r) })
+		}
 	}
 }
 

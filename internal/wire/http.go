@@ -98,14 +98,14 @@ func (h *HTTP) call(ctx context.Context, id, method string, params json.RawMessa
 	if success(resp) && mediaType(resp) == eventStream {
 		return h.follow(ctx, resp.Body, id)
 	}
-	buf, err := readRoomy(resp, h.o.MaxMessage)
+	buf, err := readRoomy(resp, h.o.MaxMessage, &h.bodies)
 	if err != nil && success(resp) {
 		return Message{}, nil, err
 	}
 	raw := buf[room:]
 	answer, err = h.body(raw, id)
 	if err == nil && len(answer.Raw) == len(raw) {
-		answer.roomy = buf // it is not one of a batch
+		answer.roomy, answer.pool = buf, &h.bodies // it is not one of a batch
 	}
 	switch {
 	case h.expired(resp.StatusCode, raw, err == nil && answer.ID != nil):
@@ -206,7 +206,7 @@ func (h *HTTP) event(ev Event, id string, mark any) (Message, error) {
 	}
 	answer, err := h.take(ev.Data, id, mark)
 	if answer.Raw != nil && len(answer.Raw) == len(ev.Data) {
-		answer.roomy = ev.roomy // it is not one of a batch
+		answer.roomy, answer.pool = ev.roomy, &h.bodies // it is not one of a batch
 	}
 	var bad *badAnswerError
 	switch {
@@ -228,8 +228,9 @@ type stream struct {
 	tries  int // attempts to go on since it got any further
 }
 
-func (s *stream) open(body io.ReadCloser, limit int) {
+func (s *stream) open(body io.ReadCloser, limit int, p *pool) {
 	s.body, s.events = body, NewEventReader(body, limit)
+	s.events.pool = p
 }
 
 func (s *stream) next() (Event, error) {
@@ -255,7 +256,7 @@ func (s *stream) next() (Event, error) {
 // from the last event's id (transports, resumability).
 func (h *HTTP) follow(ctx context.Context, body io.ReadCloser, id string) (Message, *stream, error) {
 	s := &stream{}
-	s.open(body, h.o.MaxMessage)
+	s.open(body, h.o.MaxMessage, &h.bodies)
 	for {
 		ev, err := s.next()
 		if err == nil {
@@ -305,7 +306,7 @@ func (h *HTTP) resume(ctx context.Context, s *stream, cause error) error {
 		}
 		resp, err := h.get(ctx, s.lastID)
 		if err == nil {
-			s.open(resp.Body, h.o.MaxMessage)
+			s.open(resp.Body, h.o.MaxMessage, &h.bodies)
 			return nil
 		}
 		if errors.Is(err, ErrSessionExpired) {

@@ -75,7 +75,7 @@ func (h *HTTP) listen(s *stream, opened func()) error {
 	h.listening.Store(true)
 	defer h.listening.Store(false)
 	opened()
-	s.open(resp.Body, h.o.MaxMessage)
+	s.open(resp.Body, h.o.MaxMessage, &h.bodies)
 	for {
 		ev, err := s.next()
 		if err != nil {

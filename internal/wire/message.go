@@ -35,6 +35,16 @@ type Message struct {
 	// roomy holds Raw, at its end, and what may be written before it, when the
 	// memory is this message's own.
 	roomy []byte
+	pool  *pool // where roomy comes from, if that is where it goes to
+}
+
+// Release lets the memory of a message be used for another. Nothing of the message,
+// nor what [Message.WithID] has returned, may be used afterwards. Of a message that
+// does not own its memory, and of the zero one, it does nothing.
+func (m Message) Release() {
+	if m.pool != nil {
+		m.pool.put(m.roomy)
+	}
 }
 
 // IsRequest reports a message with a method and an id.

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"slices"
 	"strconv"
 	"time"
 )
@@ -27,6 +26,7 @@ type EventReader struct {
 	id     string
 	first  bool
 	skipLF bool // the last line ended in \r: a \n that follows belongs to it
+	pool   *pool
 }
 
 // NewEventReader reads from r and refuses an event whose data exceeds limit
@@ -139,7 +139,7 @@ func (e *EventReader) chunk(line []byte) ([]byte, error) {
 		line = make([]byte, room, room+len(buf))
 	}
 	if cap(line)-len(line) < len(buf) {
-		line = slices.Grow(line, more(len(line))+len(buf)) // large ones come in many parts
+		line = e.pool.grow(line, more(len(line))+len(buf)) // large ones come in many parts
 	}
 	line = append(line, buf...)
 	_, err = e.r.Discard(len(buf))

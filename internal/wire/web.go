@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -65,6 +64,7 @@ type web struct {
 	done   chan struct{}
 	once   sync.Once
 	err    error
+	bodies pool
 	mu     sync.Mutex // guards the beginning of work against the end of it
 	wg     sync.WaitGroup
 }
@@ -349,21 +349,21 @@ func port(u *url.URL) string {
 
 // readAll reads a body of at most limit bytes to its end and closes it.
 func readAll(resp *http.Response, limit int) ([]byte, error) {
-	buf, err := readRoomy(resp, limit)
+	buf, err := readRoomy(resp, limit, nil)
 	return buf[room:], err
 }
 
-// readRoomy is readAll with room before the body.
-func readRoomy(resp *http.Response, limit int) ([]byte, error) {
+// readRoomy is readAll with room before the body, in memory from p.
+func readRoomy(resp *http.Response, limit int, p *pool) ([]byte, error) {
 	defer func() { _ = resp.Body.Close() }()
 	if resp.ContentLength > int64(limit) {
 		head, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // for a message about the status
 		return append(make([]byte, room), head...), &TooLargeError{Limit: limit}
 	}
-	buf := make([]byte, room, room+max(4<<10, int(resp.ContentLength)+1)) // one more, to see the end without growing
+	buf := p.grow(nil, room+max(4<<10, int(resp.ContentLength)+1))[:room] // one more, to see the end without growing
 	for {
 		if len(buf) == cap(buf) {
-			buf = slices.Grow(buf, more(len(buf)))
+			buf = p.grow(buf, more(len(buf)))
 		}
 		n, err := resp.Body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
