@@ -18,8 +18,8 @@ type arguments struct {
 	opened  bool
 	parts   int // members and elements that were read
 	members []member
-	err     error   // why the whole cannot be read
-	top     ref.Val // the whole as a condition sees it; nil before one has looked
+	err     error  // why the whole cannot be read
+	top     object // the whole as a condition sees it
 	// unreadable is why a value that a condition has looked at means different
 	// things to different readers. cel-go compares and searches past errors in
 	// nested values, so it is kept here and asked for after the evaluation.
@@ -50,10 +50,10 @@ func (a *arguments) value() ref.Val {
 	if err != nil {
 		return a.fail(err)
 	}
-	if a.top == nil {
-		a.top = &object{of: a, members: members}
+	if a.top.of == nil {
+		a.top = object{of: a, members: members}
 	}
-	return a.top
+	return &a.top
 }
 
 // fail notes that a condition has looked at something unreadable. Of several

@@ -19,6 +19,7 @@ import (
 // condition is a compiled When.
 type condition struct {
 	program cel.Program
+	bounded bool // its evaluation is counted
 	now     bool // it reads the clock, so its value is not known before the transaction
 	who     bool // it reads the session or the agent
 }
@@ -94,7 +95,7 @@ func (c *compiler) condition(text string) *condition {
 		whole(err)
 		return nil
 	}
-	return &condition{program: program, now: l.now, who: l.who}
+	return &condition{program: program, bounded: l.now || l.loops, now: l.now, who: l.who}
 }
 
 // looks are what the text of a condition uses. One that does not loop, that is go
@@ -179,7 +180,13 @@ func (c *condition) eval(a *activation) (result bool, err error) {
 		}
 	}()
 	a.args.unreadable = nil
-	v, _, err := c.program.Eval(a)
+	var vars any = a
+	if !c.bounded {
+		if vars, err = a.shared(); err != nil {
+			return false, err
+		}
+	}
+	v, _, err := c.program.Eval(vars)
 	if a.args.unreadable != nil {
 		return false, a.args.unreadable
 	}
@@ -220,6 +227,24 @@ type activation struct {
 	args *arguments
 	now  time.Time
 	cost Micros
+	// frame serves all conditions of one decision whose evaluation is not counted:
+	// to set one up takes as long as to evaluate a simple condition.
+	frame *interpreter.ExecutionFrame
+}
+
+// shared returns what such conditions are evaluated in, until close.
+func (a *activation) shared() (_ *interpreter.ExecutionFrame, err error) {
+	if a.frame == nil {
+		a.frame, err = interpreter.NewExecutionFrame(a)
+	}
+	return a.frame, err
+}
+
+func (a *activation) close() {
+	if a.frame != nil {
+		a.frame.Close()
+		a.frame = nil
+	}
 }
 
 // ResolveName implements [interpreter.Activation].

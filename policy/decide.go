@@ -47,7 +47,11 @@ func (e *Engine) Decide(c Call, s State) Decision {
 	e.session(&v, &c, s)
 
 	known := e.known(&c)
-	price, amount := known.price, known.amount
+	concern := known.concern
+	if known.session != c.Session || known.agent != c.Agent {
+		concern = e.concern(&c)
+	}
+	price, amount := concern.price, known.amount
 	if price != nil {
 		d.Cost, d.CostFrom = amount, price.FromResult
 	}
@@ -64,24 +68,23 @@ func (e *Engine) Decide(c Call, s State) Decision {
 		})
 	}
 
-	holds := make([]Hold, 0, 3+e.counters)
+	holds := make([]Hold, 0, 2+len(concern.counters))
 	holds = append(holds, Hold{Key: CounterKey{CounterSessionCalls, c.Session}, Amount: 1})
 	if price != nil {
 		holds = append(holds,
 			Hold{Key: CounterKey{CounterSessionSpend, c.Session}, Amount: int64(amount), Money: true},
-			Hold{Key: CounterKey{CounterToolSpend, ToolSpendOf(c.Session, c.ID())}, Amount: int64(amount), Money: true})
+			Hold{Key: concern.spend, Amount: int64(amount), Money: true})
 	}
 
-	windows := make([]*window, 0, 8) // of the rules that apply and are enforced
-	act := activation{call: &c, args: &known.args, now: s.Now, cost: amount}
-	for i := range e.rules {
+	var few [8]*window
+	windows := few[:0] // of the rules that apply and are enforced
+	act := &known.activation
+	*act = activation{call: &c, args: &known.args, now: s.Now, cost: amount}
+	for _, i := range concern.rules {
 		r := &e.rules[i]
-		if !r.narrowed(&c) {
-			continue
-		}
 		applies := true
 		if r.asks(&c) {
-			ok, err := known.answer(i, r.when, &act)
+			ok, err := known.answer(i, r.when, act)
 			if err != nil {
 				v.add(rankCondition, Finding{
 					Policy: PolicyCondition, Rule: r.id, Shadow: r.shadow,
@@ -127,6 +130,7 @@ func (e *Engine) Decide(c Call, s State) Decision {
 			}
 		}
 	}
+	act.close()
 	e.sessionLimit(&v, &c, s, price != nil, amount)
 	return conclude(d, &v, holds, windows)
 }

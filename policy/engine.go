@@ -20,13 +20,13 @@ const (
 	ScopeSpend   = "spend"
 )
 
-// Engine is a compiled [Ruleset]. It is immutable and safe for concurrent use.
+// Engine is a compiled [Ruleset]. It never answers otherwise than at first, and is
+// safe for concurrent use.
 type Engine struct {
-	costs  []cost
-	scopes []scope
-	rules  []rule
-	// counters is how many rules keep a counter: a capacity for slices.
-	counters int
+	costs    []cost
+	scopes   []scope
+	rules    []rule
+	concerns concerns
 }
 
 type cost struct {
@@ -83,7 +83,6 @@ func Compile(rs Ruleset) (*Engine, error) {
 		c.at("policies", i)
 		e.rules = append(e.rules, c.rule(r))
 		if own := e.rules[i].counter; own != "" {
-			e.counters++
 			e.rules[i].shared = slices.ContainsFunc(e.rules[:i], func(r rule) bool { return r.counter == own })
 		}
 	}
@@ -329,29 +328,20 @@ func (r *rule) asks(c *Call) bool {
 	return r.when != nil && (r.kind != TypeAllow || r.tools.match(c))
 }
 
-// Reads names every counter that [Engine.Decide] may read for c.
-func (e *Engine) Reads(c Call) []CounterKey {
-	keys := make([]CounterKey, 0, 1+e.counters)
-	keys = append(keys, CounterKey{CounterSessionSpend, c.Session})
-	for i := range e.rules {
-		r := &e.rules[i]
-		if r.counter != "" && !r.shared && r.narrowed(&c) {
-			keys = append(keys, r.key(&c))
-		}
-	}
-	return keys
-}
+// Reads names every counter that [Engine.Decide] may read for c. The slice is to be
+// read only.
+func (e *Engine) Reads(c Call) []CounterKey { return e.concern(&c).counters }
 
 // Never reports whether no arguments, counters or clock could make Decide allow
 // the call: an unconditional deny, an allow list without it, or a scope that
 // the session lacks. Shadow rules do not count.
 func (e *Engine) Never(c Call, s SessionState) bool {
-	if e.missing(&c, s, e.costOf(&c) != nil) != "" {
+	if e.missing(&c, s, e.concern(&c).price != nil) != "" {
 		return true
 	}
-	for i := range e.rules {
+	for _, i := range e.concern(&c).rules {
 		r := &e.rules[i]
-		if r.shadow || !r.narrowed(&c) {
+		if r.shadow {
 			continue
 		}
 		switch r.kind {

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"cel.dev/cel-go/common/types/ref"
 )
 
 // raw is a JSON value that has not been looked into yet, a part of the text it
@@ -19,6 +21,7 @@ type raw string
 type member struct {
 	key   string
 	value raw
+	seen  ref.Val // the value as conditions see it; nil before one has looked
 }
 
 var (
@@ -118,7 +121,7 @@ func (r raw) members() ([]member, error) {
 		if n = r.end(i); n == i {
 			return nil, errJSON
 		}
-		members = append(members, member{key, r[i:n]})
+		members = append(members, member{key: key, value: r[i:n]})
 		if i, err = r.next(n, '}'); err != nil {
 			return nil, err
 		}

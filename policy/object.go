@@ -15,7 +15,6 @@ import (
 type object struct {
 	of      *arguments
 	members []member
-	known   []ref.Val // values that were read; nil before the first
 	// index finds the members of an object of many by key and by folded key;
 	// nil before the first search.
 	index, folded map[string]int
@@ -42,13 +41,11 @@ func (o *object) find(key string) (int, error) {
 }
 
 func (o *object) at(i int) ref.Val {
-	if o.known == nil {
-		o.known = make([]ref.Val, len(o.members))
+	m := &o.members[i]
+	if m.seen == nil {
+		m.seen = o.of.read(m.value)
 	}
-	if o.known[i] == nil {
-		o.known[i] = o.of.read(o.members[i].value)
-	}
-	return o.of.noted(o.known[i])
+	return o.of.noted(m.seen)
 }
 
 // size returns how many bytes the members take.
@@ -74,6 +71,17 @@ func (o *object) Find(key ref.Val) (ref.Val, bool) {
 		return nil, false
 	}
 	return o.at(i), true
+}
+
+// FindStringKey is the short way that cel-go takes to a member by a fixed name. What
+// is not found goes the long way, by Find.
+func (o *object) FindStringKey(name string) (any, bool) {
+	i, err := o.find(name)
+	if err != nil || i < 0 {
+		return nil, false
+	}
+	v := o.at(i)
+	return v, !types.IsError(v)
 }
 
 // Get implements [traits.Indexer].

@@ -9,7 +9,8 @@ type ready struct {
 	engine         *Engine
 	session, agent string
 	args           arguments
-	price          *cost // nil: the call is free
+	activation     activation
+	concern        *concern
 	amount         Micros
 	unpriced       error    // why the amount is not known
 	answers        []answer // a rule each; nil unless prepared
@@ -28,13 +29,15 @@ type answer struct {
 func (e *Engine) Prepare(c *Call) {
 	k := e.read(c)
 	k.answers = make([]answer, len(e.rules))
-	act := activation{call: c, args: &k.args, cost: k.amount}
-	for i := range e.rules {
-		if r := &e.rules[i]; r.narrowed(c) && r.asks(c) && !r.when.now {
-			value, err := r.when.eval(&act)
+	act := &k.activation
+	*act = activation{call: c, args: &k.args, cost: k.amount}
+	for _, i := range k.concern.rules {
+		if r := &e.rules[i]; r.asks(c) && !r.when.now {
+			value, err := r.when.eval(act)
 			k.answers[i] = answer{true, value, err}
 		}
 	}
+	act.close()
 	c.ready = k
 }
 
@@ -47,8 +50,8 @@ func (e *Engine) known(c *Call) *ready {
 }
 
 func (e *Engine) read(c *Call) *ready {
-	k := &ready{engine: e, session: c.Session, agent: c.Agent, args: arguments{bytes: c.Arguments}, price: e.costOf(c)}
-	k.amount, k.unpriced = k.price.of(&k.args)
+	k := &ready{engine: e, session: c.Session, agent: c.Agent, args: arguments{bytes: c.Arguments}, concern: e.concern(c)}
+	k.amount, k.unpriced = k.concern.price.of(&k.args)
 	return k
 }
 
