@@ -324,7 +324,11 @@ const eventStream = "text/event-stream"
 func success(resp *http.Response) bool { return resp.StatusCode/100 == 2 }
 
 func mediaType(resp *http.Response) string {
-	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	given := resp.Header.Get("Content-Type")
+	if given == eventStream || given == "application/json" { // as nearly all are
+		return given
+	}
+	t, _, err := mime.ParseMediaType(given)
 	if err != nil {
 		return ""
 	}
