@@ -22,9 +22,11 @@ var may = map[string][]string{
 	"audit":                        {},
 	"internal/config":              {"policy", "audit", "internal/wire"},
 	"internal/ledger":              {"audit", "policy"},
-	"upstream":                     {"internal/config", "internal/wire"},
+	"internal/secret":              {},
+	"upstream/oauth":               {"internal/config", "internal/secret", "internal/wire"},
+	"upstream":                     {"upstream/oauth", "internal/config", "internal/wire"},
 	"proxy":                        {"upstream", "internal/ledger", "audit", "policy", "internal/wire"},
-	"cmd/haldir":                   {"proxy", "upstream", "internal/ledger", "internal/config", "internal/wire", "audit", "policy", "examples/securitytools"},
+	"cmd/haldir":                   {"proxy", "upstream", "upstream/oauth", "internal/secret", "internal/ledger", "internal/config", "internal/wire", "audit", "policy", "examples/securitytools"},
 	"examples/securitytools":       {},
 	"examples/securitytools/serve": {"examples/securitytools"},
 	"internal/mcptest":             {"internal/config", "internal/wire"},
@@ -32,11 +34,14 @@ var may = map[string][]string{
 
 // only says who alone may import a library.
 var only = map[string][]string{
-	"go.etcd.io/bbolt":         {"internal/ledger"},
-	"github.com/spf13/viper":   {"internal/config"},
-	"github.com/goccy/go-yaml": {"internal/config"},
-	"github.com/spf13/cobra":   {"cmd/haldir"},
-	"cel.dev/cel-go":           {"policy"},
+	"go.etcd.io/bbolt":                       {"internal/ledger"},
+	"github.com/spf13/viper":                 {"internal/config"},
+	"github.com/goccy/go-yaml":               {"internal/config"},
+	"github.com/spf13/cobra":                 {"cmd/haldir"},
+	"cel.dev/cel-go":                         {"policy"},
+	"filippo.io/age":                         {"internal/secret"},
+	"github.com/zalando/go-keyring":          {"internal/secret"},
+	"github.com/modelcontextprotocol/go-sdk": {"upstream/oauth"},
 }
 
 func TestImportsPointDown(t *testing.T) {

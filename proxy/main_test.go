@@ -134,7 +134,7 @@ func serve(t *testing.T, r rig) *host {
 	ups := slices.Clone(r.fakes)
 	for _, cfg := range r.servers {
 		u := upstream.New(upstream.Options{
-			Config: cfg, Resolver: config.NewResolver("", nil), Cache: cache, Log: log.With().Str("upstream", cfg.Name).Logger(),
+			Config: cfg, Resolver: config.NewResolver("", nil, nil), Cache: cache, Log: log.With().Str("upstream", cfg.Name).Logger(),
 			Version: "test", MaxMessage: r.max, Changed: func() { h.srv.Changed() },
 		})
 		h.ups = append(h.ups, u)

@@ -249,7 +249,7 @@ func governing(url string, in io.Reader, out io.Writer) {
 	}
 	up := upstream.New(upstream.Options{
 		Config:   config.Upstream{Name: "up", URL: url, Connect: 10 * time.Second},
-		Resolver: config.NewResolver("", func(string) {}), Cache: forgetful{}, Log: zerolog.Nop(), Version: "bench", Changed: func() {},
+		Resolver: config.NewResolver("", nil, func(string) {}), Cache: forgetful{}, Log: zerolog.Nop(), Version: "bench", Changed: func() {},
 	})
 	srv := proxy.New(proxy.Options{
 		Upstreams: []proxy.Upstream{up}, Engine: engine, Ledger: &forgetful{}, Use: ledger.Use{ID: "ses_bench", Terms: &ledger.Terms{Agent: "bench", AllScopes: true}},

@@ -103,7 +103,7 @@ type Server struct {
 	tasks    map[string]Upstream // whose a task is; nil: that of more than one
 	// subscribed is whose resource a URI is that the host has subscribed to.
 	subscribed   map[string]Upstream
-	ended        bool              // no call can be gone on with any more
+	ended        bool              // haldir ends: nothing begins, and no call can be gone on with any more
 	rounds       map[string]*round // calls that wait for the host to go on, by roundKey
 	flights      []*flight         // calls of a modern host that upstreams are at, the oldest first
 	unasked      []*asked          // what upstreams want to know when there is no call to ask by
@@ -244,7 +244,6 @@ func (s *Server) read(ctx context.Context, lines *wire.LineReader, end chan<- er
 			end <- err
 			return
 		}
-		s.wg.Add(1)
 		select {
 		case s.turn <- lines:
 		default: // nobody waits for it
@@ -331,17 +330,23 @@ func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batc
 	return nil
 }
 
-// begin registers a request.
+// begin registers a request, unless haldir ends.
 func (s *Server) begin(ctx context.Context, m wire.Message, reply func([]byte)) *request {
 	r := &request{msg: m, key: wire.IDKey(m.ID), done: make(chan struct{}), reply: reply}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		r.cancel(errShutdown)
+		return nil
+	}
 	if s.inflight[r.key] != nil {
 		s.mu.Unlock()
 		s.fail(&wire.Error{Code: wire.CodeInvalidRequest, Message: "a request with this id is still running", ID: m.ID}, reply)
 		return nil
 	}
 	s.inflight[r.key] = r
+	s.wg.Add(1) // who runs it says when that is over; Serve does not wait before ended is set
 	s.mu.Unlock()
 	return r
 }
@@ -366,8 +371,10 @@ func (s *Server) run(r *request) {
 	} else {
 		conclude := sync.OnceFunc(func() { s.conclude(r) })
 		patience := time.AfterFunc(readGrace, conclude)
+		hurry := context.AfterFunc(r.ctx, conclude) // haldir ends: there is no time to wait
 		r.reply(answer)
 		patience.Stop()
+		hurry()
 		conclude()
 	}
 	r.answer.Release()
@@ -584,7 +591,11 @@ func (s *Server) notification(m wire.Message) {
 		}
 	case "tools/call", "resources/read", "prompts/get":
 		// Without an id it is no request, but a careless server might take it for one.
-		s.wg.Go(func() { s.recordUnanswerable(m) })
+		s.mu.Lock()
+		if !s.ended {
+			s.wg.Go(func() { s.recordUnanswerable(m) })
+		}
+		s.mu.Unlock()
 	}
 	// Nothing else is passed on: what reaches a server is judged.
 }
@@ -629,7 +640,7 @@ func (s *Server) batch(ctx context.Context, line []byte) {
 	b := &batch{left: len(messages), write: s.write}
 	for _, m := range messages {
 		if r := s.take(ctx, m, b.reply, true); r != nil {
-			s.wg.Go(func() { s.run(r) })
+			go func() { defer s.wg.Done(); s.run(r) }()
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/upstream/oauth"
 )
 
 // shown is how many bytes of a text from a server are shown at most.
@@ -115,8 +116,20 @@ func (u *Upstream) dial(c *conn) error {
 	if err != nil {
 		return err
 	}
+	t, err := transport(cfg)
+	if err != nil {
+		return err
+	}
+	client := oauth.NewClient(t)
+	source, err := u.source()
+	if err != nil {
+		return err
+	}
+	if source != nil {
+		client.Transport = &oauth.Transport{Base: t, Source: source}
+	}
 	c.web = wire.HTTPOptions{
-		URL: url, Client: httpClient(cfg.Connect), Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem, Mirror: c.mirror,
+		URL: url, Client: client, Header: header, Handler: c.handle, MaxMessage: u.o.MaxMessage, Problem: u.problem, Mirror: c.mirror,
 	}
 	c.set(func() wire.Client { return wire.NewHTTP(c.web) })
 	return nil
@@ -154,20 +167,6 @@ func (u *Upstream) header() (http.Header, error) {
 		h.Set("Authorization", "Bearer "+u.o.Resolver.Secret(v))
 	}
 	return h, nil
-}
-
-// httpClient has no overall timeout, which would cut streams; dialling and TLS
-// have their own. Redirects stay on their host: headers carry credentials.
-func httpClient(connect time.Duration) *http.Client {
-	t := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck,forcetypeassert // net/http documents it
-	t.MaxIdleConnsPerHost = 64
-	t.TLSHandshakeTimeout = connect
-	return &http.Client{Transport: t, CheckRedirect: func(req *http.Request, via []*http.Request) error {
-		if !wire.SameOrigin(req.URL, via[0].URL) || req.Method != via[0].Method || len(via) > 5 {
-			return http.ErrUseLastResponse
-		}
-		return nil
-	}}
 }
 
 // openGrace is how long a server may take to answer that it has a stream of its

@@ -42,7 +42,7 @@ func beParent(text string) {
 		panic(err)
 	}
 	u := upstream.New(upstream.Options{
-		Config: script.Config(exe, "up"), Resolver: config.NewResolver("", nil), Cache: &memory{}, Log: zerolog.New(os.Stderr), Changed: func() {},
+		Config: script.Config(exe, "up"), Resolver: config.NewResolver("", nil, nil), Cache: &memory{}, Log: zerolog.New(os.Stderr), Changed: func() {},
 	})
 	u.Start(upstream.Host{})
 	u.Connected(context.Background())
@@ -118,7 +118,7 @@ func open(t *testing.T, cfg config.Upstream, adjust ...func(*upstream.Options)) 
 	t.Helper()
 	r := &rig{t: t, log: &logBuffer{}, cache: &memory{}}
 	o := upstream.Options{
-		Config: cfg, Resolver: config.NewResolver("/root/of/it", nil), Cache: r.cache, Log: zerolog.New(r.log), Version: "test",
+		Config: cfg, Resolver: config.NewResolver("/root/of/it", nil, nil), Cache: r.cache, Log: zerolog.New(r.log), Version: "test",
 		Changed: func() {
 			r.mu.Lock()
 			defer r.mu.Unlock()

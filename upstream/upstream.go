@@ -18,6 +18,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/upstream/oauth"
 )
 
 // Cache keeps catalogues between runs.
@@ -31,6 +32,8 @@ type Options struct {
 	Config     config.Upstream
 	Resolver   *config.Resolver
 	Cache      Cache
+	Secrets    oauth.Store // keeps what haldir is granted when it signs in; nil: it cannot
+	SecretsDir string      // of the processes that share Secrets
 	Log        zerolog.Logger
 	Version    string // of haldir, for the handshake
 	MaxMessage int    // bytes
@@ -79,6 +82,12 @@ type Upstream struct {
 	err       error
 	failedAt  time.Time
 	news      chan struct{} // closed and replaced when any of the above changes
+
+	auth    *oauth.Source // made by source
+	authFor string        // for this url
+	greeted Host          // whose start was the last
+	offer   *offer        // a sign-in that a person is offered
+	offered time.Time     // when the last offer ended
 
 	started   string // the key by which it was started last; "" before
 	leaveHost context.CancelFunc
@@ -185,7 +194,7 @@ func (u *Upstream) Start(h Host) {
 	}
 	ctx, leave := context.WithCancel(u.ctx)
 	before, over := u.over, make(chan struct{})
-	u.started, u.leaveHost, u.over = key, leave, over
+	u.started, u.leaveHost, u.over, u.greeted = key, leave, over, h
 	u.trying, u.tried, u.restored, u.err = true, false, false, nil
 	u.catalogue, u.listed = Catalogue{Revision: u.catalogue.Revision + 1, Said: u.catalogue.Said}, nil
 	u.wg.Go(func() {
@@ -203,8 +212,12 @@ func (u *Upstream) Start(h Host) {
 func (u *Upstream) Close() {
 	u.mu.Lock()
 	u.cancel()
+	auth := u.auth
 	u.mu.Unlock()
 	u.wg.Wait()
+	if auth != nil {
+		auth.Close()
+	}
 }
 
 // set changes the state under the lock and tells those who wait.
@@ -327,11 +340,14 @@ func (u *Upstream) run(ctx context.Context) {
 		}
 		wait := pause.NextBackOff()
 		u.o.Log.Warn().Err(err).Dur("retry_in", wait).Msg("upstream is not connected")
+		waiting, stop := context.WithCancel(ctx)
 		select {
 		case <-time.After(wait):
 		case <-u.wake:
+		case <-u.signedIn(waiting, err):
 		case <-ctx.Done():
 		}
+		stop()
 	}
 }
 
@@ -504,6 +520,9 @@ type UnavailableError struct {
 }
 
 func (e *UnavailableError) Error() string {
+	if oauth.IsSignIn(e.Cause) {
+		return fmt.Sprintf("upstream %q is not available: %v", e.Upstream, e.Cause)
+	}
 	return fmt.Sprintf("upstream %q is not available: %v; haldir keeps trying to connect", e.Upstream, e.Cause)
 }
 
@@ -588,6 +607,20 @@ func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
 	if ctx.Err() != nil {
 		return wire.Message{}, fmt.Errorf("%w: %w", context.Cause(ctx), wire.ErrNotSent)
 	}
+	m, err := u.attempt(ctx, call)
+	if !oauth.IsSignIn(err) || ctx.Err() != nil {
+		return m, err
+	}
+	if err := u.signIn(ctx, call, err); err != nil {
+		return wire.Message{}, err
+	}
+	return u.attempt(ctx, call)
+}
+
+// attempt makes a call, once more if it did not reach the server.
+func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error) {
+	ctx, stop := u.lively(ctx, &call)
+	defer stop()
 	for again := true; ; again = false {
 		c, err := u.connection(ctx)
 		if err != nil {
@@ -608,6 +641,25 @@ func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
 		}
 		return m, err
 	}
+}
+
+// lively bounds how long a call may go on without a sign of life of the server.
+func (u *Upstream) lively(ctx context.Context, call *Call) (context.Context, func()) {
+	idle := u.o.Config.Idle
+	if idle <= 0 {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	t := time.AfterFunc(idle, func() {
+		cancel(fmt.Errorf("upstream %q has given no sign of life for %v (timeouts.idle)", u.Name(), idle))
+	})
+	if tell := call.Progress; tell != nil {
+		call.Progress = func(m wire.Message) {
+			t.Reset(idle)
+			tell(m)
+		}
+	}
+	return ctx, func() { t.Stop(); cancel(nil) }
 }
 
 // gone waits until c is no longer the connection.

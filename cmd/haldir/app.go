@@ -21,6 +21,7 @@ import (
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/secret"
 	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
 	"github.com/haldir-mcp/haldir/upstream"
@@ -42,6 +43,7 @@ type app struct {
 	ledger   *ledger.Ledger
 
 	ups     []*upstream.Upstream
+	store   *secret.Store
 	secrets secrets
 }
 
@@ -146,13 +148,10 @@ func (a *app) server(ctx context.Context) (*proxy.Server, ledger.Use, error) {
 		return nil, use, err
 	}
 	var srv *proxy.Server
-	resolver := config.NewResolver(workingDir(), a.secrets.add)
+	resolver := a.resolver()
 	var ups []proxy.Upstream
 	for _, c := range a.cfg.Upstreams {
-		u := upstream.New(upstream.Options{
-			Config: c, Resolver: resolver, Cache: a.ledger, Log: a.log.With().Str("upstream", c.Name).Logger(), Version: version(),
-			MaxMessage: a.settings.MaxMessage, Changed: func() { srv.Changed() }, Clean: a.secrets.clean,
-		})
+		u := a.upstream(c, resolver, func() { srv.Changed() })
 		a.ups = append(a.ups, u)
 		ups = append(ups, u)
 	}
@@ -162,6 +161,17 @@ func (a *app) server(ctx context.Context) (*proxy.Server, ledger.Use, error) {
 		ListWait: a.settings.ListWait, Message: a.settings.MaxMessage, Version: version(), Log: a.log, Initialize: a.start,
 	})
 	return srv, use, nil
+}
+
+func (a *app) resolver() *config.Resolver {
+	return config.NewResolver(workingDir(), a.vault().Get, a.secrets.add)
+}
+
+func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *upstream.Upstream {
+	return upstream.New(upstream.Options{
+		Config: c, Resolver: r, Cache: a.ledger, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
+		Version: version(), MaxMessage: a.settings.MaxMessage, Changed: changed, Clean: a.secrets.clean,
+	})
 }
 
 // start begins to connect to the upstreams.

@@ -12,7 +12,7 @@ import (
 )
 
 func upstreamCommand(a *app) *cobra.Command {
-	return group("upstream", "List the upstreams", upstreamList(a))
+	return group("upstream", "List the upstreams, sign in to them", upstreamList(a), upstreamLogin(a), upstreamLogout(a))
 }
 
 func upstreamList(a *app) *cobra.Command {

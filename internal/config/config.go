@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -51,6 +52,10 @@ type Upstream struct {
 	URL              string
 	Headers          []Header
 	Bearer           string
+	OAuth            *OAuth // nil: haldir does not sign in
+	CAFile           string
+	CertFile         string
+	KeyFile          string
 	Command          string
 	Args             []string
 	Env              []string
@@ -58,9 +63,26 @@ type Upstream struct {
 	Cwd              string
 	Bare             bool
 	TrustAnnotations bool
+	Pins             string        // hold, block or warn
+	Eager            bool          // command is started although its tools are known
+	StopWhenIdle     time.Duration // how long without a call before command is stopped; 0 means never
 	DenyRequests     []string      // of sampling, elicitation, roots
 	Connect          time.Duration // for connecting and the handshake
 	Call             time.Duration // for one call; 0 means no limit
+	Idle             time.Duration // for a call without a sign of life; 0 means no limit
+}
+
+// OAuth is how haldir signs in to an upstream (MCP authorization). ClientSecret may
+// hold references.
+type OAuth struct {
+	ClientID     string
+	ClientSecret string
+	MetadataURL  string // of a Client ID Metadata Document
+	TokenAuth    string // basic, post, none or ""
+	Issuer       string // "" means any
+	Scopes       []string
+	RedirectPort int
+	Machine      bool // the client signs in for itself (client credentials)
 }
 
 // Header is one HTTP header.
@@ -240,10 +262,23 @@ func (c *checker) upstreams() []Upstream {
 		u := Upstream{
 			Name: d.Name, URL: d.URL, Command: d.Command, Args: d.Args, Env: d.Env, EnvPass: d.EnvPass, Cwd: d.Cwd,
 			TrustAnnotations: d.TrustAnnotations, DenyRequests: d.DenyRequests, Connect: DefaultConnect,
+			Pins: "hold", Eager: d.Start == "eager", StopWhenIdle: time.Duration(d.StopWhenIdle),
+		}
+		if d.Pins != "" {
+			u.Pins = d.Pins
+		}
+		for key, words := range map[string][]string{"pins": {"hold", "block", "warn"}, "start": {"lazy", "eager"}} {
+			word := map[string]string{"pins": d.Pins, "start": d.Start}[key]
+			if word != "" && !slices.Contains(words, word) {
+				c.fail(path+"."+key, "%q is none of %s%s", word, strings.Join(words, ", "), near(word, words))
+			}
+		}
+		if c.has(path+".stop_when_idle") && d.StopWhenIdle == 0 {
+			c.fail(path+".stop_when_idle", "must be longer than 0; leave it out for never")
 		}
 		for j, kind := range d.DenyRequests {
 			if !slices.Contains(requestKinds, kind) {
-				c.fail(fmt.Sprintf("%s.deny_requests[%d]", path, j), "%q is nothing that a server asks a client for%s", kind, suggest(kind, requestKinds))
+				c.fail(fmt.Sprintf("%s.deny_requests[%d]", path, j), "%q is nothing that a server asks a client for%s", kind, Suggest(kind, requestKinds))
 			}
 		}
 		switch d.Expose {
@@ -260,6 +295,10 @@ func (c *checker) upstreams() []Upstream {
 			u.Call = time.Duration(t.Call)
 			if c.has(path+".timeouts.call") && t.Call == 0 {
 				c.fail(path+".timeouts.call", "must be longer than 0; leave it out for no limit")
+			}
+			u.Idle = time.Duration(t.Idle)
+			if c.has(path+".timeouts.idle") && t.Idle == 0 {
+				c.fail(path+".timeouts.idle", "must be longer than 0; leave it out for no limit")
 			}
 			if c.has(path + ".timeouts.connect") {
 				if u.Connect = time.Duration(t.Connect); u.Connect == 0 {
@@ -291,7 +330,7 @@ func (c *checker) upstreams() []Upstream {
 var requestKinds = []string{"sampling", "elicitation", "roots"}
 
 func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
-	for _, key := range []string{"args", "env", "env_pass", "cwd"} {
+	for _, key := range []string{"args", "env", "env_pass", "cwd", "start", "stop_when_idle"} {
 		if c.has(path + "." + key) {
 			c.fail(path+"."+key, "belongs to a command, but this upstream has a url")
 		}
@@ -313,19 +352,82 @@ func (c *checker) remote(path string, d *upstreamDoc, u *Upstream) {
 		}
 		u.Headers = append(u.Headers, Header{name, value})
 	}
-	if a := d.Auth; a != nil {
-		switch {
-		case a.Type == "bearer" && a.Token == "":
-			c.fail(path+".auth", "needs a token, best as a reference such as ${env:TOKEN}")
-		case a.Type == "bearer" && checkHeader(a.Token) != nil:
-			c.fail(path+".auth.token", "%v", checkHeader(a.Token))
-		case a.Type == "bearer":
-			u.Bearer = a.Token
-		case a.Type == "":
-			c.fail(path+".auth", "has no type")
-		default:
-			c.fail(path+".auth.type", "%q is no way to sign in that this haldir knows%s", a.Type, suggest(a.Type, []string{"bearer"}))
+	if d.Auth != nil {
+		c.auth(path+".auth", d, u)
+	}
+	if t := d.TLS; t != nil {
+		u.CAFile, u.CertFile, u.KeyFile = t.CAFile, t.CertFile, t.KeyFile
+		if (t.CertFile == "") != (t.KeyFile == "") {
+			c.fail(path+".tls", "needs cert_file and key_file together")
 		}
+		if t.CAFile == "" && t.CertFile == "" {
+			c.fail(path+".tls", "names no file")
+		}
+	}
+}
+
+// signIns are the types of auth.
+var signIns = []string{"bearer", "oauth"}
+
+func (c *checker) auth(path string, d *upstreamDoc, u *Upstream) {
+	a := d.Auth
+	switch {
+	case a.Type == "":
+		c.fail(path, "has no type")
+		return
+	case !slices.Contains(signIns, a.Type):
+		c.fail(path+".type", "%q is no way to sign in that this haldir knows%s", a.Type, Suggest(a.Type, signIns))
+		return
+	case !c.belong(path, a.Type, reflect.TypeFor[authDoc]()):
+		return
+	case a.Type == "bearer" && a.Token == "":
+		c.fail(path, "needs a token, best as a reference such as ${env:TOKEN}")
+	case a.Type == "bearer" && checkHeader(a.Token) != nil:
+		c.fail(path+".token", "%v", checkHeader(a.Token))
+	case a.Type == "bearer":
+		u.Bearer = a.Token
+	default:
+		c.oauth(path, a, u)
+	}
+}
+
+// scopeToken is a scope (RFC 6749 section 3.3).
+var scopeToken = regexp.MustCompile(`^[\x21\x23-\x5b\x5d-\x7e]+$`)
+
+func (c *checker) oauth(path string, a *authDoc, u *Upstream) {
+	u.OAuth = &OAuth{
+		ClientID: a.ClientID, ClientSecret: a.ClientSecret, MetadataURL: a.ClientMetadataURL, TokenAuth: a.TokenAuth, Issuer: a.Issuer,
+		Scopes: a.Scopes, RedirectPort: a.RedirectPort, Machine: a.Grant == "client_credentials",
+	}
+	if a.Grant != "" && a.Grant != "client_credentials" && a.Grant != "authorization_code" {
+		c.fail(path+".grant", "%q is neither authorization_code nor client_credentials", a.Grant)
+	}
+	if a.TokenAuth != "" && !slices.Contains([]string{"basic", "post", "none"}, a.TokenAuth) {
+		c.fail(path+".token_auth", "%q is none of basic, post, none", a.TokenAuth)
+	}
+	if c.has(path+".redirect_port") && (a.RedirectPort < 1 || a.RedirectPort > 65535) {
+		c.fail(path+".redirect_port", "%d is no port: use 1 to 65535, or leave it out for a free one", a.RedirectPort)
+	}
+	for i, s := range a.Scopes {
+		if !scopeToken.MatchString(s) {
+			c.fail(fmt.Sprintf("%s.scopes[%d]", path, i), "%q is no scope: it is empty, or has a space, a quote or a character beyond ASCII", s)
+		}
+	}
+	for key, text := range map[string]string{"issuer": a.Issuer, "client_metadata_url": a.ClientMetadataURL} {
+		if text != "" && checkURL(text) != nil {
+			c.fail(path+"."+key, "%v", checkURL(text))
+		}
+	}
+	if doc, err := url.Parse(a.ClientMetadataURL); a.ClientMetadataURL != "" && err == nil && (doc.Path == "" || doc.Path == "/") {
+		c.fail(path+".client_metadata_url", "needs a path, as a Client ID Metadata Document has one")
+	}
+	switch {
+	case a.ClientID == "" && a.ClientSecret != "":
+		c.fail(path+".client_secret", "belongs to a client_id, which is missing")
+	case a.ClientID != "" && a.ClientMetadataURL != "":
+		c.fail(path+".client_metadata_url", "is a client's id like client_id; keep one of them")
+	case u.OAuth.Machine && a.ClientSecret == "":
+		c.fail(path, "needs client_id and client_secret for the grant client_credentials")
 	}
 }
 
@@ -406,7 +508,7 @@ func loopback(host string) bool {
 var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func (c *checker) local(path string, d *upstreamDoc) {
-	for _, key := range []string{"headers", "auth"} {
+	for _, key := range []string{"headers", "auth", "tls"} {
 		if c.has(path + "." + key) {
 			c.fail(path+"."+key, "belongs to a url, but this upstream has a command")
 		}
@@ -443,6 +545,7 @@ func (c *checker) references(path string, d *upstreamDoc) {
 	list("headers", d.Headers)
 	if d.Auth != nil {
 		check(path+".auth.token", d.Auth.Token)
+		check(path+".auth.client_secret", d.Auth.ClientSecret)
 	}
 }
 

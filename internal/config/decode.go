@@ -314,7 +314,7 @@ func (d *decoder) struct_(n ast.Node, v reflect.Value, path string) bool {
 		seen[name] = true
 		i, ok := fields[name]
 		if !ok {
-			d.problem(key.Position, path, "unknown key %q%s", name, suggest(name, known))
+			d.problem(key.Position, path, "unknown key %q%s", name, Suggest(name, known))
 			continue
 		}
 		if _, null := mv.Value.(*ast.NullNode); null || mv.Value == nil {

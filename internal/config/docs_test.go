@@ -30,7 +30,8 @@ func page(t *testing.T, name string) (text string, code []string) {
 var notKeys = []string{
 	"haldir_check_permission", "haldir_get_spend", "haldir_get_audit", // tools
 	"retry_at", "outcome_seq", "prev_hash", // of refusals and audit entries
-	"cost_usd", // of conditions
+	"cost_usd",                                                  // of conditions
+	"resource_metadata", "offline_access", "insufficient_scope", // of OAuth
 }
 
 func TestEveryConfigKeyThatThePagesNameExists(t *testing.T) {

@@ -25,6 +25,8 @@ type document struct {
 	ToolNameLimit int           `yaml:"tool_name_limit" doc:"The longest tool name that the host takes, in characters, 16 to 128; longer ones are shortened. Default 89."`
 	ListWait      duration      `yaml:"list_wait" doc:"How long tools/list waits for upstreams whose tools are not known yet. Default 5s."`
 	MaxMessage    int           `yaml:"max_message_bytes" doc:"The largest message taken from the host or an upstream, in bytes. Default 33554432 (32 MiB)."`
+	Reload        string        `yaml:"reload" jsonschema:"enum=confirm,enum=auto" doc:"What becomes of a change of this file while haldir runs: confirm (default) has a person confirm what loosens a rule or starts another command, auto takes all of it at once."`
+	Keyring       string        `yaml:"keyring" jsonschema:"enum=auto,enum=file" doc:"Where the key of the stored secrets is made: auto (default) is the system's keyring where there is one, file a file in the state directory."`
 	Audit         *auditDoc     `yaml:"audit" doc:"What the audit keeps."`
 	Log           *logDoc       `yaml:"log" doc:"Where haldir's own log goes."`
 }
@@ -46,20 +48,40 @@ type upstreamDoc struct {
 	Cwd              string       `yaml:"cwd" doc:"The directory command runs in. Default: the one haldir was started in."`
 	Headers          []string     `yaml:"headers" doc:"HTTP headers for url as Name: value."`
 	Auth             *authDoc     `yaml:"auth" doc:"How haldir signs in to url."`
+	TLS              *tlsDoc      `yaml:"tls" doc:"Certificates for url."`
 	Expose           string       `yaml:"expose" jsonschema:"enum=prefixed,enum=bare" doc:"prefixed (default) lists the tools as name__tool, bare as tool; at most one upstream may be bare."`
 	TrustAnnotations bool         `yaml:"trust_annotations" doc:"Whether a readOnlyHint of this upstream makes the scope read enough for a call. Default false."`
+	Pins             string       `yaml:"pins" jsonschema:"enum=hold,enum=block,enum=warn" doc:"What becomes of a tool that is not any more as it was when it was seen first or accepted: hold (default) goes on offering the pinned text, block withholds the tool, warn offers the new one and reports it."`
+	Start            string       `yaml:"start" jsonschema:"enum=lazy,enum=eager" doc:"When command is started if its tools are known from an earlier run: lazy (default) at the first use, eager at once."`
+	StopWhenIdle     duration     `yaml:"stop_when_idle" doc:"After how long without a call command is stopped until the next, more than 0. Default: never, as a server may hold state."`
 	DenyRequests     []string     `yaml:"deny_requests" doc:"What this upstream must not ask the client for: sampling, elicitation, roots. Such a request is refused and recorded."`
 	Timeouts         *timeoutsDoc `yaml:"timeouts" doc:"Limits in time."`
 }
 
 type authDoc struct {
-	Type  string `yaml:"type" jsonschema:"required,enum=bearer" doc:"bearer."`
-	Token string `yaml:"token" doc:"The token, best as a reference such as ${env:TOKEN}."`
+	Type  string `yaml:"type" jsonschema:"required,enum=bearer,enum=oauth" doc:"bearer, or oauth, which needs no more than: haldir upstream login NAME."`
+	Token string `yaml:"token" for:"bearer" doc:"bearer: the token, best as a reference such as ${env:TOKEN}."`
+
+	ClientID          string   `yaml:"client_id" for:"oauth" doc:"oauth: the client that the authorization server knows haldir as. Default: client_metadata_url where the server takes one, else haldir registers itself."`
+	ClientSecret      string   `yaml:"client_secret" for:"oauth" doc:"oauth: the secret of client_id, best as a reference such as ${keyring:NAME}."`
+	ClientMetadataURL string   `yaml:"client_metadata_url" for:"oauth" doc:"oauth: the https address of a Client ID Metadata Document that is the client's id."`
+	TokenAuth         string   `yaml:"token_auth" for:"oauth" jsonschema:"enum=basic,enum=post,enum=none" doc:"oauth: how client_id authenticates to the token endpoint: basic, post or none. Default: what the server supports."`
+	Grant             string   `yaml:"grant" for:"oauth" jsonschema:"enum=authorization_code,enum=client_credentials" doc:"oauth: authorization_code (default), in which a person signs in, or client_credentials, in which client_id does."`
+	Issuer            string   `yaml:"issuer" for:"oauth" doc:"oauth: the authorization server that client_id is registered with; it must be the one that url names. Default: any."`
+	Scopes            []string `yaml:"scopes" for:"oauth" doc:"oauth: the scopes to ask for. Default: those that url asks for."`
+	RedirectPort      int      `yaml:"redirect_port" for:"oauth" doc:"oauth: the port on 127.0.0.1 to which the browser returns, for a client_id that is registered with one. Default: a free one."`
+}
+
+type tlsDoc struct {
+	CAFile   string `yaml:"ca_file" doc:"A PEM file of certificate authorities to trust beside the system's."`
+	CertFile string `yaml:"cert_file" doc:"A PEM file with the certificate that haldir shows, and its chain."`
+	KeyFile  string `yaml:"key_file" doc:"A PEM file with the key of cert_file."`
 }
 
 type timeoutsDoc struct {
 	Connect duration `yaml:"connect" doc:"For connecting and the handshake, more than 0. Default 30s."`
 	Call    duration `yaml:"call" doc:"For one call, more than 0. Default: none."`
+	Idle    duration `yaml:"idle" doc:"How long a call may go on without a sign of life, more than 0; progress is one. Default: no limit."`
 }
 
 type costDoc struct {
@@ -210,7 +232,7 @@ func (d *day) setText(text string) error {
 			return nil
 		}
 	}
-	return errors.New(strconv.Quote(text) + " is no day" + suggest(text, dayNames))
+	return errors.New(strconv.Quote(text) + " is no day" + Suggest(text, dayNames))
 }
 
 // JSONSchema implements the schema of a day.

@@ -30,7 +30,7 @@ func TestTheReferenceConfigLoadsWithoutAWarning(t *testing.T) {
 	if len(c.Warnings) > 0 {
 		t.Error(c.Warnings)
 	}
-	if len(c.Upstreams) != 3 || len(c.Ruleset.Policies) != 7 {
+	if len(c.Upstreams) != 5 || len(c.Ruleset.Policies) != 7 {
 		t.Errorf("%d upstreams, %d policies", len(c.Upstreams), len(c.Ruleset.Policies))
 	}
 }
@@ -179,7 +179,7 @@ func TestReferencesAreResolvedAtUseAndNamedWhenMissing(t *testing.T) {
 	for text, want := range map[string]string{
 		"${env:NOPE}":  "the variable NOPE, referred to by ${env:NOPE}, is not set",
 		"${file:/no}":  "the file of ${file:/no} cannot be read: file does not exist",
-		"${vault:x}":   "unknown reference ${vault:x}; known are ${env:NAME}, ${file:PATH} and ${root}",
+		"${vault:x}":   "unknown reference ${vault:x}; known are ${env:NAME}, ${file:PATH}, ${keyring:NAME} and ${root}",
 		"a ${env:OPEN": `the reference "${env:OPEN" has no closing brace`,
 	} {
 		if _, err := r.Resolve(text); err == nil || err.Error() != want {

@@ -29,10 +29,10 @@ func (c *checker) policy(i int) policy.Rule {
 		d.Type = now
 	}
 	if !slices.Contains(policyTypes, d.Type) {
-		c.fail(path+".type", "unknown policy type %q%s", d.Type, suggest(d.Type, policyTypes))
+		c.fail(path+".type", "unknown policy type %q%s", d.Type, Suggest(d.Type, policyTypes))
 		return policy.Rule{}
 	}
-	if !c.belong(path, d) {
+	if !c.belong(path, d.Type, reflect.TypeFor[policyDoc]()) {
 		return policy.Rule{}
 	}
 	r := policy.Rule{
@@ -109,7 +109,7 @@ func (c *checker) toolName(path, pattern string) {
 	case name == ownName:
 		c.warn(path, "%q matches nothing: policies do not govern haldir's own tools", pattern)
 	case len(c.names) > 0 && !slices.Contains(c.names, name):
-		c.warn(path, "%q matches nothing: there is no upstream %q%s", pattern, name, suggest(name, c.names))
+		c.warn(path, "%q matches nothing: there is no upstream %q%s", pattern, name, Suggest(name, c.names))
 	}
 }
 
@@ -125,9 +125,9 @@ func (c *checker) upstreamNames(path string, patterns []string) {
 			c.fail(at, "%q is no name of an upstream; patterns with a slash belong to tools", p)
 		case p == "" || len(c.names) == 0 || slices.ContainsFunc(c.names, matches):
 		case strings.ContainsAny(p, globs):
-			c.warn(at, "%q matches no upstream%s", p, suggest(p, c.names))
+			c.warn(at, "%q matches no upstream%s", p, Suggest(p, c.names))
 		default:
-			c.fail(at, "there is no upstream %q%s", p, suggest(p, c.names))
+			c.fail(at, "there is no upstream %q%s", p, Suggest(p, c.names))
 		}
 	}
 }
@@ -135,19 +135,18 @@ func (c *checker) upstreamNames(path string, patterns []string) {
 // globs are the characters that make a name a pattern.
 const globs = `*?[\`
 
-// belong reports keys that are known, but not for this type of policy.
-func (c *checker) belong(path string, d *policyDoc) bool {
+// belong reports keys of t that are known, but not for an entry of this kind.
+func (c *checker) belong(path, kind string, t reflect.Type) bool {
 	ok := true
-	t := reflect.TypeFor[policyDoc]()
 	for f := range t.Fields() {
 		key := f.Tag.Get("yaml")
 		types := f.Tag.Get("for")
-		if types == "" || slices.Contains(strings.Split(types, ","), d.Type) || !c.has(path+"."+key) {
+		if types == "" || slices.Contains(strings.Split(types, ","), kind) || !c.has(path+"."+key) {
 			continue
 		}
 		var own []string
 		for g := range t.Fields() {
-			if slices.Contains(strings.Split(g.Tag.Get("for"), ","), d.Type) && g.Tag.Get("alias") == "" {
+			if slices.Contains(strings.Split(g.Tag.Get("for"), ","), kind) && g.Tag.Get("alias") == "" {
 				own = append(own, g.Tag.Get("yaml"))
 			}
 		}
@@ -155,7 +154,7 @@ func (c *checker) belong(path string, d *policyDoc) bool {
 		if len(own) > 0 {
 			hint = "it has " + strings.Join(own, ", ")
 		}
-		c.fail(path+"."+key, "is no key of %s, but of %s; %s", d.Type, strings.ReplaceAll(types, ",", " and "), hint)
+		c.fail(path+"."+key, "is no key of %s, but of %s; %s", kind, strings.ReplaceAll(types, ",", " and "), hint)
 		ok = false
 	}
 	return ok

@@ -74,12 +74,13 @@ func near(got string, known []string) string {
 	return fmt.Sprintf("; did you mean %q?", best)
 }
 
-// suggest is near, or the list of the known words when none is near.
-func suggest(got string, known []string) string {
+// Suggest says which of the known words was meant, or lists them if they are few; it is
+// made to follow a sentence.
+func Suggest(got string, known []string) string {
 	if best := near(got, known); best != "" {
 		return best
 	}
-	if len(known) > 13 {
+	if len(known) > 20 {
 		return ""
 	}
 	return "; known here: " + strings.Join(known, ", ")

@@ -49,12 +49,14 @@ func parseReference(text string) (kind, name string, err error) {
 	case kind == "root" && named:
 		err = fmt.Errorf("the reference ${%s} takes no name; write ${root}", inner)
 	case kind == "root":
-	case kind != "env" && kind != "file":
-		err = fmt.Errorf("unknown reference ${%s}; known are ${env:NAME}, ${file:PATH} and ${root}", inner)
+	case kind != "env" && kind != "file" && kind != "keyring":
+		err = fmt.Errorf("unknown reference ${%s}; known are ${env:NAME}, ${file:PATH}, ${keyring:NAME} and ${root}", inner)
 	case name == "":
 		err = fmt.Errorf("the reference ${%s:} names nothing", kind)
 	case kind == "env" && !variableName.MatchString(name):
 		err = fmt.Errorf("the reference ${%s} names no variable: a name has letters, digits and _ only", inner)
+	case kind == "keyring" && strings.Contains(name, "/"):
+		err = fmt.Errorf("the reference ${%s} names no secret of yours: haldir's own have a slash", inner)
 	}
 	return kind, name, err
 }
@@ -62,15 +64,16 @@ func parseReference(text string) (kind, name string, err error) {
 // Resolver replaces references when a value is used. What it returned is a
 // secret: it must not reach a log, the audit or a message.
 type Resolver struct {
-	Root string                       // the directory haldir was started in
-	Env  func(string) (string, bool)  // usually os.LookupEnv
-	File func(string) ([]byte, error) // usually os.ReadFile
-	Seen func(secret string)          // told every value that came from outside the config; may be nil
+	Root    string                       // the directory haldir was started in
+	Env     func(string) (string, bool)  // usually os.LookupEnv
+	File    func(string) ([]byte, error) // usually os.ReadFile
+	Keyring func(string) (string, error) // reads a stored secret; nil: there are none
+	Seen    func(secret string)          // told every value that came from outside the config; may be nil
 }
 
-// NewResolver reads the process's environment and files.
-func NewResolver(root string, seen func(string)) *Resolver {
-	return &Resolver{Root: root, Env: os.LookupEnv, File: os.ReadFile, Seen: seen}
+// NewResolver reads the process's environment and files, and secrets by keyring.
+func NewResolver(root string, keyring func(string) (string, error), seen func(string)) *Resolver {
+	return &Resolver{Root: root, Env: os.LookupEnv, File: os.ReadFile, Keyring: keyring, Seen: seen}
 }
 
 // Resolve returns text with its references replaced. The error names the one
@@ -95,6 +98,15 @@ func (r *Resolver) Resolve(text string) (string, error) {
 				return "", fmt.Errorf("the file of ${file:%s} cannot be read: %w", name, err)
 			}
 			return r.Secret(strings.TrimRight(string(b), "\r\n")), nil
+		case "keyring":
+			if r.Keyring == nil {
+				return "", fmt.Errorf("there are no stored secrets here for ${keyring:%s}", name)
+			}
+			v, err := r.Keyring(name)
+			if err != nil {
+				return "", fmt.Errorf("the secret of ${keyring:%s}: %w; store it with: haldir secret set %s", name, err, name)
+			}
+			return r.Secret(v), nil
 		}
 		panic("haldir: config: a reference of kind " + kind) // a mistake in parseReference
 	})

@@ -25,7 +25,7 @@ func Schema() ([]byte, error) {
 		"sessionDoc": reflect.TypeFor[sessionDoc](), "upstreamDoc": reflect.TypeFor[upstreamDoc](), "authDoc": reflect.TypeFor[authDoc](),
 		"timeoutsDoc": reflect.TypeFor[timeoutsDoc](), "costDoc": reflect.TypeFor[costDoc](), "scopeDoc": reflect.TypeFor[scopeDoc](),
 		"policyDoc": reflect.TypeFor[policyDoc](), "hoursDoc": reflect.TypeFor[hoursDoc](), "auditDoc": reflect.TypeFor[auditDoc](),
-		"logDoc": reflect.TypeFor[logDoc](),
+		"logDoc": reflect.TypeFor[logDoc](), "tlsDoc": reflect.TypeFor[tlsDoc](),
 	} {
 		if def := s.Definitions[name]; def != nil {
 			describe(def, t)

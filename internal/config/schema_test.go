@@ -121,7 +121,7 @@ func TestTheSchemaRefusesWhatDoesNotLoad(t *testing.T) {
 		"an upstream's name":      "version: 1\nupstreams: [{name: A_B, command: x}]",
 		"no upstream's name":      "version: 1\nupstreams: [{command: x}]",
 		"expose":                  "version: 1\nupstreams: [{name: a, command: x, expose: naked}]",
-		"a way to sign in":        "version: 1\nupstreams: [{name: a, url: \"https://x.example\", auth: {type: oauth}}]",
+		"a way to sign in":        "version: 1\nupstreams: [{name: a, url: \"https://x.example\", auth: {type: saml}}]",
 		"a boolean in words":      "version: 1\nupstreams: [{name: a, command: x, trust_annotations: \"true\"}]",
 		"a cost without tools":    "version: 1\ncosts: [{usd: 1}]",
 		"a scope without scopes":  "version: 1\nscopes: [{tools: [a]}]",

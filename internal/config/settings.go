@@ -29,6 +29,8 @@ type Settings struct {
 	LogLevel      string
 	LogFormat     string
 	LogFile       string
+	Keyring       string // auto or file
+	Reload        string // confirm or auto
 	SessionID     string // join this session instead of one of the config's
 }
 
@@ -52,6 +54,8 @@ func AllSettings() []Setting {
 		{Key: "tool_name_limit", Env: "HALDIR_TOOL_NAME_LIMIT", Default: "89", Doc: "the longest tool name", valid: number(16, 128)},
 		{Key: "list_wait", Env: "HALDIR_LIST_WAIT", Default: "5s", Doc: "how long tools/list waits for unknown upstreams", valid: aDuration},
 		{Key: "max_message_bytes", Env: "HALDIR_MAX_MESSAGE_BYTES", Default: fmt.Sprint(wire.DefaultMaxMessage), Doc: "the largest message, in bytes", valid: number(1024, 1<<30)},
+		{Key: "reload", Env: "HALDIR_RELOAD", Default: "confirm", Doc: "changes of the config that loosen a rule or start a command: confirm (a person does) or auto", valid: oneOf("confirm", "auto")},
+		{Key: "keyring", Env: "HALDIR_KEYRING", Default: "auto", Doc: "where the key of stored secrets is made: auto (the system's keyring, if there is one) or file", valid: oneOf("auto", "file")},
 		{Key: "audit.arguments", Env: "HALDIR_AUDIT_ARGUMENTS", Default: "redacted", Doc: "what the audit keeps of arguments: full, redacted or digest", valid: oneOf("full", "redacted", "digest")},
 		{Key: "log.level", Env: "HALDIR_LOG_LEVEL", Flag: "log-level", Default: "auto", Doc: "auto (info in serve, else warn), debug, info, warn or error", valid: oneOf("auto", "debug", "info", "warn", "error")},
 		{Key: "log.format", Env: "HALDIR_LOG_FORMAT", Flag: "log-format", Default: "auto", Doc: "auto, console or json", valid: oneOf("auto", "console", "json")},
@@ -99,7 +103,7 @@ func (c *checker) settings() map[string]any {
 	out := map[string]any{}
 	values := map[string]string{
 		"denied_tools": c.doc.DeniedTools, "tool_name_limit": fmt.Sprint(c.doc.ToolNameLimit),
-		"list_wait": time.Duration(c.doc.ListWait).String(), "max_message_bytes": fmt.Sprint(c.doc.MaxMessage),
+		"keyring": c.doc.Keyring, "reload": c.doc.Reload, "list_wait": time.Duration(c.doc.ListWait).String(), "max_message_bytes": fmt.Sprint(c.doc.MaxMessage),
 	}
 	if a := c.doc.Audit; a != nil {
 		values["audit.arguments"] = a.Arguments
@@ -203,7 +207,7 @@ func (l *Layered) Settings(c *Config) (Settings, error) {
 		}
 	}
 	out := Settings{
-		StateDir: l.v.GetString("state-dir"), SessionID: l.v.GetString("session"), DeniedTools: l.v.GetString("denied_tools"),
+		StateDir: l.v.GetString("state-dir"), SessionID: l.v.GetString("session"), Keyring: l.v.GetString("keyring"), Reload: l.v.GetString("reload"), DeniedTools: l.v.GetString("denied_tools"),
 		ToolNameLimit: l.v.GetInt("tool_name_limit"), MaxMessage: l.v.GetInt("max_message_bytes"),
 		Arguments: audit.Detail(l.v.GetString("audit.arguments")), LogLevel: l.v.GetString("log.level"),
 		LogFormat: l.v.GetString("log.format"), LogFile: l.v.GetString("log.file"),
@@ -263,7 +267,7 @@ func UnknownVariables(environ []string) []string {
 	for _, e := range environ {
 		name, _, _ := strings.Cut(e, "=")
 		if strings.HasPrefix(name, "HALDIR_") && !slices.Contains(known, name) {
-			out = append(out, name+suggest(name, known))
+			out = append(out, name+Suggest(name, known))
 		}
 	}
 	return out

@@ -66,6 +66,8 @@ var settings = map[string]struct {
 	"HALDIR_TOOL_NAME_LIMIT":   {[3]string{"50", "60", ""}, func(s config.Settings) string { return fmt.Sprint(s.ToolNameLimit) }, "8"},
 	"HALDIR_LIST_WAIT":         {[3]string{"3s", "4s", ""}, func(s config.Settings) string { return s.ListWait.String() }, "soon"},
 	"HALDIR_MAX_MESSAGE_BYTES": {[3]string{"2048", "4096", ""}, func(s config.Settings) string { return fmt.Sprint(s.MaxMessage) }, "1_000_000"},
+	"HALDIR_KEYRING":           {[3]string{"file", "auto", ""}, func(s config.Settings) string { return s.Keyring }, "disk"},
+	"HALDIR_RELOAD":            {[3]string{"auto", "confirm", ""}, func(s config.Settings) string { return s.Reload }, "never"},
 	"HALDIR_AUDIT_ARGUMENTS":   {[3]string{"full", "digest", ""}, func(s config.Settings) string { return string(s.Arguments) }, "none"},
 	"HALDIR_LOG_LEVEL":         {[3]string{"warn", "error", "debug"}, func(s config.Settings) string { return s.LogLevel }, "trace"},
 	"HALDIR_LOG_FORMAT":        {[3]string{"json", "console", "json"}, func(s config.Settings) string { return s.LogFormat }, "xml"},
@@ -213,7 +215,7 @@ func TestWhatNobodySetsHasItsDefault(t *testing.T) {
 	}
 	want := config.Settings{
 		StateDir: filepath.Join(home, ".local", "state", "haldir"), DeniedTools: "hide", ToolNameLimit: 89, ListWait: 5 * time.Second,
-		MaxMessage: 32 << 20, Arguments: audit.Detail("redacted"), LogLevel: "auto", LogFormat: "auto",
+		MaxMessage: 32 << 20, Arguments: audit.Detail("redacted"), LogLevel: "auto", LogFormat: "auto", Keyring: "auto", Reload: "confirm",
 	}
 	if runtime.GOOS == "linux" {
 		if diff := cmp.Diff(want, got); diff != "" {

@@ -77,8 +77,8 @@ func inUpstream(body string) string { return "version: 1\nupstreams:\n  - " + bo
 func in(line string) string         { return "version: 1\n" + line + "\n" }
 
 const (
-	topKeys      = `known here: version, session, upstreams, costs, scopes, policies, denied_tools, tool_name_limit, list_wait, max_message_bytes, audit, log`
-	upstreamKeys = `known here: name, url, command, args, env, env_pass, cwd, headers, auth, expose, trust_annotations, deny_requests, timeouts`
+	topKeys      = `known here: version, session, upstreams, costs, scopes, policies, denied_tools, tool_name_limit, list_wait, max_message_bytes, reload, keyring, audit, log`
+	upstreamKeys = `known here: name, url, command, args, env, env_pass, cwd, headers, auth, tls, expose, trust_annotations, pins, start, stop_when_idle, deny_requests, timeouts`
 )
 
 func TestAnUnknownKeyIsBlamedWhereverItStands(t *testing.T) {
@@ -101,7 +101,7 @@ func TestAnUnknownKeyIsBlamedWhereverItStands(t *testing.T) {
 		{"in allowed_hours", inPolicy(`{type: time_window, allowed_hours: {start: "09:00", ‸ends: "17:00"}}`), []string{`policies[0].allowed_hours: unknown key "ends"; did you mean "end"?`}},
 		{"in audit", in("audit: {‸argument: full}"), []string{`audit: unknown key "argument"; did you mean "arguments"?`}},
 		{"in log", in("log: {‸levle: info}"), []string{`log: unknown key "levle"; did you mean "level"?`}},
-		{"an old spelling is no suggestion", inPolicy("{type: deny, tools: [a], ‸maxx: 1}"), []string{`policies[0]: unknown key "maxx"`}},
+		{"an old spelling is no suggestion", inPolicy("{type: deny, tools: [a], ‸maxx: 1}"), []string{`policies[0]: unknown key "maxx"; known here: type, id, mode, tools, upstreams, agents, when, max_usd, per, max_calls, window_seconds, window, allowed_hours, days, timezone`}},
 		{"after letters of several bytes", in(`session: {agent_id: "üß🎉", ‸scops: [a]} # ü`), []string{`session: unknown key "scops"; did you mean "scopes"?`}},
 		{"after a comment with letters of several bytes", "version: 1 # üß🎉\nsession: {‸scops: [a]}\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
 		{"after a text over several lines", "version: 1\nsession:\n  agent_id: \"a\n    b\"\n  ‸scops: [a]\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -40,7 +41,24 @@ func TestWhatAnUpstreamMaySay(t *testing.T) {
 			Name: "a", URL: "https://x.example", Headers: []config.Header{{Name: "X-Api.Key", Value: "AbC: d"}, {Name: "x-lower", Value: "${env:T}"}, {Name: "X-Empty"}},
 			Bearer: "${env:T}", Connect: config.DefaultConnect,
 		},
+		`{name: a, url: "https://x.example", auth: {type: oauth}, pins: block, timeouts: {connect: 1s, call: 2s, idle: 3s}}`: {
+			Name: "a", URL: "https://x.example", OAuth: &config.OAuth{}, Pins: "block", Connect: time.Second, Call: 2 * time.Second, Idle: 3 * time.Second,
+		},
+		`{name: a, url: "https://x.example", auth: {type: oauth, client_id: c, client_secret: "${keyring:s}", token_auth: post, issuer: "https://i.example", scopes: ["a:b", c], redirect_port: 80, grant: client_credentials}}`: {
+			Name: "a", URL: "https://x.example", Connect: config.DefaultConnect,
+			OAuth: &config.OAuth{ClientID: "c", ClientSecret: "${keyring:s}", TokenAuth: "post", Issuer: "https://i.example", Scopes: []string{"a:b", "c"}, RedirectPort: 80, Machine: true},
+		},
+		`{name: a, url: "https://x.example", auth: {type: oauth, client_metadata_url: "https://m.example/c.json"}, tls: {ca_file: ca, cert_file: c, key_file: k}}`: {
+			Name: "a", URL: "https://x.example", Connect: config.DefaultConnect, CAFile: "ca", CertFile: "c", KeyFile: "k",
+			OAuth: &config.OAuth{MetadataURL: "https://m.example/c.json"},
+		},
+		`{name: a, command: x, start: eager, stop_when_idle: 5m, pins: warn}`: {
+			Name: "a", Command: "x", Eager: true, StopWhenIdle: 5 * time.Minute, Pins: "warn", Connect: config.DefaultConnect,
+		},
 	} {
+		if want.Pins == "" {
+			want.Pins = "hold"
+		}
 		c, err := config.Parse([]byte(inUpstream(body)), "haldir.yaml")
 		if err != nil {
 			t.Errorf("%s: %v", body, err)
@@ -53,7 +71,7 @@ func TestWhatAnUpstreamMaySay(t *testing.T) {
 }
 
 func TestReferencesAreCheckedWhenTheFileIsRead(t *testing.T) {
-	const known = "; known are ${env:NAME}, ${file:PATH} and ${root}"
+	const known = "; known are ${env:NAME}, ${file:PATH}, ${keyring:NAME} and ${root}"
 	mistakes{
 		{"in every place of a command", inUpstream(`{name: a, command: ‸"${x}", args: [ok, ‸"${env:A"], env: [‸"A=${vault:b}"], cwd: ‸"${env:}"}`), []string{
 			"upstreams[0].command: unknown reference ${x}" + known, `upstreams[0].args[1]: the reference "${env:A" has no closing brace`,
@@ -99,7 +117,7 @@ func TestReferencesAreResolved(t *testing.T) {
 	t.Setenv("HALDIR_TEST_EMPTY", "")
 	t.Setenv("HALDIR_TEST_SHORT", "abc")
 	var seen []string
-	r := config.NewResolver("/the/root", func(s string) { seen = append(seen, s) })
+	r := config.NewResolver("/the/root", nil, func(s string) { seen = append(seen, s) })
 	for text, want := range map[string]string{
 		"":                                "",
 		"plain $HOME %x {y}":              "plain $HOME %x {y}",
@@ -130,14 +148,14 @@ func TestReferencesAreResolved(t *testing.T) {
 func TestAReferenceThatCannotBeResolvedIsNamedAndNothingIsShown(t *testing.T) {
 	t.Setenv("HALDIR_TEST_SECRET", "s3cret-value")
 	dir := t.TempDir()
-	r := config.NewResolver("/root-of-it", nil)
+	r := config.NewResolver("/root-of-it", nil, nil)
 	for text, want := range map[string]string{
 		"${env:HALDIR_TEST_NOT_THERE}":                                   "the variable HALDIR_TEST_NOT_THERE, referred to by ${env:HALDIR_TEST_NOT_THERE}, is not set",
 		"${env:HALDIR_TEST_SECRET} ${env:HALDIR_TEST_NO} ${env:ALSO_NO}": "the variable HALDIR_TEST_NO, referred to by ${env:HALDIR_TEST_NO}, is not set",
 		"${env:haldir_test_secret}":                                      "the variable haldir_test_secret, referred to by ${env:haldir_test_secret}, is not set",
 		"${env:HALDIR_TEST_SECRET} ${file:" + dir + "/none}":             "the file of ${file:" + dir + "/none} cannot be read: no such file or directory",
 		"${env:HALDIR_TEST_SECRET} ${file:" + dir + "}":                  "the file of ${file:" + dir + "} cannot be read: is a directory",
-		"${env:HALDIR_TEST_SECRET} ${vault:x}":                           "unknown reference ${vault:x}; known are ${env:NAME}, ${file:PATH} and ${root}",
+		"${env:HALDIR_TEST_SECRET} ${vault:x}":                           "unknown reference ${vault:x}; known are ${env:NAME}, ${file:PATH}, ${keyring:NAME} and ${root}",
 		"${env:HALDIR_TEST_SECRET} ${env:HALDIR_TEST_SECRET":             `the reference "${env:HALDIR_TEST_SECRET" has no closing brace`,
 	} {
 		_, err := r.Resolve(text)
@@ -277,12 +295,27 @@ func TestWhatAnUpstreamMayNotSay(t *testing.T) {
 			"upstreams[0].headers[7]: connection is set by haldir itself", "upstreams[0].headers[8]: Transfer-Encoding is set by haldir itself",
 		}},
 
+		{"oauth with a bearer's key", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, token: ‸t}}`), []string{"upstreams[0].auth.token: is no key of oauth, but of bearer; it has client_id, client_secret, client_metadata_url, token_auth, grant, issuer, scopes, redirect_port"}},
+		{"bearer with a client", inUpstream(`{name: a, url: "https://x.example", auth: {type: bearer, token: t, client_id: ‸c}}`), []string{"upstreams[0].auth.client_id: is no key of bearer, but of oauth; it has token"}},
+		{"a secret of nobody", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, client_secret: ‸s}}`), []string{"upstreams[0].auth.client_secret: belongs to a client_id, which is missing"}},
+		{"two clients", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, client_id: c, client_metadata_url: ‸"https://m.example/c"}}`), []string{"upstreams[0].auth.client_metadata_url: is a client's id like client_id; keep one of them"}},
+		{"a document without a path", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, client_metadata_url: ‸"https://m.example"}}`), []string{"upstreams[0].auth.client_metadata_url: needs a path, as a Client ID Metadata Document has one"}},
+		{"an issuer over plain HTTP", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, issuer: ‸"http://m.example"}}`), []string{"upstreams[0].auth.issuer: must be an https URL; http is for this machine (localhost) only"}},
+		{"a machine without a secret", inUpstream(`{name: a, url: "https://x.example", auth: ‸{type: oauth, grant: client_credentials, client_id: c}}`), []string{"upstreams[0].auth: needs client_id and client_secret for the grant client_credentials"}},
+		{"a grant there is not", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, grant: ‸password}}`), []string{`upstreams[0].auth.grant: "password" is neither authorization_code nor client_credentials`}},
+		{"a scope with a space", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, scopes: [a, ‸"b c"]}}`), []string{`upstreams[0].auth.scopes[1]: "b c" is no scope: it is empty, or has a space, a quote or a character beyond ASCII`}},
+		{"a port there is not", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, redirect_port: ‸70000}}`), []string{"upstreams[0].auth.redirect_port: 70000 is no port: use 1 to 65535, or leave it out for a free one"}},
+		{"a certificate without its key", inUpstream(`{name: a, url: "https://x.example", tls: ‸{cert_file: c}}`), []string{"upstreams[0].tls: needs cert_file and key_file together"}},
+		{"tls of a command", inUpstream(`{name: a, command: x, tls: ‸{ca_file: c}}`), []string{"upstreams[0].tls: belongs to a url, but this upstream has a command"}},
+		{"a start of a url", inUpstream(`{name: a, url: "https://x.example", start: ‸eager}`), []string{"upstreams[0].start: belongs to a command, but this upstream has a url"}},
+		{"misspelt words", inUpstream(`{name: a, command: x, pins: ‸hodl, start: ‸lazzy}`), []string{`upstreams[0].pins: "hodl" is none of hold, block, warn; did you mean "hold"?`, `upstreams[0].start: "lazzy" is none of lazy, eager; did you mean "lazy"?`}},
+		{"no time at all", inUpstream(`{name: a, command: x, stop_when_idle: ‸0, timeouts: {idle: ‸0s}}`), []string{"upstreams[0].stop_when_idle: must be longer than 0; leave it out for never", "upstreams[0].timeouts.idle: must be longer than 0; leave it out for no limit"}},
 		{"auth without a type", inUpstream(`{name: a, url: "https://x.example", auth: ‸{token: t}}`), []string{"upstreams[0].auth: has no type"}},
 		{"auth without a token", inUpstream(`{name: a, url: "https://x.example", auth: ‸{type: bearer}}`), []string{"upstreams[0].auth: needs a token, best as a reference such as ${env:TOKEN}"}},
 		{"a token over two lines", inUpstream(`{name: a, url: "https://x.example", auth: {type: bearer, token: ‸"a\nb"}}`), []string{"upstreams[0].auth.token: " + noHeader}},
 		{"a token with a line end of Windows", inUpstream(`{name: a, url: "https://x.example", auth: {type: bearer, token: ‸"a\r"}}`), []string{"upstreams[0].auth.token: " + noHeader}},
 		{"auth of a misspelt type", inUpstream(`{name: a, url: "https://x.example", auth: {type: ‸bearr, token: t}}`), []string{`upstreams[0].auth.type: "bearr" is no way to sign in that this haldir knows; did you mean "bearer"?`}},
-		{"auth of a later haldir", inUpstream(`{name: a, url: "https://x.example", auth: {type: ‸oauth}}`), []string{`upstreams[0].auth.type: "oauth" is no way to sign in that this haldir knows; known here: bearer`}},
+		{"auth of a later haldir", inUpstream(`{name: a, url: "https://x.example", auth: {type: ‸saml}}`), []string{`upstreams[0].auth.type: "saml" is no way to sign in that this haldir knows; known here: bearer, oauth`}},
 
 		{"variables", inUpstream(`{name: a, command: x, env: [OK=, ‸A, ‸"=b", ‸"1A=b", ‸"A-B=c"]}`), []string{
 			`upstreams[0].env[1]: must be written as "NAME=value"`, `upstreams[0].env[2]: must be written as "NAME=value"`,

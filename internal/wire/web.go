@@ -20,9 +20,12 @@ import (
 
 // HTTPOptions configure [NewHTTP] and [DialSSE].
 type HTTPOptions struct {
-	URL     string
-	Client  *http.Client // the conversation's own: its idle connections are closed at the end
-	Header  http.Header  // sent with every request
+	URL string
+	// Client is the conversation's own: its idle connections are closed at the end. An
+	// error of its transport that wraps [ErrNotSent] says that a request was refused
+	// before anything was made of it.
+	Client  *http.Client
+	Header  http.Header // sent with every request
 	Handler Handler
 	// Mirror returns the headers of a tool's parameters (x-mcp-header), which a
 	// modern request carries; nil: none has any.
@@ -140,6 +143,9 @@ func (w *web) Err() error {
 func (w *web) do(req *http.Request) (*http.Response, error) {
 	resp, err := w.o.Client.Do(req) //nolint:gosec // the address is the config's
 	if e, ok := errors.AsType[*url.Error](err); ok {
+		if errors.Is(e.Err, ErrNotSent) { // it says itself what is to be said
+			return nil, e.Err
+		}
 		if strings.Contains(e.Err.Error(), req.URL.Host) {
 			return nil, e.Err
 		}
@@ -218,6 +224,8 @@ func (w *web) post(ctx context.Context, url string, msg []byte, extra http.Heade
 	switch {
 	case err == nil:
 		return resp, nil
+	case errors.Is(err, ErrNotSent):
+		return nil, err
 	case sent.Load():
 		return nil, fmt.Errorf("%w: %w", err, ErrOutcomeUnknown)
 	}

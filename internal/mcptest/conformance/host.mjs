@@ -2,6 +2,7 @@
 // the era $HOST, before haldir ($HALDIR), whose one upstream is the suite's server
 // at URL.
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,13 +12,35 @@ const dir = mkdtempSync(join(process.env.TMPDIR ?? tmpdir(), 'host-')); // 0700,
 const config = join(dir, 'haldir.yaml');
 const scenario = process.env.MCP_CONFORMANCE_SCENARIO;
 const url = process.argv.at(-1);
-writeFileSync(config, `version: 1\nupstreams:\n  - {name: up, url: ${JSON.stringify(url)}}\n`);
+const given = JSON.parse(process.env.MCP_CONFORMANCE_CONTEXT ?? '{}');
+const auth = {
+  'auth/basic-cimd': { client_metadata_url: 'https://conformance-test.local/client-metadata.json' },
+  'auth/pre-registration': { client_id: given.client_id, client_secret: given.client_secret },
+  'auth/client-credentials-basic': { grant: 'client_credentials', client_id: given.client_id, client_secret: given.client_secret },
+}[scenario] ?? {};
+const upstream = { name: 'up', url, ...(scenario.startsWith('auth/') ? { auth: { type: 'oauth', ...auth } } : {}) };
+writeFileSync(config, JSON.stringify({ version: 1, upstreams: [upstream] }));
+
+// visit is a browser whose person agrees to everything.
+const visit = (address) => fetch(address).then((r) => r.text());
+
+// login is a person who signs in, as haldir tells them to. What comes of it is for the
+// suite to judge.
+async function login() {
+  const login = spawn(process.env.HALDIR, ['upstream', 'login', 'up', '--no-browser', '--wait', '5s', '--config', config, '--state-dir', dir], { stdio: ['ignore', 'ignore', 'pipe'] });
+  createInterface({ input: login.stderr }).on('line', (line) => {
+    console.error(line);
+    if (/^ +http/.test(line)) visit(line.trim()).catch((e) => console.error(e.message));
+  });
+  await once(login, 'close');
+}
+if (scenario.startsWith('auth/')) await login();
 const haldir = spawn(process.env.HALDIR, ['serve', '--config', config, '--state-dir', dir], { stdio: ['pipe', 'pipe', 'inherit'] });
 const ended = new Promise((done) => haldir.on('exit', done));
 setTimeout(() => { console.error('no end within 45 s'); haldir.kill(); process.exit(1); }, 45_000).unref();
 
 const modern = process.env.HOST === 'modern';
-const capabilities = { elicitation: { form: { applyDefaults: true } }, sampling: {}, roots: {} };
+const capabilities = { elicitation: { form: { applyDefaults: true }, ...(scenario.startsWith('auth/') ? { url: {} } : {}) }, sampling: {}, roots: {} };
 const clientInfo = { name: 'conformance', version: '1' };
 const _meta = {
   'io.modelcontextprotocol/protocolVersion': '2026-07-28',
@@ -48,6 +71,10 @@ function answer({ method, params }) {
   if (method === 'roots/list') return { result: { roots: [] } };
   if (method === 'sampling/createMessage') return { result: { role: 'assistant', content: { type: 'text', text: '' }, model: 'none' } };
   if (method !== 'elicitation/create') return { error: { code: -32601, message: 'Method not found' } };
+  if (params.mode === 'url') {
+    visit(params.url).catch((e) => console.error(e.message));
+    return { result: { action: 'accept' } };
+  }
   const content = {};
   for (const [name, schema] of Object.entries(params.requestedSchema.properties)) {
     if (schema.default !== undefined) content[name] = schema.default;
@@ -72,7 +99,15 @@ if (modern) {
   await request('initialize', { protocolVersion: '2025-11-25', capabilities, clientInfo });
   send({ method: 'notifications/initialized' });
 }
-const { tools } = await ask('tools/list');
+let { tools } = await ask('tools/list');
+const served = () => tools.some((t) => t.name.startsWith('up__'));
+if (scenario.startsWith('auth/') && !served()) { // haldir says in its log why, and what to do
+  await login();
+  for (let n = 0; n < 30 && !served(); n++) {
+    await new Promise((done) => setTimeout(done, 100));
+    ({ tools } = await ask('tools/list'));
+  }
+}
 const call = (tool, args = {}) => ask('tools/call', { name: `up__${tool}`, arguments: args });
 switch (scenario) {
   case 'initialize':
@@ -106,7 +141,8 @@ switch (scenario) {
     for (const t of ['echo_state', 'no_state', 'unrelated', 'no_result_type']) await call(`test_mrtr_${t}`);
     break;
   default:
-    throw new Error(`no such scenario here: ${scenario}`);
+    if (!scenario.startsWith('auth/')) throw new Error(`no such scenario here: ${scenario}`);
+    for (const { name } of tools.filter((t) => t.name.startsWith('up__'))) await ask('tools/call', { name, arguments: {} });
 }
 haldir.stdin.end();
 process.exit((await ended) === 0 ? 0 : 1);

@@ -6,7 +6,9 @@ import { join } from 'node:path';
 
 const [suite, era, other, dir] = process.argv.slice(2);
 const runs = new Map(); // by scenario; the suite names a directory [server-]SCENARIO-TIME
-for (const run of readdirSync(dir)) {
+for (const found of readdirSync(dir, { recursive: true })) { // a scenario's name may have a slash
+  if (!found.endsWith('/checks.json')) continue;
+  const run = found.slice(0, -'/checks.json'.length);
   runs.set(run.replace(/-\d{4}-\d\d-\d\dT.*$/, '').slice(suite === 'server' ? 'server-'.length : 0), run);
 }
 let passed = 0, well = 0, scenarios = 0;

@@ -1,0 +1,135 @@
+package secret
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"github.com/zalando/go-keyring"
+)
+
+// Keyring is the system's keyring, or what stands for it.
+type Keyring interface {
+	Get(service, user string) (string, error)
+	Set(service, user, secret string) error
+}
+
+// service is under what the keyring files haldir's key.
+const service = "haldir"
+
+// SystemKeyring is the keyring of the system. A call returns after a while even if
+// the keyring waits for a person to open it.
+type SystemKeyring struct{}
+
+// keyringPatience is how long a person has to open the keyring. The host of a server
+// waits no longer either.
+const keyringPatience = 20 * time.Second
+
+// Get implements [Keyring].
+func (SystemKeyring) Get(service, user string) (secret string, err error) {
+	err = patiently(func() error { secret, err = keyring.Get(service, user); return err })
+	return secret, err
+}
+
+// Set implements [Keyring].
+func (SystemKeyring) Set(service, user, secret string) error {
+	return patiently(func() error { return keyring.Set(service, user, secret) })
+}
+
+func patiently(f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }() // not waited for beyond patience: the keyring cannot be interrupted
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(keyringPatience):
+		return fmt.Errorf("the keyring has not answered within %v; is it locked?", keyringPatience)
+	}
+}
+
+// where says where the key is.
+func (s *Store) where() string {
+	if _, err := os.Stat(s.path(nameFile)); err == nil {
+		return "the system's keyring"
+	}
+	return s.path(keyFile)
+}
+
+// Where says in words where the key of the secrets is, or would be.
+func (s *Store) Where() string { return s.where() }
+
+// unlock gets the key, which there must be.
+func (s *Store) unlock() error {
+	if s.key != nil {
+		return nil
+	}
+	text, err := s.storedKey()
+	if err != nil {
+		return err
+	}
+	key, err := age.ParseX25519Identity(strings.TrimSpace(text))
+	if err != nil {
+		return fmt.Errorf("the key of the secrets in %s is damaged", s.where()) // the cause may quote it
+	}
+	s.key = key
+	return nil
+}
+
+func (s *Store) storedKey() (string, error) {
+	id, err := os.ReadFile(s.path(nameFile))
+	if err == nil {
+		if s.ring == nil {
+			return "", errors.New("the key of the secrets is in the system's keyring, which haldir has been told not to use (keyring: file)")
+		}
+		text, err := s.ring.Get(service, string(bytes.TrimSpace(id)))
+		if err != nil {
+			return "", fmt.Errorf("the key of the secrets is in the system's keyring, which cannot be read here: %w", err)
+		}
+		return text, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("find the key of the secrets: %w", err)
+	}
+	raw, err := os.ReadFile(s.path(keyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%s has lost its key: there is neither %s nor %s; restore it from a backup, or remove %s and sign in again",
+			s.path(vaultFile), keyFile, nameFile, vaultFile)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the key of the secrets: %w", err)
+	}
+	return string(raw), private(s.path(keyFile))
+}
+
+// makeKey gets the key, or makes one for a store that has none. The lock is held.
+func (s *Store) makeKey() error {
+	if s.key != nil {
+		return nil
+	}
+	for _, f := range []string{nameFile, keyFile, vaultFile} {
+		if _, err := os.Stat(s.path(f)); err == nil {
+			return s.unlock()
+		}
+	}
+	key, err := age.GenerateX25519Identity()
+	if err != nil {
+		return err
+	}
+	if s.ring != nil {
+		id := "secrets-" + strings.ToLower(rand.Text())
+		if err := s.ring.Set(service, id, key.String()); err == nil {
+			if back, err := s.ring.Get(service, id); err == nil && back == key.String() {
+				s.key = key
+				return s.replace(nameFile, []byte(id+"\n"))
+			}
+		}
+	}
+	s.key = key
+	return s.replace(keyFile, []byte(key.String()+"\n"))
+}
