@@ -50,6 +50,8 @@ type conn struct {
 	// posting: deliver runs; closing: it must not be started any more.
 	posting, closing bool
 	calls            sync.WaitGroup // calls in flight
+	active           int            // how many they are
+	last             time.Time      // when the last ended, or the connection began
 	wg               sync.WaitGroup
 	// replies bounds the answers to the server's own requests that are under
 	// way: one that asks without end is slowed down, not remembered.
@@ -70,7 +72,7 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 	c := &conn{
 		host: u.host, name: u.Name(), asked: make(chan struct{}, maxAsked), relist: make(chan struct{}, 1), dead: make(chan struct{}),
 		tokens: map[string]*audience{}, tasks: map[string]string{}, replies: make(chan struct{}, 16), haldir: u.o.Version,
-		watches: map[string]*subscription{},
+		watches: map[string]*subscription{}, last: time.Now(),
 	}
 	c.life, c.kill = context.WithCancel(context.Background())
 	for i := range c.stale { // before the server can say that one has changed
@@ -223,6 +225,22 @@ func (c *conn) due() {
 	case c.relist <- struct{}{}:
 	default: // it is due already
 	}
+}
+
+// enter counts a call, exit says that it is over.
+func (c *conn) enter() {
+	c.calls.Add(1)
+	c.mu.Lock()
+	c.active++
+	c.mu.Unlock()
+}
+
+func (c *conn) exit() {
+	c.mu.Lock()
+	c.active--
+	c.last = time.Now()
+	c.mu.Unlock()
+	c.calls.Done()
 }
 
 // audience is whoever wants to hear of a call's progress.

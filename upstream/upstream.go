@@ -49,7 +49,7 @@ type State string
 
 // The states.
 const (
-	StateIdle       State = "idle" // not started
+	StateIdle       State = "idle" // not started, or stopped: the first call starts it
 	StateConnecting State = "connecting"
 	StateReady      State = "ready"
 	StateDown       State = "down" // the last attempt failed; another one is due
@@ -60,7 +60,10 @@ type Status struct {
 	State   State
 	Err     error // why it is down
 	Server  string
-	Version string // the protocol revision agreed on
+	Version string    // the protocol revision agreed on
+	Since   time.Time // since when it is connected; zero if it is not
+	Next    time.Time // when the next attempt is due; zero if none is
+	Ends    int       // how often it has ended by itself lately, see [Lately]
 }
 
 // Upstream is one server.
@@ -79,8 +82,13 @@ type Upstream struct {
 	conn      *conn
 	trying    bool
 	tried     bool // one attempt has ended, well or not
+	asleep    bool // the child is not wanted before the next call
 	err       error
 	failedAt  time.Time
+	failures  int       // attempts that have failed since one went well
+	next      time.Time // when the next is due
+	since     time.Time // when the last went well
+	ends      []time.Time
 	news      chan struct{} // closed and replaced when any of the above changes
 
 	auth    *oauth.Source // made by source
@@ -171,7 +179,9 @@ func (u *Upstream) identity() []string {
 // cacheKey names the catalogue of a server as it is configured for a client that
 // can do what this one can.
 func (u *Upstream) cacheKey(h Host) string {
-	block, err := json.Marshal([]any{u.o.Config, h.Modern, h.greeting(""), u.identity()})
+	cfg := u.o.Config // without what a server does not notice
+	cfg.Pins, cfg.Eager, cfg.StopWhenIdle, cfg.Connect, cfg.Call, cfg.Idle = "", false, 0, 0, 0, 0
+	block, err := json.Marshal([]any{cfg, h.Modern, h.greeting(""), u.identity()})
 	if err != nil {
 		panic(err) // strings, numbers and what was read as JSON
 	}
@@ -249,11 +259,13 @@ func (u *Upstream) Status() Status {
 	defer u.mu.Unlock()
 	switch {
 	case u.conn != nil:
-		return Status{State: StateReady, Server: u.conn.server, Version: u.conn.version}
+		return Status{State: StateReady, Server: u.conn.server, Version: u.conn.version, Since: u.since, Ends: u.lately()}
 	case u.trying:
-		return Status{State: StateConnecting, Err: u.err}
+		return Status{State: StateConnecting, Err: u.err, Ends: u.lately()}
+	case u.asleep:
+		return Status{State: StateIdle}
 	case u.tried:
-		return Status{State: StateDown, Err: u.err}
+		return Status{State: StateDown, Err: u.err, Next: u.next, Ends: u.lately()}
 	}
 	return Status{State: StateIdle}
 }
@@ -292,8 +304,20 @@ func (u *Upstream) await(ctx context.Context, done func() bool) {
 	}
 }
 
-// maxBackoff bounds the pause between attempts.
-const maxBackoff = 30 * time.Second
+const (
+	// maxBackoff bounds the pause between attempts.
+	maxBackoff = 30 * time.Second
+	// Lately is how far back ends of a server count. More than a few are a crash loop.
+	Lately = 2 * time.Minute
+	// crashLoop is how many ends within that are one.
+	crashLoop = 3
+)
+
+// lately counts the ends within that time, under the lock.
+func (u *Upstream) lately() int {
+	u.ends = slices.DeleteFunc(u.ends, func(t time.Time) bool { return time.Since(t) > Lately })
+	return len(u.ends)
+}
 
 func (u *Upstream) run(ctx context.Context) {
 	if err := u.restore(ctx); err != nil {
@@ -306,6 +330,9 @@ func (u *Upstream) run(ctx context.Context) {
 			return
 		}
 	}
+	if cfg := u.o.Config; cfg.Command != "" && !cfg.Eager && u.Catalogue().Known && !u.sleep(ctx) {
+		return
+	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 250*time.Millisecond, maxBackoff
 	for ctx.Err() == nil {
@@ -315,15 +342,20 @@ func (u *Upstream) run(ctx context.Context) {
 		if err == nil {
 			u.level(ctx, c)
 			u.o.Log.Info().Str("server", c.server).Str("protocol", c.version).Dur("took", time.Since(began)).Msg("upstream connected")
-			u.set(func() { u.conn, u.trying, u.tried, u.err = c, false, true, nil })
-			u.wg.Go(func() { u.repeat(ctx, c) })
 			since := time.Now()
+			u.set(func() { u.conn, u.trying, u.tried, u.err, u.failures, u.since = c, false, true, nil, 0, since })
+			u.wg.Go(func() { u.repeat(ctx, c) })
 			err = u.attend(ctx, c)
-			// The end of a connection is no failed attempt: the next call may try.
-			u.set(func() { u.conn, u.err, u.failedAt = nil, err, time.Time{} })
-			if ctx.Err() == nil || u.ctx.Err() != nil { // else what it has asked still waits, with the calls
-				u.withdraw()
+			if errors.Is(err, errIdle) {
+				c.close()
+				u.o.Log.Info().Dur("idle", u.o.Config.StopWhenIdle).Msg("upstream stopped until it is called")
+				pause.Reset()
+				if !u.sleep(ctx) {
+					return
+				}
+				continue
 			}
+			err = u.ended(ctx, err)
 			u.leave(ctx, c)
 			if time.Since(since) > maxBackoff {
 				pause.Reset()
@@ -332,23 +364,94 @@ func (u *Upstream) run(ctx context.Context) {
 			u.set(func() {
 				if ctx.Err() == nil || u.ctx.Err() != nil { // else it begins anew for another host
 					u.trying, u.tried, u.err, u.failedAt = false, true, err, time.Now()
+					u.failures++
 				}
 			})
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		wait := pause.NextBackOff()
-		u.o.Log.Warn().Err(err).Dur("retry_in", wait).Msg("upstream is not connected")
-		waiting, stop := context.WithCancel(ctx)
-		select {
-		case <-time.After(wait):
-		case <-u.wake:
-		case <-u.signedIn(waiting, err):
-		case <-ctx.Done():
+		if !u.rest(ctx, pause.NextBackOff(), err) {
+			return
 		}
-		stop()
 	}
+}
+
+// ended notes why a connection has, and returns it. That is no failed attempt: the
+// next call may try.
+func (u *Upstream) ended(ctx context.Context, err error) error {
+	u.set(func() {
+		u.ends = append(u.ends, time.Now())
+		if n := u.lately(); n >= crashLoop && ctx.Err() == nil && !errors.Is(err, wire.ErrSessionExpired) {
+			err = fmt.Errorf("%w; it has ended %d times within %v", err, n, Lately)
+		}
+		u.conn, u.err, u.failedAt = nil, err, time.Time{}
+	})
+	if ctx.Err() == nil || u.ctx.Err() != nil { // else what it has asked still waits, with the calls
+		u.withdraw()
+	}
+	return err
+}
+
+// rest waits until the next attempt is due, a call wants it, or somebody has signed
+// in, and reports whether there is to be one.
+func (u *Upstream) rest(ctx context.Context, wait time.Duration, why error) bool {
+	u.o.Log.Warn().Err(why).Dur("retry_in", wait).Msg("upstream is not connected")
+	u.set(func() { u.next = time.Now().Add(wait) })
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	select {
+	case <-time.After(wait):
+	case <-u.wake:
+	case <-u.signedIn(waiting, why):
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// sleep waits for a call, and reports whether there is one.
+func (u *Upstream) sleep(ctx context.Context) bool {
+	u.set(func() {
+		u.conn, u.trying, u.tried, u.asleep, u.err, u.failedAt = nil, false, true, true, nil, time.Time{}
+	})
+	defer u.set(func() { u.asleep = false })
+	select {
+	case <-u.wake:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// errIdle says that a child is stopped because nobody calls it.
+var errIdle = errors.New("nobody calls it")
+
+// idle reports whether a child can be stopped: nothing is under way, and nothing was
+// for long enough. What it is to tell of, subscriptions and tasks, keeps it.
+func (u *Upstream) idle(c *conn) (left time.Duration, yes bool) {
+	limit := u.o.Config.StopWhenIdle
+	c.mu.Lock()
+	busy := c.active > 0 || len(c.tasks) > 0 || len(c.watches) > 0
+	last := c.last
+	c.mu.Unlock()
+	if busy || u.keeps() {
+		return limit, false
+	}
+	left = limit - time.Since(last)
+	return left, left <= 0
+}
+
+// keeps reports whether the host has subscribed to something.
+func (u *Upstream) keeps() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, k := range u.kept {
+		if k.Method != setLevel {
+			return true
+		}
+	}
+	return false
 }
 
 // leave closes a connection. Calls that a server which has forgotten the session
@@ -383,9 +486,18 @@ const relistAgain = 30 * time.Second
 // attend keeps a connection's catalogue up to date until it ends.
 func (u *Upstream) attend(ctx context.Context, c *conn) error {
 	defer u.save(true)
-	var again <-chan time.Time
+	var again, idle <-chan time.Time
+	if d := u.o.Config.StopWhenIdle; d > 0 {
+		idle = time.After(d)
+	}
 	for {
 		select {
+		case <-idle:
+			left, yes := u.idle(c)
+			if yes && u.release(c) {
+				return errIdle
+			}
+			idle = time.After(max(left, time.Second))
 		case <-c.peer().Done():
 			err := c.peer().Err()
 			if errors.Is(err, wire.ErrSessionExpired) {
@@ -529,32 +641,62 @@ func (e *UnavailableError) Error() string {
 // Unwrap returns [wire.ErrNotSent] and the cause.
 func (e *UnavailableError) Unwrap() []error { return []error{wire.ErrNotSent, e.Cause} }
 
-// justFailed is how recent a failed attempt must be for a call not to wait for
-// another one.
-const justFailed = time.Second
+// How recent a failed attempt must be for a call not to wait for another one, and
+// after several in a row: a server that is down must not hold up each call for as long
+// as it takes to find that out. Then every so often one call is let through to see.
+const (
+	justFailed = time.Second
+	openAfter  = 3
+	openFor    = 5 * time.Second
+)
+
+// quiet is how long after a failed attempt calls are answered by its error. The lock
+// is held.
+func (u *Upstream) quiet() time.Duration {
+	if u.failures >= openAfter {
+		return openFor
+	}
+	return justFailed
+}
+
+// release takes the connection away from calls that are to come, if there is none.
+func (u *Upstream) release(c *conn) bool {
+	free := false
+	u.set(func() {
+		c.mu.Lock()
+		free = c.active == 0
+		c.mu.Unlock()
+		if free {
+			u.conn = nil
+		}
+	})
+	return free
+}
 
 // connection returns the current connection, counted in its calls, waiting for an attempt under way.
 // When none is, it asks for one.
 func (u *Upstream) connection(ctx context.Context) (*conn, error) {
-	asked := false
+	asked, mine := false, false // mine: the attempt is made for this call
 	for {
 		u.mu.Lock()
-		c, trying, err, failedAt, news := u.conn, u.trying, u.err, u.failedAt, u.news
+		c, trying, err, failedAt, news, quiet, open := u.conn, u.trying, u.err, u.failedAt, u.news, u.quiet(), u.failures >= openAfter
 		if c != nil {
-			c.calls.Add(1) // under the lock: who takes u.conn away waits for all of them
+			c.enter() // under the lock: who takes u.conn away waits for all of them
 		}
 		u.mu.Unlock()
 		switch {
 		case c != nil:
 			return c, nil
+		case trying && open && !mine:
+			return nil, &UnavailableError{u.Name(), err}
 		case trying:
-		case asked || time.Since(failedAt) < justFailed:
+		case asked || time.Since(failedAt) < quiet:
 			if err == nil {
 				err = errors.New("it has not been started")
 			}
 			return nil, &UnavailableError{u.Name(), err}
 		default:
-			asked = true
+			asked, mine = true, true
 			select {
 			case u.wake <- struct{}{}:
 			default:
@@ -627,7 +769,7 @@ func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error)
 			return wire.Message{}, err
 		}
 		m, err := c.call(ctx, call)
-		c.calls.Done()
+		c.exit()
 		if errors.Is(err, wire.ErrSessionExpired) {
 			c.expire()
 		}

@@ -168,6 +168,7 @@ func (a *app) resolver() *config.Resolver {
 }
 
 func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *upstream.Upstream {
+	c.Eager = c.Eager || !a.serving // whoever asks wants to know how it is now
 	return upstream.New(upstream.Options{
 		Config: c, Resolver: r, Cache: a.ledger, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
 		Version: version(), MaxMessage: a.settings.MaxMessage, Changed: changed, Clean: a.secrets.clean,
