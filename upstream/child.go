@@ -46,7 +46,7 @@ type child struct {
 	last string // the last line it wrote to stderr
 }
 
-func startChild(cfg config.Upstream, r *config.Resolver, log zerolog.Logger, clean func(string) string) (*child, error) {
+func startChild(guard *Guard, cfg config.Upstream, r *config.Resolver, log zerolog.Logger, clean func(string) string) (*child, error) {
 	texts := append([]string{cfg.Command, cfg.Cwd}, cfg.Args...)
 	for i, t := range texts {
 		v, err := r.Resolve(t)
@@ -64,7 +64,7 @@ func startChild(cfg config.Upstream, r *config.Resolver, log zerolog.Logger, cle
 	if info, err := os.Stat(cmd.Dir); cmd.Dir != "" && (err != nil || !info.IsDir()) {
 		return nil, fmt.Errorf("start %s: its directory %s (cwd) does not exist", cfg.Command, cmd.Dir)
 	}
-	c := &child{cmd: cmd, clean: clean, exited: make(chan struct{}), silent: make(chan struct{})}
+	c := &child{cmd: cmd, family: family{guard: guard}, clean: clean, exited: make(chan struct{}), silent: make(chan struct{})}
 	// Pipes of our own: those of exec.Cmd close under a reader when the child
 	// exits, and the last words would be lost.
 	stdinR, stdinW, err := os.Pipe()

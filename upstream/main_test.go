@@ -43,6 +43,7 @@ func beParent(text string) {
 	}
 	u := upstream.New(upstream.Options{
 		Config: script.Config(exe, "up"), Resolver: config.NewResolver("", nil, nil), Cache: &memory{}, Log: zerolog.New(os.Stderr), Changed: func() {},
+		Guard: upstream.NewGuard(true),
 	})
 	u.Start(upstream.Host{})
 	u.Connected(context.Background())

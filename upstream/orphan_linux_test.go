@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"github.com/haldir-mcp/haldir/internal/mcptest"
 )
@@ -20,6 +21,8 @@ func TestNothingOutlivesAHaldirThatIsKilled(t *testing.T) {
 		"one that hangs at the start":        {Start: "deaf", IgnoreTerm: true},
 		"one that has started another":       {Grandchild: "group"},
 		"one that has started another, deaf": {Grandchild: "group", IgnoreTerm: true},
+		"one that has started a daemon":      {Grandchild: "session"},
+		"one that has started an orphan":     {Grandchild: "orphan", IgnoreTerm: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			script.Marker = fmt.Sprintf("haldir-orphan-test-%d-%s", os.Getpid(), t.Name())
@@ -65,6 +68,9 @@ func TestNothingOutlivesAHaldirThatIsKilled(t *testing.T) {
 				})
 			}
 			eventually(t, "all are there", func() bool { return children() == family })
+			if script.Grandchild == "session" || script.Grandchild == "orphan" {
+				time.Sleep(2500 * time.Millisecond) // the guard looks every second
+			}
 			if err := parent.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}

@@ -34,6 +34,7 @@ type Options struct {
 	Cache      Cache
 	Secrets    oauth.Store // keeps what haldir is granted when it signs in; nil: it cannot
 	SecretsDir string      // of the processes that share Secrets
+	Guard      *Guard      // of the process's children; nil: the upstream has one of its own, which adopts nothing
 	Log        zerolog.Logger
 	Version    string // of haldir, for the handshake
 	MaxMessage int    // bytes
@@ -68,11 +69,12 @@ type Status struct {
 
 // Upstream is one server.
 type Upstream struct {
-	o    Options
-	host Host          // of the goroutine of run
-	key  string        // of the catalogue; the host is part of it
-	mute bool          // the child had nothing to say to server/discover; of the goroutine of run
-	wake chan struct{} // a call cannot wait for the backoff
+	o     Options
+	guard *Guard
+	host  Host          // of the goroutine of run
+	key   string        // of the catalogue; the host is part of it
+	mute  bool          // the child had nothing to say to server/discover; of the goroutine of run
+	wake  chan struct{} // a call cannot wait for the backoff
 
 	mu        sync.Mutex
 	catalogue Catalogue
@@ -113,6 +115,9 @@ type Upstream struct {
 func New(o Options) *Upstream {
 	u := &Upstream{o: o, wake: make(chan struct{}, 1), news: make(chan struct{}), kept: map[string]Call{}}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
+	if u.guard = o.Guard; u.guard == nil {
+		u.guard = NewGuard(false)
+	}
 	if u.o.Clean == nil {
 		u.o.Clean = func(s string) string { return s }
 	}
@@ -227,6 +232,9 @@ func (u *Upstream) Close() {
 	u.wg.Wait()
 	if auth != nil {
 		auth.Close()
+	}
+	if u.o.Guard == nil {
+		u.guard.Close()
 	}
 }
 

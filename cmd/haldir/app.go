@@ -43,6 +43,7 @@ type app struct {
 	ledger   *ledger.Ledger
 
 	ups     []*upstream.Upstream
+	guard   *upstream.Guard
 	store   *secret.Store
 	secrets secrets
 }
@@ -168,9 +169,12 @@ func (a *app) resolver() *config.Resolver {
 }
 
 func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *upstream.Upstream {
+	if a.guard == nil {
+		a.guard = upstream.NewGuard(a.serving)
+	}
 	c.Eager = c.Eager || !a.serving // whoever asks wants to know how it is now
 	return upstream.New(upstream.Options{
-		Config: c, Resolver: r, Cache: a.ledger, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
+		Config: c, Resolver: r, Cache: a.ledger, Guard: a.guard, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
 		Version: version(), MaxMessage: a.settings.MaxMessage, Changed: changed, Clean: a.secrets.clean,
 	})
 }
@@ -184,11 +188,17 @@ func (a *app) start(h upstream.Host) {
 
 // stop ends the upstreams, all at once.
 func (a *app) stop() {
+	if a.guard != nil {
+		a.guard.Look()
+	}
 	var wg sync.WaitGroup
 	for _, u := range a.ups {
 		wg.Go(u.Close)
 	}
 	wg.Wait()
+	if a.guard != nil {
+		a.guard.Close()
+	}
 }
 
 // closeGrace bounds how long the ledger may take at the end.

@@ -44,7 +44,9 @@ type Script struct {
 	Restless  bool            `json:",omitempty"` // each tools/list is followed by another list_changed, with other tools
 
 	IgnoreTerm bool   `json:",omitempty"` // and the end of its input
-	Grandchild string `json:",omitempty"` // "group" or "session": a process that holds its stdout and stderr, in its group or in a session of its own
+	// Grandchild is a process that holds its stdout and stderr: "group", in its group;
+	// "session", in a session of its own; "orphan", so, and its parent has ended.
+	Grandchild string `json:",omitempty"`
 
 	SSE bool `json:",omitempty"` // over HTTP: answer by a stream of events
 	// Stateful: over HTTP it gives out a session id; see [HTTP.Forget].
@@ -204,6 +206,12 @@ func bear(s Script) {
 		panic(err)
 	}
 	cmd := exec.Command(exe)
+	if s.Grandchild == "orphan" {
+		cmd.Env = append(os.Environ(), ScriptVar+"="+quote(Script{Marker: s.Marker, Grandchild: "session", Start: "exit"}))
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		_ = cmd.Run() // it has ended, as it should
+		return
+	}
 	cmd.Env = append(os.Environ(), ScriptVar+"="+quote(Script{Marker: s.Marker, Start: "deaf", IgnoreTerm: true}))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if s.Grandchild == "session" {
