@@ -29,11 +29,12 @@ const (
 	KindSession    Kind = 4 // a session was created, renewed or revoked
 	KindConfig     Kind = 5 // a configuration was used for the first time
 	KindLedger     Kind = 6 // the ledger itself was looked after
+	KindPins       Kind = 7 // what an upstream offers was pinned, has changed, or was accepted
 )
 
 var kindNames = map[Kind]string{
 	KindAttempt: "attempt", KindOutcome: "outcome", KindGovernance: "governance", KindSession: "session", KindConfig: "config",
-	KindLedger: "ledger",
+	KindLedger: "ledger", KindPins: "pins",
 }
 
 // String returns the kind's name.
@@ -65,6 +66,15 @@ var CallStatuses = []Status{StatusRunning, StatusAllowed, StatusError, StatusDen
 const (
 	StatusCreated Status = "created"
 	StatusRevoked Status = "revoked"
+)
+
+// The statuses of a pins record. Tool names what it is about, FlagReason says more, and
+// ResultSHA256 is that of the definition.
+const (
+	StatusPinned   Status = "pinned"
+	StatusChanged  Status = "changed"
+	StatusAccepted Status = "accepted"
+	StatusFlagged  Status = "flagged" // a text in it should be looked at
 )
 
 // The statuses of a ledger record. FlagReason says more, to a person; Arguments

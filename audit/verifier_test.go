@@ -124,6 +124,12 @@ func inhabit(t *testing.T, dir string) (checkpoints int) {
 		if _, err := l.Revoke(ctx, "ses_1"); err != nil {
 			t.Fatal(err)
 		}
+		err = l.ChangePins(ctx, "shop", func(old []byte) ([]byte, []ledger.Note, error) {
+			return append(old, 'x'), []ledger.Note{{Status: audit.StatusChanged, Name: "tool pay", Text: "it has changed", Digest: audit.Sum(old), Flagged: true}}, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		list, _, err := l.Checkpoints(ctx)
 		if err := errors.Join(err, l.Close(ctx)); err != nil {
 			t.Fatal(err)

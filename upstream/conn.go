@@ -88,7 +88,7 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 		u.withdraw()
 		return nil, err
 	}
-	u.learn(c.offers, [len(lists)]bool{})
+	u.learn(c.offers, [len(lists)]bool{}, true)
 	return c, nil
 }
 

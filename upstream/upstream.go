@@ -34,6 +34,7 @@ type Options struct {
 	Cache      Cache
 	Secrets    oauth.Store // keeps what haldir is granted when it signs in; nil: it cannot
 	SecretsDir string      // of the processes that share Secrets
+	Pins       Pins        // keeps what is pinned; nil: nothing is
 	Guard      *Guard      // of the process's children; nil: the upstream has one of its own, which adopts nothing
 	Log        zerolog.Logger
 	Version    string // of haldir, for the handshake
@@ -92,6 +93,10 @@ type Upstream struct {
 	since     time.Time // when the last went well
 	ends      []time.Time
 	news      chan struct{} // closed and replaced when any of the above changes
+
+	pinned    Pinned
+	pinnedRaw []byte // what it was read from
+	unpinned  bool   // what the server offers could not be compared with that
 
 	auth    *oauth.Source // made by source
 	authFor string        // for this url
@@ -157,7 +162,7 @@ func (u *Upstream) restore(ctx context.Context) error {
 	if ctx.Err() != nil { // it is another host's by now
 		return context.Cause(ctx)
 	}
-	c := o.read(u.remote())
+	c := u.hold(ctx, o.read(u.remote()), false)
 	c.Said = u.Catalogue().Said
 	u.take(c, cached)
 	return nil
@@ -337,6 +342,9 @@ func (u *Upstream) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+	if u.o.Pins != nil {
+		u.wg.Go(func() { u.awaitAcceptance(ctx) })
 	}
 	if cfg := u.o.Config; cfg.Command != "" && !cfg.Eager && u.Catalogue().Known && !u.sleep(ctx) {
 		return
@@ -562,7 +570,7 @@ func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 	err := c.list(ctx, u.problem)
 	switch {
 	case err == nil && ctx.Err() == nil: // else it may be another host's by now
-		u.learn(c.offers, told)
+		u.learn(c.offers, told, false)
 	case errors.Is(err, wire.ErrSessionExpired):
 		c.expire()
 	case ctx.Err() == nil:
@@ -573,9 +581,9 @@ func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 
 func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(err).Msg("upstream") }
 
-// learn takes what the server offers now, and which lists it has said have changed:
+// learn takes what the server offers now, at the greeting or later, and which lists it has said have changed:
 // whoever it tells itself would be told of that even if they have not.
-func (u *Upstream) learn(o offers, told [len(lists)]bool) {
+func (u *Upstream) learn(o offers, told [len(lists)]bool, greeting bool) {
 	fresh := o.encode()
 	u.mu.Lock()
 	same := bytes.Equal(fresh, u.listed)
@@ -590,9 +598,13 @@ func (u *Upstream) learn(o offers, told [len(lists)]bool) {
 			said[l.method]++
 		}
 	}
+	held := now
+	if !same || greeting && u.o.Pins != nil { // it may be another server that lists the same
+		held = u.hold(u.ctx, o.read(u.remote()), true)
+	}
 	switch {
-	case !same:
-		now = o.read(u.remote())
+	case !same || !alike(held, now):
+		now = held
 		for _, w := range now.Withheld {
 			u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld")
 		}

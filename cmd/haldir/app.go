@@ -173,8 +173,12 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 		a.guard = upstream.NewGuard(a.serving)
 	}
 	c.Eager = c.Eager || !a.serving // whoever asks wants to know how it is now
+	var pinned upstream.Pins        // not for verbs that need no ledger
+	if a.ledger != nil {
+		pinned = pinBoard{a.ledger}
+	}
 	return upstream.New(upstream.Options{
-		Config: c, Resolver: r, Cache: a.ledger, Guard: a.guard, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
+		Config: c, Pins: pinned, Resolver: r, Cache: a.ledger, Guard: a.guard, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
 		Version: version(), MaxMessage: a.settings.MaxMessage, Changed: changed, Clean: a.secrets.clean,
 	})
 }

@@ -90,7 +90,7 @@ var readme = map[string]struct {
 	`haldir call files__list_directory --args '{"path":"."}'`: {prints: "[FILE] README.md"},
 	"claude mcp add haldir -- haldir serve":                   {exempt: "needs Claude Code"},
 	"haldir audit list --status denied --since 7d":            {prints: "SEQ"},
-	"haldir audit show 271":                                   {instead: "haldir audit show 3", prints: "list_directory"},
+	"haldir audit show 271":                                   {instead: "haldir audit show 5", prints: "list_directory"},
 	"haldir audit verify":                                     {prints: "verify: ok"},
 	"haldir spend":                                            {prints: "SPENT"},
 	`haldir explain files__write_file --args '{"path":"/etc/hosts","content":""}'`: {
@@ -100,9 +100,12 @@ var readme = map[string]struct {
 	"haldir session revoke ses_…": {
 		instead: `haldir session revoke "$(haldir session list | sed -n 's/^\(ses_[^ ]*\) .*research-bot.*/\1/p')"`, prints: "revoked",
 	},
-	"haldir policy list":   {prints: "at most 100 calls"},
-	"haldir upstream list": {prints: "everything"},
-	"haldir ledger stats":  {prints: "records"},
+	"haldir policy list":        {prints: "at most 100 calls"},
+	"haldir upstream list":      {prints: "everything"},
+	"haldir pins diff":          {prints: "everything is as it is pinned"},
+	"haldir upstream login crm": {exempt: "a person signs in, and login_test.go does"},
+	"haldir secret set github":  {instead: "echo secret | HALDIR_KEYRING=file haldir secret set github", prints: "${keyring:github}"},
+	"haldir ledger stats":       {prints: "records"},
 }
 
 // TestREADMECommands runs the commands of README, in their order, with the config

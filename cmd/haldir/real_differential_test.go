@@ -259,7 +259,7 @@ func TestRealEverything(t *testing.T) {
 		cmd.Dir, cmd.Env = dir, baseEnv()
 		direct := mcptest.Start(t, cmd)
 		h := mcptest.NewHaldir(t, program(t), fmt.Sprintf(
-			"version: 1\nupstreams:\n  - {name: everything, command: %q, args: [%q, stdio], cwd: %q}\n", command[0], command[1], dir))
+			"version: 1\nupstreams:\n  - {name: everything, command: %q, args: [%q, stdio], cwd: %q, start: eager}\n", command[0], command[1], dir))
 		h.Env = baseEnv()
 		through := h.Serve(t)
 		bar2(t, direct, through)

@@ -148,7 +148,7 @@ func TestRealEverythingWhole(t *testing.T) {
 			direct.everything(capabilities)
 
 			h := mcptest.NewHaldir(t, program(t), fmt.Sprintf(
-				"version: 1\nupstreams:\n  - {name: everything, command: %q, args: [%q, stdio], cwd: %q}\n", command[0], command[1], dir))
+				"version: 1\nupstreams:\n  - {name: everything, command: %q, args: [%q, stdio], cwd: %q, start: eager}\n", command[0], command[1], dir))
 			h.Env = baseEnv()
 			for _, state := range []string{"cold", "warm"} {
 				through := &whole{t: t, s: h.Serve(t), prefix: "everything__", done: map[string]bool{}}

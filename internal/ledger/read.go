@@ -174,3 +174,48 @@ func (l *Ledger) SaveCatalogue(ctx context.Context, key string, raw []byte) erro
 		return b.Put([]byte(key), raw)
 	})
 }
+
+// Note is a record about the pins of an upstream.
+type Note struct {
+	Status  audit.Status // StatusPinned, StatusChanged, StatusAccepted or StatusFlagged
+	Name    string       // what it is about, "" for the whole
+	Text    string
+	Digest  audit.Hash
+	Flagged bool
+}
+
+// pinsKey is where the pins of an upstream are: beside the catalogues, whose keys have
+// a hash behind the colon.
+func pinsKey(upstream string) []byte { return []byte("pins/" + upstream) }
+
+// LoadPins returns what is pinned of an upstream, nil if nothing is.
+func (l *Ledger) LoadPins(ctx context.Context, upstream string) (raw []byte, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		raw = bytes.Clone(t.Bucket(bucketCatalogue).Get(pinsKey(upstream)))
+		return nil
+	})
+	return raw, err
+}
+
+// ChangePins replaces what is pinned of an upstream by what change makes of it, and
+// records its notes, in one transaction. If the bytes stay the same, nothing is done.
+// change may be called again, and must not keep what it is given.
+func (l *Ledger) ChangePins(ctx context.Context, upstream string, change func(old []byte) (now []byte, notes []Note, err error)) error {
+	return l.do(ctx, true, func(t *tx) error {
+		b := t.Bucket(bucketCatalogue)
+		old := bytes.Clone(b.Get(pinsKey(upstream)))
+		now, notes, err := change(old)
+		if err != nil || bytes.Equal(old, now) {
+			return err
+		}
+		for _, n := range notes {
+			err := t.append(&audit.Record{
+				Kind: audit.KindPins, Status: n.Status, Upstream: upstream, Tool: n.Name, Flagged: n.Flagged, FlagReason: n.Text, ResultSHA256: n.Digest,
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return b.Put(pinsKey(upstream), now)
+	})
+}

@@ -1,0 +1,340 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/upstream/pins"
+)
+
+// Pins keeps what is pinned of upstreams, for all processes.
+type Pins interface {
+	LoadPins(ctx context.Context, upstream string) ([]byte, error)
+	// ChangePins replaces what is pinned by what change makes of it, and records the
+	// notes, in one step. Unchanged bytes change nothing.
+	ChangePins(ctx context.Context, upstream string, change func(old []byte) (now []byte, notes []pins.Note, err error)) error
+}
+
+// readPins reads what is stored; nothing pins nothing.
+func readPins(raw []byte) (r pins.Record, err error) {
+	if raw == nil {
+		return r, nil
+	}
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return r, fmt.Errorf("what is pinned is damaged: %w", err)
+	}
+	return r, nil
+}
+
+// offering is what a catalogue holds for a model, and from whom.
+func offering(c Catalogue, server string) pins.Offer {
+	o := pins.Offer{Server: server}
+	if at, ok := wire.At(c.Server, "instructions"); ok {
+		o.Instructions, _ = wire.String(at.Value)
+	}
+	for _, t := range c.Tools {
+		o.Tools = append(o.Tools, pins.Item{Name: t.Name, Raw: t.Raw})
+	}
+	for _, p := range c.Prompts {
+		o.Prompts = append(o.Prompts, pins.Item{Name: p.Key, Raw: p.Raw})
+	}
+	return o
+}
+
+// Pinned is what is pinned of an upstream, and what has changed.
+type Pinned struct {
+	Record  pins.Record
+	Changes []pins.Change
+	Found   []pins.Finding // in what is offered now
+}
+
+// hold compares a catalogue with what is pinned, and makes of it what the host may see.
+// What is new is pinned and recorded if pin says so, which is when it comes from the
+// server itself.
+func (u *Upstream) hold(ctx context.Context, c Catalogue, pin bool) Catalogue {
+	if u.o.Pins == nil {
+		return c
+	}
+	raw, err := u.o.Pins.LoadPins(ctx, u.Name())
+	var r pins.Record
+	if err == nil {
+		r, err = readPins(raw)
+	}
+	var o pins.Offer
+	if err == nil {
+		var program pins.Program
+		if o, program, err = u.offers(c, r, pin); err == nil && pin {
+			r, raw, err = u.pin(ctx, o, program)
+		}
+	}
+	if err != nil { // what was looked at before cannot be told from what is new
+		u.o.Log.Error().Err(err).Msg("what is pinned of the upstream cannot be read; its tools are withheld until it can")
+		u.set(func() { u.unpinned = u.unpinned || pin })
+		return withholdAll(c, fmt.Sprintf("what is pinned of this upstream cannot be read: %v", err))
+	}
+	changes := r.Compare(o)
+	u.mu.Lock()
+	u.pinned, u.pinnedRaw = Pinned{r, changes, pins.Scan(o)}, raw
+	u.unpinned = u.unpinned && !pin
+	u.mu.Unlock()
+	return apply(c, u.o.Config.Pins, changes)
+}
+
+// offers adds who the server is. A program is read again only if it looks different.
+func (u *Upstream) offers(c Catalogue, r pins.Record, look bool) (pins.Offer, pins.Program, error) {
+	cfg := u.o.Config
+	if cfg.Command == "" {
+		return offering(c, cfg.URL), pins.Program{}, nil
+	}
+	if !look {
+		return offering(c, r.Server), r.Program, nil
+	}
+	p, err := program(cfg, u.o.Resolver, r.Program)
+	if err != nil {
+		return pins.Offer{}, p, err
+	}
+	return offering(c, p.Path+" sha256:"+p.SHA256), p, nil
+}
+
+func program(cfg config.Upstream, r *config.Resolver, known pins.Program) (pins.Program, error) {
+	path, err := Program(cfg, r)
+	if err != nil {
+		return known, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return known, err
+	}
+	now := pins.Program{Path: path, Size: info.Size(), Time: info.ModTime().UTC(), SHA256: known.SHA256}
+	if known.Path == now.Path && known.Size == now.Size && known.Time.Equal(now.Time) && known.SHA256 != "" {
+		return now, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return known, err
+	}
+	defer func() { _ = f.Close() }() // only read from
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return known, err
+	}
+	now.SHA256 = hex.EncodeToString(h.Sum(nil))
+	return now, nil
+}
+
+// pin pins what is new and tells of what has changed, each once.
+func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program) (r pins.Record, now []byte, err error) {
+	err = u.o.Pins.ChangePins(ctx, u.Name(), func(old []byte) ([]byte, []pins.Note, error) {
+		if r, err = readPins(old); err != nil {
+			return nil, nil, err
+		}
+		var notes []pins.Note
+		note := func(s pins.Status, name, text string, raw []byte) {
+			notes = append(notes, pins.Note{Status: s, Name: wire.Printable(name, shown), Text: text, Digest: sha256.Sum256(raw)})
+		}
+		first := !r.Known()
+		added := r.Learn(o, time.Now().UTC().Truncate(time.Second))
+		if first {
+			whole, _ := json.Marshal([]any{o.Server, o.Instructions, r.Tools, r.Prompts}) //nolint:errchkjson // texts and JSON
+			note(pins.Pinned, "", fmt.Sprintf("%d tools and %d prompts were seen first", len(r.Tools), len(r.Prompts)), whole)
+		} else {
+			for _, c := range added {
+				note(pins.Pinned, c.Key(), wire.Printable(c.Key(), shown)+" is new", c.New)
+			}
+		}
+		changes := r.Compare(o)
+		news, fresh := r.Tell(changes)
+		for _, c := range news {
+			note(pins.Changed, c.Key(), wire.Printable(c.Summary(), 400), c.New)
+			u.o.Log.Warn().Str("change", wire.Printable(c.Summary(), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: haldir pins diff " + u.Name())
+		}
+		var found []string
+		for _, f := range pins.Scan(o) {
+			if concerns(f, added, news, first) {
+				found = append(found, fmt.Sprintf("%s %s, %s: %s", f.Kind, wire.Printable(f.Name, 80), wire.Printable(f.Path, 80), f.Reason))
+			}
+		}
+		if n := len(found); n > 0 {
+			text := strings.Join(found[:min(n, 3)], "; ")
+			if n > 3 {
+				text += fmt.Sprintf("; and %d more", n-3)
+			}
+			note(pins.Flagged, "", text, []byte(strings.Join(found, "\n")))
+			u.o.Log.Info().Int("texts", n).Msg("texts of the upstream's should be looked at; see: haldir pins list")
+		}
+		if !first && len(added) == 0 && !fresh && r.Program == program {
+			now = old
+			return old, nil, nil
+		}
+		r.Program = program
+		now, err = json.Marshal(r)
+		return now, notes, err
+	})
+	return r, now, err
+}
+
+// concerns reports whether a finding is about what is new.
+func concerns(f pins.Finding, added, news []pins.Change, first bool) bool {
+	about := func(c pins.Change) bool { return c.Kind == f.Kind && c.Name == f.Name }
+	return first && f.Kind == pins.Instructions || slices.ContainsFunc(added, about) || slices.ContainsFunc(news, about)
+}
+
+func withholdAll(c Catalogue, why string) Catalogue {
+	for _, t := range c.Tools {
+		c.Withheld = append(c.Withheld, Withheld{wire.Printable(t.Name, shown), why})
+	}
+	c.Tools, c.Prompts = nil, nil
+	return c
+}
+
+// apply makes of a catalogue what the host may see.
+func apply(c Catalogue, mode string, changes []pins.Change) Catalogue {
+	if mode == "warn" {
+		return c
+	}
+	c.Tools, c.Prompts, c.Withheld = slices.Clone(c.Tools), slices.Clone(c.Prompts), slices.Clone(c.Withheld)
+	for _, x := range changes {
+		why := x.Blocks
+		if mode == "block" && why == "" {
+			why = "it is not as it is pinned"
+		}
+		why += "; see: haldir pins diff"
+		switch x.Kind {
+		case pins.Server:
+			if mode == "block" {
+				return withholdAll(c, "the server is not the one that is pinned; see: haldir pins diff")
+			}
+		case pins.Instructions:
+			c.Server = wire.Edit(c.Server, wire.Field{Name: "instructions", Value: instructions(x.Old)})
+		case pins.Tool:
+			i := slices.IndexFunc(c.Tools, func(t Tool) bool { return t.Name == x.Name })
+			old, err := readTool(x.Old)
+			if mode != "block" && x.Blocks == "" && err == nil {
+				c.Tools[i] = old
+				continue
+			}
+			c.Tools = slices.Delete(c.Tools, i, i+1)
+			c.Withheld = append(c.Withheld, Withheld{wire.Printable(x.Name, shown), why})
+		case pins.Prompt:
+			i := slices.IndexFunc(c.Prompts, func(p Item) bool { return p.Key == x.Name })
+			old, err := ReadItem(x.Old, "name")
+			if mode != "block" && x.Blocks == "" && err == nil {
+				c.Prompts[i] = old
+				continue
+			}
+			c.Prompts = slices.Delete(c.Prompts, i, i+1)
+			c.Withheld = append(c.Withheld, Withheld{wire.Printable(x.Name, shown), "the prompt: " + why})
+		}
+	}
+	return c
+}
+
+// instructions is a text as JSON, nil if it is empty: there were none.
+func instructions(raw json.RawMessage) json.RawMessage {
+	if string(raw) == `""` {
+		return nil
+	}
+	return raw
+}
+
+// Pinned says how the upstream stands to what is pinned of it.
+func (u *Upstream) Pinned() Pinned {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.pinned
+}
+
+// Accept pins what an upstream offers now. Only those whose keys are named are, or all
+// if none is. It returns what was accepted.
+func (u *Upstream) Accept(ctx context.Context, keys []string) (accepted []pins.Change, err error) {
+	changes := u.Pinned().Changes
+	if len(keys) > 0 {
+		changes = slices.DeleteFunc(slices.Clone(changes), func(c pins.Change) bool { return !slices.Contains(keys, c.Key()) && !slices.Contains(keys, c.Name) })
+	}
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	err = u.o.Pins.ChangePins(ctx, u.Name(), func(old []byte) ([]byte, []pins.Note, error) {
+		r, err := readPins(old)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !r.Known() {
+			return nil, nil, errors.New("nothing is pinned any more")
+		}
+		r.Accept(changes)
+		var notes []pins.Note
+		for _, c := range changes {
+			notes = append(notes, pins.Note{Status: pins.Accepted, Name: wire.Printable(c.Key(), shown), Text: wire.Printable(c.Summary(), 400), Digest: sha256.Sum256(c.New)})
+		}
+		now, err := json.Marshal(r)
+		return now, notes, err
+	})
+	return changes, err
+}
+
+// pinPoll is how often haldir looks whether a person has accepted what has changed.
+const pinPoll = time.Second
+
+// awaitAcceptance looks, while something is not as it is pinned, whether a person has
+// accepted it.
+func (u *Upstream) awaitAcceptance(ctx context.Context) {
+	t := time.NewTicker(pinPoll)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		u.mu.Lock()
+		pending, failed, before, listed := len(u.pinned.Changes) > 0, u.unpinned, u.pinnedRaw, u.listed
+		u.mu.Unlock()
+		if !pending && !failed || listed == nil {
+			continue
+		}
+		raw, err := u.o.Pins.LoadPins(ctx, u.Name())
+		if err != nil || bytes.Equal(raw, before) && !failed {
+			continue
+		}
+		o, err := decode(listed)
+		if err != nil {
+			continue
+		}
+		u.retake(u.hold(ctx, o.read(u.remote()), failed), listed)
+	}
+}
+
+// alike reports whether two catalogues show the host the same.
+func alike(a, b Catalogue) bool {
+	return a.Known == b.Known && bytes.Equal(a.Server, b.Server) && slices.Equal(a.Withheld, b.Withheld) &&
+		slices.EqualFunc(a.Tools, b.Tools, func(x, y Tool) bool { return bytes.Equal(x.Raw, y.Raw) }) &&
+		slices.EqualFunc(a.Prompts, b.Prompts, func(x, y Item) bool { return bytes.Equal(x.Raw, y.Raw) })
+}
+
+// retake takes a catalogue that was made anew from the same list, unless there is
+// another one by now.
+func (u *Upstream) retake(c Catalogue, listed []byte) {
+	taken := false
+	u.set(func() {
+		if bytes.Equal(u.listed, listed) {
+			c.Revision, c.Said = u.catalogue.Revision+1, u.catalogue.Said
+			u.catalogue, taken = c, true
+		}
+	})
+	if taken {
+		u.o.Changed()
+	}
+}

@@ -1,0 +1,457 @@
+package pins
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Kind is what kind of thing is pinned.
+type Kind string
+
+// The kinds.
+const (
+	Server       Kind = "server"       // the url, or the program and its SHA-256
+	Instructions Kind = "instructions" // of initialize or server/discover
+	Tool         Kind = "tool"
+	Prompt       Kind = "prompt"
+)
+
+// Offer is what an upstream offers now.
+type Offer struct {
+	Server       string
+	Instructions string
+	Tools        []Item
+	Prompts      []Item
+}
+
+// Item is one definition, byte for byte.
+type Item struct {
+	Name string
+	Raw  json.RawMessage
+}
+
+// Record is what is pinned of one upstream. The zero Record pins nothing.
+type Record struct {
+	Since        time.Time                  `json:"since"`
+	Server       string                     `json:"server"`
+	Instructions string                     `json:"instructions"`
+	Tools        map[string]json.RawMessage `json:"tools"`
+	Prompts      map[string]json.RawMessage `json:"prompts"`
+	// Program is what the program of a child was when it was looked at last.
+	Program Program `json:"program,omitzero"`
+	// Pending are the changes that were told of, by their keys, so that each is told
+	// once: the SHA-256 of what is new.
+	Pending map[string]string `json:"pending,omitempty"`
+}
+
+// Program identifies a file without reading it again each time.
+type Program struct {
+	Path   string    `json:"path"`
+	Size   int64     `json:"size"`
+	Time   time.Time `json:"time"`
+	SHA256 string    `json:"sha256"`
+}
+
+// Status is what has become of something that is pinned.
+type Status string
+
+// The statuses, as the audit has them.
+const (
+	Pinned   Status = "pinned"
+	Changed  Status = "changed"
+	Accepted Status = "accepted"
+	Flagged  Status = "flagged" // a text in it should be looked at
+)
+
+// Note is one thing to be recorded.
+type Note struct {
+	Status Status
+	Name   string // of what it is about: tool x
+	Text   string
+	Digest [sha256.Size]byte // of what is new
+}
+
+// Change is one thing that is not as it is pinned.
+type Change struct {
+	Kind Kind            `json:"kind"`
+	Name string          `json:"name,omitempty"`
+	Old  json.RawMessage `json:"old"` // a definition, or a text as JSON
+	New  json.RawMessage `json:"new"`
+	// Blocks says why the pinned form cannot go on being offered; "" if it can.
+	Blocks string `json:"blocks,omitempty"`
+}
+
+// Key names what has changed.
+func (c Change) Key() string {
+	if c.Name == "" {
+		return string(c.Kind)
+	}
+	return string(c.Kind) + " " + c.Name
+}
+
+// Digest identifies what it has become.
+func (c Change) Digest() string {
+	sum := sha256.Sum256(c.New)
+	return hex.EncodeToString(sum[:])
+}
+
+// Known reports whether anything is pinned yet.
+func (r Record) Known() bool { return !r.Since.IsZero() }
+
+// Learn pins what is offered and not pinned yet, and says what that is: the whole the
+// first time, later a tool or a prompt that is new.
+func (r *Record) Learn(o Offer, now time.Time) (added []Change) {
+	if !r.Known() {
+		r.Since, r.Server, r.Instructions = now, o.Server, o.Instructions
+	}
+	for _, l := range []struct {
+		kind  Kind
+		items []Item
+		into  *map[string]json.RawMessage
+	}{{Tool, o.Tools, &r.Tools}, {Prompt, o.Prompts, &r.Prompts}} {
+		for _, i := range l.items {
+			if _, pinned := (*l.into)[i.Name]; pinned {
+				continue
+			}
+			if *l.into == nil {
+				*l.into = map[string]json.RawMessage{}
+			}
+			(*l.into)[i.Name] = bytes.Clone(i.Raw)
+			added = append(added, Change{Kind: l.kind, Name: i.Name, New: i.Raw})
+		}
+	}
+	return added
+}
+
+// Compare lists what is offered otherwise than pinned, in a fixed order. What is not
+// pinned, or not offered, has not changed.
+func (r Record) Compare(o Offer) (changes []Change) {
+	if !r.Known() {
+		return nil
+	}
+	if r.Server != o.Server && o.Server != "" {
+		changes = append(changes, Change{Kind: Server, Old: text(r.Server), New: text(o.Server)})
+	}
+	if r.Instructions != o.Instructions {
+		changes = append(changes, Change{Kind: Instructions, Old: text(r.Instructions), New: text(o.Instructions)})
+	}
+	for _, i := range o.Tools {
+		if old, pinned := r.Tools[i.Name]; pinned && !same(old, i.Raw) {
+			changes = append(changes, Change{Kind: Tool, Name: i.Name, Old: old, New: i.Raw, Blocks: toolBlocks(old, i.Raw)})
+		}
+	}
+	for _, i := range o.Prompts {
+		if old, pinned := r.Prompts[i.Name]; pinned && !same(old, i.Raw) {
+			changes = append(changes, Change{Kind: Prompt, Name: i.Name, Old: old, New: i.Raw, Blocks: promptBlocks(old, i.Raw)})
+		}
+	}
+	return changes
+}
+
+// Accept pins what is offered now in place of what was.
+func (r *Record) Accept(changes []Change) {
+	for _, c := range changes {
+		switch c.Kind {
+		case Server:
+			r.Server = plain(c.New)
+		case Instructions:
+			r.Instructions = plain(c.New)
+		case Tool:
+			r.Tools[c.Name] = bytes.Clone(c.New)
+		case Prompt:
+			r.Prompts[c.Name] = bytes.Clone(c.New)
+		}
+		delete(r.Pending, c.Key())
+	}
+}
+
+// Tell returns the changes that nobody was told of yet, and notes that they are told
+// of, and no more of those that are gone. fresh reports whether anything is to be kept.
+func (r *Record) Tell(changes []Change) (news []Change, fresh bool) {
+	pending := map[string]string{}
+	for _, c := range changes {
+		key, digest := c.Key(), c.Digest()
+		pending[key] = digest
+		if r.Pending[key] != digest {
+			news = append(news, c)
+			fresh = true
+		}
+	}
+	fresh = fresh || len(pending) != len(r.Pending)
+	r.Pending = pending
+	return news, fresh
+}
+
+func text(s string) json.RawMessage {
+	b, _ := json.Marshal(s) //nolint:errchkjson // a text
+	return b
+}
+
+func plain(raw json.RawMessage) (s string) {
+	_ = json.Unmarshal(raw, &s) // made by text
+	return s
+}
+
+// value reads JSON with numbers as they are written.
+func value(raw json.RawMessage) (v any, ok bool) {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	return v, d.Decode(&v) == nil
+}
+
+// same reports whether two definitions say the same: the order of keys and white space
+// say nothing.
+func same(a, b json.RawMessage) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	x, ok1 := value(a)
+	y, ok2 := value(b)
+	return ok1 && ok2 && canonical(x) == canonical(y)
+}
+
+func canonical(v any) string {
+	b, err := json.Marshal(v) // sorts keys
+	if err != nil {
+		return fmt.Sprint(err) // what was read as JSON can be written
+	}
+	return string(b)
+}
+
+// toolBlocks says why a model cannot go on using a tool by its pinned definition.
+func toolBlocks(old, now json.RawMessage) string {
+	a, ok1 := value(old)
+	b, ok2 := value(now)
+	x, y := object(a), object(b)
+	if !ok1 || !ok2 || x == nil || y == nil {
+		return "it cannot be read"
+	}
+	if !destroys(x) && destroys(y) {
+		return "its annotations say now that it destroys"
+	}
+	if hint(x, "readOnlyHint", false) && !hint(y, "readOnlyHint", false) {
+		return "its annotations do not say any more that it only reads"
+	}
+	if why := misfit(x["inputSchema"], y["inputSchema"]); why != "" {
+		return "its input has changed: " + why
+	}
+	if canonical(bare(x["outputSchema"])) != canonical(bare(y["outputSchema"])) {
+		return "its output has changed"
+	}
+	return ""
+}
+
+func object(v any) map[string]any {
+	m, _ := v.(map[string]any)
+	return m
+}
+
+func hint(tool map[string]any, name string, absent bool) bool {
+	v, ok := object(tool["annotations"])[name].(bool)
+	if !ok {
+		return absent
+	}
+	return v
+}
+
+// destroys reports whether annotations say so outright: the default of destructiveHint
+// is true, but for a tool that only reads.
+func destroys(tool map[string]any) bool {
+	return hint(tool, "destructiveHint", false) && !hint(tool, "readOnlyHint", false)
+}
+
+// words are the keywords of a schema that are for people and models only (JSON Schema
+// 2020-12, section 9 of the validation vocabulary, and $comment).
+var words = []string{"title", "description", "examples", "default", "$comment", "deprecated", "readOnly", "writeOnly"}
+
+// bare is a schema without them.
+func bare(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		out := map[string]any{}
+		for k, x := range v {
+			switch {
+			case k == "properties" || k == "$defs" || k == "definitions" || k == "patternProperties" || k == "dependentSchemas":
+				named := map[string]any{} // the keys are names here
+				for n, s := range object(x) {
+					named[n] = bare(s)
+				}
+				out[k] = named
+			case k == "enum" || k == "const" || k == "required":
+				out[k] = x
+			case !slices.Contains(words, k):
+				out[k] = bare(x)
+			}
+		}
+		return out
+	case []any:
+		out := make([]any, len(v))
+		for i, x := range v {
+			out[i] = bare(x)
+		}
+		return out
+	}
+	return v
+}
+
+// misfit says why what fits the old schema may not fit the new one; "" if it does.
+// What it cannot tell counts as a misfit.
+func misfit(old, now any) string {
+	a, b := bare(old), bare(now)
+	if canonical(a) == canonical(b) {
+		return ""
+	}
+	x, y := object(a), object(b)
+	if x == nil || y == nil {
+		return "it cannot be compared"
+	}
+	had := names(x["required"])
+	for _, n := range names(y["required"]) {
+		if !slices.Contains(had, n) {
+			return fmt.Sprintf("%q is required now", n)
+		}
+	}
+	props, kept := object(x["properties"]), object(y["properties"])
+	closed := y["additionalProperties"] == false
+	for _, n := range sorted(props) {
+		is, still := kept[n]
+		if !still && closed {
+			return fmt.Sprintf("there is no %q any more", n)
+		}
+		if still && canonical(props[n]) != canonical(is) && !widened(props[n], is) {
+			return fmt.Sprintf("%q takes other values", n)
+		}
+	}
+	if closed && x["additionalProperties"] != false {
+		return "it takes no other arguments any more"
+	}
+	for _, k := range sorted(y) {
+		switch k {
+		case "required", "properties", "additionalProperties", "$schema":
+		default:
+			if canonical(x[k]) != canonical(y[k]) {
+				return fmt.Sprintf("its keyword %q", k)
+			}
+		}
+	}
+	return ""
+}
+
+// widened reports whether every value of one schema is one of another, as far as that
+// is plain: an enum or a type with more to choose from.
+func widened(old, now any) bool {
+	x, y := object(old), object(now)
+	if x == nil || y == nil {
+		return false
+	}
+	for _, k := range union(sorted(x), sorted(y)) {
+		if canonical(x[k]) == canonical(y[k]) {
+			continue
+		}
+		if k != "enum" && k != "type" || x[k] == nil {
+			return false
+		}
+		if y[k] == nil { // no restriction any more
+			continue
+		}
+		for _, v := range list(x[k]) {
+			if !slices.ContainsFunc(list(y[k]), func(w any) bool { return canonical(v) == canonical(w) }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func list(v any) []any {
+	if l, ok := v.([]any); ok {
+		return l
+	}
+	return []any{v}
+}
+
+func names(v any) (out []string) {
+	for _, x := range list(v) {
+		if s, ok := x.(string); ok {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func sorted(m map[string]any) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func union(a, b []string) []string {
+	out := append(slices.Clone(a), b...)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// promptBlocks says why a prompt cannot go on being used by its pinned definition.
+func promptBlocks(old, now json.RawMessage) string {
+	required := func(raw json.RawMessage) (need, all []string) {
+		var p struct {
+			Arguments []struct {
+				Name     string `json:"name"`
+				Required bool   `json:"required"`
+			} `json:"arguments"`
+		}
+		_ = json.Unmarshal(raw, &p) // then it has none
+		for _, a := range p.Arguments {
+			all = append(all, a.Name)
+			if a.Required {
+				need = append(need, a.Name)
+			}
+		}
+		return need, all
+	}
+	had, offered := required(old)
+	need, all := required(now)
+	for _, n := range need {
+		if !slices.Contains(had, n) {
+			return fmt.Sprintf("the argument %q is required now", n)
+		}
+	}
+	for _, n := range offered {
+		if !slices.Contains(all, n) {
+			return fmt.Sprintf("there is no argument %q any more", n)
+		}
+	}
+	return ""
+}
+
+// Summary says in a line what a change is.
+func (c Change) Summary() string {
+	what := string(c.Kind)
+	if c.Name != "" {
+		what += " " + c.Name
+	}
+	switch {
+	case c.Kind == Server:
+		return "the server is another one"
+	case c.Kind == Instructions:
+		return "the instructions have changed"
+	case c.Old == nil:
+		return what + " is new"
+	}
+	var at []string
+	for _, d := range Diff(c) {
+		if head, _, _ := strings.Cut(d.Path, "."); !slices.Contains(at, head) {
+			at = append(at, head)
+		}
+	}
+	return what + " has changed: " + strings.Join(at, ", ")
+}

@@ -1,0 +1,122 @@
+package pins
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// Finding is something in a text that a person should look at before a model does.
+type Finding struct {
+	Kind   Kind   `json:"kind"`
+	Name   string `json:"name,omitempty"`
+	Path   string `json:"path"` // description
+	Reason string `json:"reason"`
+}
+
+// Scan looks through all that an upstream offers to a model for text that hides from
+// people, or speaks to the model where it should describe a tool. It cannot find
+// everything, and may find what is harmless: it flags, and refuses nothing.
+func Scan(o Offer) (found []Finding) {
+	add := func(kind Kind, name, path, s string) {
+		for _, r := range suspicious(s) {
+			found = append(found, Finding{kind, name, path, r})
+		}
+	}
+	add(Instructions, "", "instructions", o.Instructions)
+	for kind, items := range map[Kind][]Item{Tool: o.Tools, Prompt: o.Prompts} {
+		for _, i := range items {
+			v, _ := value(i.Raw)
+			texts("", v, func(path, s string) { add(kind, i.Name, path, s) })
+		}
+	}
+	sortFindings(found)
+	return found
+}
+
+// texts visits every text in a value, and every key.
+func texts(path string, v any, visit func(path, s string)) {
+	switch v := v.(type) {
+	case string:
+		visit(path, v)
+	case []any:
+		for _, x := range v {
+			texts(path, x, visit)
+		}
+	case map[string]any:
+		for _, k := range sorted(v) {
+			visit(join(path, "(key)"), k)
+			texts(join(path, k), v[k], visit)
+		}
+	}
+}
+
+// commands are turns of phrase with which a text orders a model about. Each must be
+// rare in honest descriptions.
+var commands = []struct {
+	text string
+	re   *regexp.Regexp
+}{
+	{"it tells the model to ignore what it was told", regexp.MustCompile(`(?i)\b(ignore|disregard|forget|override)\b[^.\n]{0,40}\b(previous|prior|above|earlier|all|other|system)\b[^.\n]{0,30}\b(instruction|prompt|rule|message|guideline)s?`)},
+	{"it tells the model to keep something from the user", regexp.MustCompile(`(?i)\b(do not|don't|never|without)\b[^.\n]{0,40}\b(tell|mention|inform|reveal|show|notify|telling|mentioning|informing)\b[^.\n]{0,40}\b(user|human|person|them)\b`)},
+	{"it has a tag that models take for the system's", regexp.MustCompile(`(?i)<\s*/?\s*(important|system|instructions?|secret|hidden|admin|override)\s*>`)},
+	{"it claims to speak for the system", regexp.MustCompile(`(?im)^\s*(system|assistant|developer)\s*(prompt|message|note)?\s*:`)},
+	{"it tells the model to read keys or settings", regexp.MustCompile(`(?i)(~/\.ssh|id_rsa|id_ed25519|\.aws/credentials|\.env\b|/etc/passwd|mcp\.json|\.npmrc|\.netrc)`)},
+	{"it tells the model what to do before or after another tool", regexp.MustCompile(`(?i)\b(before|after|when(ever)?|instead of)\b[^.\n]{0,30}\b(using|calling|invoking|you (use|call|invoke))\b[^.\n]{0,30}\b(any|every|other|another|all)\b[^.\n]{0,15}\btools?\b`)},
+	{"it holds a long run of encoded text", regexp.MustCompile(`[A-Za-z0-9+/]{160,}={0,2}`)},
+}
+
+// suspicious says what is.
+func suspicious(s string) (reasons []string) {
+	seen := map[string]bool{}
+	add := func(r string) {
+		if !seen[r] {
+			seen[r] = true
+			reasons = append(reasons, r)
+		}
+	}
+	last := rune(0)
+	for _, r := range s {
+		before := last
+		last = r
+		switch {
+		case r == '\t' || r == '\n' || r == '\r':
+		case r == 0x1b || r == 0x9b:
+			add("it holds a terminal's escape sequence")
+		case r >= 0xe0000 && r <= 0xe007f:
+			add("it holds invisible tag characters, which spell text that nobody sees")
+		case selects(r): // of emoji, one at a time
+			if selects(before) {
+				add("it holds a run of variation selectors, which can spell text that nobody sees")
+			}
+		case r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069:
+			add("it turns the direction of writing")
+		case r == 0x200d: // joins emoji
+		case unicode.Is(unicode.Cf, r) || r == 0x3164 || r == 0x115f || r == 0x1160 || r == 0xffa0:
+			add(fmt.Sprintf("it holds an invisible character (U+%04X)", r))
+		case unicode.IsControl(r):
+			add("it holds a control character")
+		}
+	}
+	for _, c := range commands {
+		if c.re.MatchString(s) {
+			add(c.text)
+		}
+	}
+	if blank := strings.Repeat(" ", 80); strings.Contains(s, blank) || strings.Contains(s, strings.Repeat("\n", 20)) {
+		add("it hides text behind a long blank")
+	}
+	return reasons
+}
+
+// selects reports a variation selector.
+func selects(r rune) bool { return r >= 0xfe00 && r <= 0xfe0f || r >= 0xe0100 && r <= 0xe01ef }
+
+func sortFindings(all []Finding) {
+	slices.SortStableFunc(all, func(a, b Finding) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Path, b.Path))
+	})
+}
