@@ -70,7 +70,7 @@ func (s *Server) callTool(r *request) []byte {
 		return wire.Failure(&wire.Error{Code: wire.CodeInvalidParams, Message: err.Error(), ID: id})
 	}
 	entry, missing := s.route(r.ctx, call.tool)
-	attempt := s.attempt(entry, call, missing)
+	attempt := s.attempt(r.rules, entry, call, missing)
 	if entry.Upstream == ownName {
 		return s.govern(r, entry, call, attempt)
 	}
@@ -84,16 +84,16 @@ func (s *Server) callTool(r *request) []byte {
 // recordMalformed puts a call on record that no server would understand. It is
 // answered with an error whatever comes of that: nothing can be called.
 func (s *Server) recordMalformed(r *request, call toolCall, why error) {
-	attempt := s.attempt(Entry{}, call, why)
+	attempt := s.attempt(r.rules, Entry{}, call, why)
 	attempt.Refused.Policy, attempt.Refused.Rule = policyMalformed, policyMalformed
-	if _, _, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine); err != nil {
+	if _, _, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, r.rules.Engine); err != nil {
 		s.o.Log.Error().Err(err).Msg("a malformed call could not be recorded")
 	}
 }
 
 // recordUnanswerable puts a call on record that came as a notification.
 func (s *Server) recordUnanswerable(m wire.Message) {
-	r := &request{msg: m, ctx: context.Background()}
+	r := &request{msg: m, ctx: context.Background(), rules: s.rules()}
 	call, err := readToolCall(m.Params)
 	if err == nil {
 		err = fmt.Errorf("%s came without an id, so it cannot be answered and was not passed on", m.Method)
@@ -139,7 +139,7 @@ var errUnavailable = errors.New("its upstream has not been reached yet")
 // namesake returns the upstream that a tool's name begins with.
 func (s *Server) namesake(name string) Upstream {
 	named := s.current().namesake(name)
-	for _, up := range s.o.Upstreams {
+	for _, up := range s.rules().Upstreams {
 		if up.Name() == named {
 			return up
 		}
@@ -148,17 +148,17 @@ func (s *Server) namesake(name string) Upstream {
 }
 
 // attempt describes a call to the ledger. missing is why it has no tool.
-func (s *Server) attempt(e Entry, call toolCall, missing error) ledger.Attempt {
+func (s *Server) attempt(now *Rules, e Entry, call toolCall, missing error) ledger.Attempt {
 	s.mu.Lock()
 	client := s.client
 	s.mu.Unlock()
 	name := wire.Printable(call.tool, longestName)
 	a := ledger.Attempt{
-		Use: s.o.Use, Client: client, Config: s.o.Config, Body: audit.NewBody(call.arguments, s.o.Detail, s.o.Secrets()),
+		Use: now.Use, Client: client, Config: now.Config, Body: audit.NewBody(call.arguments, now.Detail, s.o.Secrets()),
 	}
 	switch {
 	case missing == nil:
-		a.Call = s.call(e, call.arguments)
+		a.Call = s.call(now, e, call.arguments)
 	case errors.Is(missing, errUnavailable):
 		a.Call = policy.Call{Upstream: e.Upstream, Tool: wire.Printable(e.Tool, longestName)}
 		a.Refused = &policy.Finding{
@@ -209,7 +209,7 @@ func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessag
 	if err != nil {
 		return wire.Message{}, nil, err
 	}
-	r := &request{msg: msg, ctx: ctx}
+	r := &request{msg: msg, ctx: ctx, rules: s.rules()}
 	m, err = wire.ParseLenient(s.callTool(r))
 	return m, r.refused, err
 }
@@ -230,8 +230,9 @@ func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMes
 	if e.Upstream == ownName {
 		return e, ledger.Session{}, policy.Decision{Verdict: policy.Allow}, nil
 	}
-	call := s.call(e, arguments)
-	s.o.Engine.Prepare(&call)
-	session, d, err := s.o.Ledger.Check(ctx, s.o.Use, call, s.o.Engine)
+	call := s.call(s.rules(), e, arguments)
+	now := s.rules()
+	now.Engine.Prepare(&call)
+	session, d, err := s.o.Ledger.Check(ctx, now.Use, call, now.Engine)
 	return e, session, d, err
 }

@@ -42,7 +42,7 @@ func newGovernance(s *Server) *governance {
 			`{"type":"object","properties":{"allowed":{"type":"boolean"},"session_id":{"type":"string"},` +
 				`"scope":{"type":"string"},"tool":{"type":"string"},"verdict":{"type":"string","enum":["allow","ask","deny"]},` +
 				`"policy":{"type":"string"},"rule":{"type":"string"},"reason":{"type":"string"},` +
-				`"retry_at":{"type":"string","format":"date-time"},"expires_at":{"type":"string","format":"date-time"}},` +
+				`"retry_at":{"type":"string","format":"date-time"},"expires_at":{"type":"string","format":"date-time"},"notice":{"type":"string"}},` +
 				`"required":["allowed","session_id"]}`,
 			g.checkPermission,
 		},
@@ -143,6 +143,7 @@ type permission struct {
 	Reason    string    `json:"reason,omitempty"`
 	RetryAt   time.Time `json:"retry_at,omitzero"`
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	Notice    string    `json:"notice,omitempty"` // of the config
 }
 
 func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest) (*mcp.CallToolResult, error) {
@@ -160,12 +161,12 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 	if kind := wire.KindOf(in.Arguments); in.Arguments != nil && kind != "an object" && kind != "null" {
 		return mcp.NewToolResultErrorf("arguments must be an object, not %s", kind), nil
 	}
-	sp, _, err := g.s.o.Ledger.Spent(ctx, g.s.o.Use, g.s.o.Engine)
+	sp, _, err := g.s.o.Ledger.Spent(ctx, g.s.rules().Use, g.s.rules().Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
 	session := sp.Session
-	out := permission{Allowed: true, SessionID: session.ID, Scope: in.Scope, ExpiresAt: session.ExpiresAt}
+	out := permission{Allowed: true, SessionID: session.ID, Scope: in.Scope, ExpiresAt: session.ExpiresAt, Notice: g.s.rules().Notice}
 	switch {
 	case !session.RevokedAt.IsZero():
 		out.Allowed, out.Reason = false, "This session has been revoked"
@@ -238,7 +239,7 @@ func (g *governance) getSpend(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if err := bind(ctx, &struct{}{}); err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
-	sp, budgets, err := g.s.o.Ledger.Spent(ctx, g.s.o.Use, g.s.o.Engine)
+	sp, budgets, err := g.s.o.Ledger.Spent(ctx, g.s.rules().Use, g.s.rules().Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
@@ -263,7 +264,7 @@ func (g *governance) getAudit(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if in.Status != "" && !slices.Contains(audit.CallStatuses, in.Status) {
 		return mcp.NewToolResultErrorf("unknown status %q", in.Status), nil
 	}
-	f := audit.Filter{Session: g.s.o.Use.ID, Status: in.Status, Limit: in.Limit, Calls: true}
+	f := audit.Filter{Session: g.s.rules().Use.ID, Status: in.Status, Limit: in.Limit, Calls: true}
 	if in.Tool != "" {
 		f.Tool = in.Tool
 		if e, err := g.s.current().find(in.Tool); err == nil {

@@ -20,7 +20,7 @@ const restoreWait = 250 * time.Millisecond
 func (s *Server) offered() (capabilities json.RawMessage, instructions string) {
 	var parts []json.RawMessage
 	var texts []instruction
-	for _, up := range s.o.Upstreams {
+	for _, up := range s.rules().Upstreams {
 		c := up.Catalogue()
 		if !c.Known || c.Server == nil {
 			return json.RawMessage(everything), ""

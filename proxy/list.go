@@ -16,31 +16,34 @@ import (
 // current returns the merged catalogue.
 func (s *Server) current() *table {
 	var revision uint64
-	for _, up := range s.ups {
+	for _, up := range s.rules().all {
 		revision += up.Catalogue().Revision
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.table == nil || s.table.revision < revision {
-		s.table = build(s.ups, s.o.NameLimit, s.never, s.neverOther)
+		now := s.rules() // again: they may be others by now
+		s.table = build(now.all, now.NameLimit, s.never, s.neverOther)
 	}
 	return s.table
 }
 
 // never reports whether policy could never allow a tool in this session.
 func (s *Server) never(e Entry) bool {
-	return e.Upstream != ownName && s.o.Engine.Never(s.call(e, nil), s.o.Session)
+	now := s.rules()
+	return e.Upstream != ownName && now.Engine.Never(s.call(now, e, nil), now.Session)
 }
 
 // neverOther is never for what is no tool.
 func (s *Server) neverOther(kind policy.Kind, up Upstream, name string) bool {
-	return s.o.Engine.Never(policy.Call{Kind: kind, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: name}, s.o.Session)
+	now := s.rules()
+	return now.Engine.Never(policy.Call{Kind: kind, Session: now.Use.ID, Agent: now.Agent, Upstream: up.Name(), Tool: name}, now.Session)
 }
 
 // call makes the policy's view of a call.
-func (s *Server) call(e Entry, arguments []byte) policy.Call {
+func (s *Server) call(now *Rules, e Entry, arguments []byte) policy.Call {
 	return policy.Call{
-		Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: e.Upstream, Tool: e.Tool, Arguments: arguments,
+		Session: now.Use.ID, Agent: now.Agent, Upstream: e.Upstream, Tool: e.Tool, Arguments: arguments,
 		ReadOnly: e.def.ReadOnly && e.up.Trusted(),
 	}
 }
@@ -48,10 +51,10 @@ func (s *Server) call(e Entry, arguments []byte) policy.Call {
 // settle waits until every upstream's tools are known or its first attempt has
 // failed, at most list_wait.
 func (s *Server) settle(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, s.o.ListWait)
+	ctx, cancel := context.WithTimeout(ctx, s.rules().ListWait)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, up := range s.ups {
+	for _, up := range s.rules().all {
 		wg.Go(func() { up.Settled(ctx) })
 	}
 	wg.Wait()
@@ -74,7 +77,7 @@ func (s *Server) list() []byte {
 	b := []byte(`{"tools":[`)
 	first := true
 	for _, e := range s.current().entries {
-		if e.Hidden && s.o.HideNever {
+		if e.Hidden && s.rules().HideNever {
 			continue
 		}
 		if !first {

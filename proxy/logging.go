@@ -13,7 +13,7 @@ import (
 func (s *Server) setLevel(r *request) []byte {
 	call := upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)}
 	var answer []byte
-	for _, up := range s.o.Upstreams {
+	for _, up := range s.rules().Upstreams {
 		c := up.Catalogue()
 		if _, logs := declared(c.Server)["logging"]; c.Known && !logs {
 			continue

@@ -349,7 +349,7 @@ func (s *Server) unsubscribeFor(uri string) {
 
 func (s *Server) subscription(ctx context.Context, method, uri string) (*request, error) {
 	m, err := wire.ParseStrict(wire.Request(json.RawMessage("0"), method, fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri))))
-	return &request{msg: m, ctx: ctx}, err
+	return &request{msg: m, ctx: ctx, rules: s.rules()}, err
 }
 
 // tellListeners sends a notification on each stream that wants it, marked as that

@@ -76,7 +76,7 @@ func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(p
 // capable returns the upstreams that declare a capability, in their order.
 func (s *Server) capable(capability string) []Upstream {
 	var ups []Upstream
-	for _, up := range s.o.Upstreams {
+	for _, up := range s.rules().Upstreams {
 		if _, ok := declared(up.Catalogue().Server)[capability]; ok {
 			ups = append(ups, up)
 		}
@@ -120,7 +120,7 @@ func (s *Server) listing(method string) []byte {
 	b := append(append([]byte(`{"`), listings[method].member...), `":[`...)
 	first := true
 	for _, o := range list {
-		if o.hidden && s.o.HideNever {
+		if o.hidden && s.rules().HideNever {
 			continue
 		}
 		if !first {
@@ -154,7 +154,7 @@ type seen struct {
 
 func (s *Server) look(method string) seen {
 	said := 0
-	for _, up := range s.o.Upstreams {
+	for _, up := range s.rules().Upstreams {
 		said += up.Catalogue().Said[method]
 	}
 	return seen{s.listing(method), said}

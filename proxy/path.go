@@ -50,9 +50,9 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		}
 	} else {
 		before = &round{}
-		s.o.Engine.Prepare(&attempt.Call)
+		r.rules.Engine.Prepare(&attempt.Call)
 		// An attempt that is cancelled meanwhile is on record all the same.
-		ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine)
+		ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, r.rules.Engine)
 		if err != nil {
 			r.refused = err
 			s.o.Log.Error().Err(err).Str("call", wire.Printable(attempt.Call.ID(), longestName)).Msg("a call was refused because it could not be recorded")
@@ -124,8 +124,8 @@ const maxGathered = 1000
 // reconsider judges a call again before it goes on: what was let through when it
 // began may have been forbidden since. What it has used up itself does not count.
 func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool) {
-	s.o.Engine.Prepare(&c)
-	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), s.o.Use, c, s.o.Engine)
+	r.rules.Engine.Prepare(&c)
+	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), r.rules.Use, c, r.rules.Engine)
 	if err != nil {
 		s.finishRound(b, err.Error())
 		return Refusal{
@@ -152,7 +152,7 @@ func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool)
 // recordStale puts on record that a host wanted to go on with what does not wait.
 func (s *Server) recordStale(r *request, attempt ledger.Attempt, why error) {
 	attempt.Refused = &policy.Finding{Policy: policyMalformed, Rule: "request_state", Reason: upperFirst(why.Error())}
-	if _, _, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, s.o.Engine); err != nil {
+	if _, _, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, r.rules.Engine); err != nil {
 		s.o.Log.Error().Err(err).Msg("a refused call could not be recorded")
 	}
 }
@@ -281,7 +281,7 @@ func (s *Server) judge(r *request, up Upstream, call policy.Call, body audit.Bod
 	s.mu.Lock()
 	client := s.client
 	s.mu.Unlock()
-	attempt := ledger.Attempt{Use: s.o.Use, Client: client, Config: s.o.Config, Call: call, Body: body}
+	attempt := ledger.Attempt{Use: r.rules.Use, Client: client, Config: r.rules.Config, Call: call, Body: body}
 	return s.governed(r, up, attempt, s.same(r, params), func(refusal Refusal) []byte { return refusal.failure(r.msg.ID) })
 }
 

@@ -243,7 +243,7 @@ func (s *Server) progressed(m wire.Message) {
 // tell sends a notification to one upstream, or to all of them if name is "", if
 // they are connected. It does not wait.
 func (s *Server) tell(name string, msg []byte) {
-	for _, up := range s.o.Upstreams {
+	for _, up := range s.rules().Upstreams {
 		if name == "" || up.Name() == name {
 			up.Notify(msg)
 		}
@@ -263,7 +263,7 @@ var requestKinds = map[string]string{
 
 // refuses reports whether the config keeps an upstream from asking that.
 func (s *Server) refuses(from, method string) bool {
-	for _, up := range s.o.Upstreams {
+	for _, up := range s.rules().Upstreams {
 		if up.Name() == from && requestKinds[method] != "" && up.Refuses(requestKinds[method]) {
 			return true
 		}
@@ -274,11 +274,12 @@ func (s *Server) refuses(from, method string) bool {
 // refuseRequest records a refused request of an upstream and answers it.
 func (s *Server) refuseRequest(from string, m wire.Message) []byte {
 	reason := fmt.Sprintf("haldir's config does not let upstream '%s' ask for %s (deny_requests)", from, requestKinds[m.Method])
+	now := s.rules()
 	attempt := ledger.Attempt{
-		Use: s.o.Use, Config: s.o.Config, Call: policy.Call{Upstream: from, Tool: "request:" + m.Method},
+		Use: now.Use, Config: now.Config, Call: policy.Call{Upstream: from, Tool: "request:" + m.Method},
 		Refused: &policy.Finding{Policy: policyRequest, Rule: requestKinds[m.Method], Reason: reason},
 	}
-	if _, _, err := s.o.Ledger.Reserve(context.Background(), attempt, s.o.Engine); err != nil {
+	if _, _, err := s.o.Ledger.Reserve(context.Background(), attempt, now.Engine); err != nil {
 		s.o.Log.Error().Err(err).Msg("a refused request of an upstream could not be recorded")
 	}
 	return wire.Failure(&wire.Error{Code: CodeRefused, Message: reason, ID: m.ID})

@@ -30,8 +30,8 @@ func (s *Server) prompt(r *request) []byte {
 	if a, ok := wire.At(r.msg.Params, "arguments"); ok && wire.KindOf(a.Value) == "an object" {
 		arguments = a.Value
 	}
-	call := policy.Call{Kind: policy.KindPrompt, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: p.up.Name(), Tool: p.key, Arguments: arguments}
-	body := audit.NewBody(arguments, s.o.Detail, s.o.Secrets())
+	call := policy.Call{Kind: policy.KindPrompt, Session: r.rules.Use.ID, Agent: r.rules.Agent, Upstream: p.up.Name(), Tool: p.key, Arguments: arguments}
+	body := audit.NewBody(arguments, r.rules.Detail, s.o.Secrets())
 	answer, _ := s.judge(r, p.up, call, body, wire.Splice(r.msg.Params, at.Start, at.End, wire.Quote(p.key)))
 	return answer
 }
@@ -71,7 +71,7 @@ func (s *Server) completeFor(r *request, kind policy.Kind, up Upstream, key stri
 		name = judged(key)
 	}
 	if s.neverOther(kind, up, name) { // it goes through the rules for its record and its reason
-		call := policy.Call{Kind: kind, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: wire.Printable(name, longestName)}
+		call := policy.Call{Kind: kind, Session: r.rules.Use.ID, Agent: r.rules.Agent, Upstream: up.Name(), Tool: wire.Printable(name, longestName)}
 		answer, _ := s.judge(r, up, call, audit.Body{}, params)
 		return answer
 	}

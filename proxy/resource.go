@@ -54,10 +54,10 @@ func (s *Server) resource(r *request) ([]byte, Upstream) {
 	case !ok && !listed:
 		return s.malformed(r, uri, "the uri is not one that every reader would read alike"), nil
 	}
-	body := audit.NewBody(fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), s.o.Detail, s.o.Secrets())
+	body := audit.NewBody(fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)), r.rules.Detail, s.o.Secrets())
 	of := func(up Upstream) policy.Call {
 		return policy.Call{
-			Kind: policy.KindResource, Session: s.o.Use.ID, Agent: s.o.Agent, Upstream: up.Name(), Tool: judged(uri),
+			Kind: policy.KindResource, Session: r.rules.Use.ID, Agent: r.rules.Agent, Upstream: up.Name(), Tool: judged(uri),
 			Arguments: fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(uri)),
 		}
 	}

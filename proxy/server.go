@@ -69,11 +69,46 @@ type Options struct {
 	Initialize func(upstream.Host)
 }
 
+// Rules are what a config says, as far as it may change while a server runs. They are
+// read only.
+type Rules struct {
+	Upstreams []Upstream // in the order of the config
+	Engine    *policy.Engine
+	Use       ledger.Use
+	Session   policy.SessionState
+	Agent     string
+	Config    audit.Hash
+	Detail    audit.Detail
+	HideNever bool
+	NameLimit int
+	ListWait  time.Duration
+	// Notice is what the person or the agent should know of the config, such as that a
+	// change of it waits to be confirmed; "" if nothing.
+	Notice string
+
+	all []Upstream // with haldir's own tools at the end
+}
+
+// rules returns those in force.
+func (s *Server) rules() *Rules { return s.adopted.Load() }
+
+// Adopt puts other rules in force, for every request that begins from then on. Requests
+// under way go on by those they began with. The host is told of tools that come or go.
+func (s *Server) Adopt(r Rules) {
+	r.all = append(append([]Upstream(nil), r.Upstreams...), s.own)
+	s.adopted.Store(&r)
+	s.mu.Lock()
+	s.table = nil
+	s.mu.Unlock()
+	s.Changed()
+}
+
 // Server is the MCP endpoint. Make it with [New]; its methods are safe for
 // concurrent use, but Serve is called once.
 type Server struct {
 	o       Options
-	ups     []Upstream // with haldir's own tools at the end
+	adopted atomic.Pointer[Rules]
+	own     Upstream // haldir's own tools
 	out     *wire.LineWriter
 	unread  backlog
 	changed chan struct{}
@@ -121,7 +156,11 @@ func New(o Options) *Server {
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
-	s.ups = append(append([]Upstream(nil), o.Upstreams...), newGovernance(s))
+	s.own = newGovernance(s)
+	s.adopted.Store(&Rules{
+		Upstreams: o.Upstreams, Engine: o.Engine, Use: o.Use, Session: o.Session, Agent: o.Agent, Config: o.Config, Detail: o.Detail,
+		HideNever: o.HideNever, NameLimit: o.NameLimit, ListWait: o.ListWait, all: append(append([]Upstream(nil), o.Upstreams...), s.own),
+	})
 	return s
 }
 
@@ -221,6 +260,7 @@ type request struct {
 	done   chan struct{}
 	reply  func([]byte) // nil bytes: there is no answer
 	silent atomic.Bool  // the client does not want an answer any more
+	rules  *Rules       // in force when it began
 	era    *envelope    // nil in the handshake era
 	up     Upstream     // who was asked last; guarded by the server's mu
 	after  []func()     // what the host need not wait for
@@ -332,7 +372,7 @@ func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batc
 
 // begin registers a request, unless haldir ends.
 func (s *Server) begin(ctx context.Context, m wire.Message, reply func([]byte)) *request {
-	r := &request{msg: m, key: wire.IDKey(m.ID), done: make(chan struct{}), reply: reply}
+	r := &request{msg: m, key: wire.IDKey(m.ID), done: make(chan struct{}), reply: reply, rules: s.rules()}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	s.mu.Lock()
 	if s.ended {
@@ -525,7 +565,7 @@ func (s *Server) initialize(m wire.Message, reply func([]byte)) {
 func (s *Server) restored() {
 	ctx, cancel := context.WithTimeout(context.Background(), restoreWait)
 	defer cancel()
-	for _, up := range s.o.Upstreams {
+	for _, up := range s.rules().Upstreams {
 		up.Restored(ctx)
 	}
 }

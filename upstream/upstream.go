@@ -227,6 +227,31 @@ func (u *Upstream) Start(h Host) {
 	})
 }
 
+// Drain returns when no call is under way, or ctx ends.
+func (u *Upstream) Drain(ctx context.Context) {
+	for {
+		u.mu.Lock()
+		c := u.conn
+		u.mu.Unlock()
+		busy := false
+		if c != nil {
+			c.mu.Lock()
+			busy = c.active > 0
+			c.mu.Unlock()
+		}
+		if !busy {
+			return
+		}
+		select {
+		case <-time.After(drainPoll):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+const drainPoll = 50 * time.Millisecond
+
 // Close ends the connection, and the server if it is a child, and returns when
 // nothing runs on.
 func (u *Upstream) Close() {

@@ -17,6 +17,7 @@ import (
 	"github.com/mattn/go-isatty"
 	"github.com/rs/zerolog"
 	"github.com/rs/zerolog/diode"
+	"github.com/spf13/pflag"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/config"
@@ -42,10 +43,19 @@ type app struct {
 	logFile  *os.File
 	ledger   *ledger.Ledger
 
-	ups     []*upstream.Upstream
-	guard   *upstream.Guard
-	store   *secret.Store
-	secrets secrets
+	flags    *pflag.FlagSet
+	upsMu    sync.Mutex // guards the next four: a reload may change them
+	ups      []*upstream.Upstream
+	blocks   map[string]config.Upstream // what each was made of
+	shared   *config.Resolver
+	host     *upstream.Host // who has introduced itself, nil before
+	retiring sync.WaitGroup // upstreams that are not in the config any more
+	session  ledger.Use
+	state    policy.SessionState
+	agent    string
+	guard    *upstream.Guard
+	store    *secret.Store
+	secrets  secrets
 }
 
 // load reads the config and the settings.
@@ -122,7 +132,7 @@ func (a *app) openState() error {
 // same budget; else a new one.
 func (a *app) use(ctx context.Context) (ledger.Use, policy.SessionState, string, error) {
 	s := a.cfg.Session
-	terms := &ledger.Terms{Agent: s.Agent, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit, TTL: s.TTL}
+	terms := a.terms()
 	if id := a.settings.SessionID; id != "" {
 		use := ledger.Use{ID: id}
 		found, err := a.ledger.Session(ctx, use)
@@ -148,20 +158,49 @@ func (a *app) server(ctx context.Context) (*proxy.Server, ledger.Use, error) {
 	if err != nil {
 		return nil, use, err
 	}
+	a.session, a.state, a.agent, a.shared = use, state, agent, a.resolver()
 	var srv *proxy.Server
-	resolver := a.resolver()
-	var ups []proxy.Upstream
-	for _, c := range a.cfg.Upstreams {
-		u := a.upstream(c, resolver, func() { srv.Changed() })
-		a.ups = append(a.ups, u)
-		ups = append(ups, u)
-	}
+	a.arrange(a.cfg, func() { srv.Changed() })
+	r := a.rules()
 	srv = proxy.New(proxy.Options{
-		Upstreams: ups, Engine: a.cfg.Engine, Ledger: a.ledger, Use: use, Session: state, Agent: agent, Config: audit.Hash(a.cfg.SHA256),
-		Detail: a.settings.Arguments, Secrets: a.secrets.list, Clean: a.secrets.clean, HideNever: a.settings.DeniedTools == "hide", NameLimit: a.settings.ToolNameLimit,
-		ListWait: a.settings.ListWait, Message: a.settings.MaxMessage, Version: version(), Log: a.log, Initialize: a.start,
+		Upstreams: r.Upstreams, Engine: r.Engine, Ledger: a.ledger, Use: r.Use, Session: r.Session, Agent: r.Agent, Config: r.Config,
+		Detail: r.Detail, Secrets: a.secrets.list, Clean: a.secrets.clean, HideNever: r.HideNever, NameLimit: r.NameLimit,
+		ListWait: r.ListWait, Message: a.settings.MaxMessage, Version: version(), Log: a.log, Initialize: a.start,
 	})
 	return srv, use, nil
+}
+
+// rules are those of the config in force, for the session of this process.
+func (a *app) rules() proxy.Rules {
+	use, state, agent := a.session, a.state, a.agent
+	if s := a.cfg.Session; use.Terms != nil { // the config's session, not one that was made for itself
+		use.Terms, agent = a.terms(), s.Agent
+		state.AllScopes, state.Scopes, state.SpendLimit = s.AllScopes, s.Scopes, s.SpendLimit
+	}
+	a.upsMu.Lock()
+	defer a.upsMu.Unlock()
+	var ups []proxy.Upstream
+	for _, u := range a.ups {
+		ups = append(ups, u)
+	}
+	return proxy.Rules{
+		Upstreams: ups, Engine: a.cfg.Engine, Use: use, Session: state, Agent: agent, Config: audit.Hash(a.cfg.SHA256), Detail: a.settings.Arguments,
+		HideNever: a.settings.DeniedTools == "hide", NameLimit: a.settings.ToolNameLimit, ListWait: a.settings.ListWait,
+	}
+}
+
+func (a *app) terms() *ledger.Terms {
+	s := a.cfg.Session
+	return &ledger.Terms{Agent: s.Agent, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit, TTL: s.TTL}
+}
+
+// layersAnew is the layers without what an earlier file has set.
+func (a *app) layersAnew() *config.Layered {
+	l, err := config.Layer(a.flags)
+	if err != nil {
+		return a.layers // it went well the first time
+	}
+	return l
 }
 
 func (a *app) resolver() *config.Resolver {
@@ -185,8 +224,25 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 
 // start begins to connect to the upstreams.
 func (a *app) start(h upstream.Host) {
-	for _, u := range a.ups {
+	a.upsMu.Lock()
+	a.host = &h
+	ups := a.ups
+	a.upsMu.Unlock()
+	for _, u := range ups {
 		u.Start(h)
+	}
+}
+
+// introduce starts upstreams that have come later, if there is a host yet.
+func (a *app) introduce(ups []*upstream.Upstream) {
+	a.upsMu.Lock()
+	h := a.host
+	a.upsMu.Unlock()
+	if h == nil {
+		return
+	}
+	for _, u := range ups {
+		u.Start(*h)
 	}
 }
 
@@ -195,11 +251,15 @@ func (a *app) stop() {
 	if a.guard != nil {
 		a.guard.Look()
 	}
+	a.upsMu.Lock()
+	ups := a.ups
+	a.upsMu.Unlock()
 	var wg sync.WaitGroup
-	for _, u := range a.ups {
+	for _, u := range ups {
 		wg.Go(u.Close)
 	}
 	wg.Wait()
+	a.retiring.Wait()
 	if a.guard != nil {
 		a.guard.Close()
 	}

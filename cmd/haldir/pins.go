@@ -237,9 +237,18 @@ func (a *app) colours() (red, green, bold, end string) {
 
 // confirm asks a person. Without a terminal nobody is there to say yes.
 func (a *app) confirm(question string) bool {
+	if f, ok := a.in.(*os.File); !ok || !isatty.IsTerminal(f.Fd()) {
+		a.say("haldir: this needs a person at a terminal, or --yes")
+		return false
+	}
+	return a.atTerminal(question)
+}
+
+// atTerminal asks a person, who must be at a terminal.
+func (a *app) atTerminal(question string) bool {
 	f, ok := a.in.(*os.File)
 	if !ok || !isatty.IsTerminal(f.Fd()) {
-		a.say("haldir: this needs a person at a terminal, or --yes")
+		a.say("haldir: this needs a person at a terminal")
 		return false
 	}
 	_, _ = fmt.Fprintf(a.err, "%s [y/N] ", question)

@@ -131,7 +131,8 @@ func root(a *app) *cobra.Command {
 	f.String("log-level", "", "auto, debug, info, warn or error (HALDIR_LOG_LEVEL)")
 	f.String("log-format", "", "auto, console or json (HALDIR_LOG_FORMAT)")
 	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) (err error) {
-		a.layers, err = config.Layer(cmd.Flags())
+		a.flags = cmd.Flags()
+		a.layers, err = config.Layer(a.flags)
 		return err
 	}
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -139,7 +140,7 @@ func root(a *app) *cobra.Command {
 	})
 	cmd.AddCommand(
 		serveCommand(a), demoCommand(a), checkCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
-		sessionCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), versionCommand(a),
+		sessionCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), versionCommand(a),
 	)
 	cmd.InitDefaultCompletionCmd()
 	if c, _, err := cmd.Find([]string{"completion"}); err == nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -66,7 +67,17 @@ func (a *app) serve(ctx context.Context) error {
 		a.log.Warn().Msg("there is no config: only haldir's own tools are served; README.md shows how to write one")
 	}
 	defer a.suspendable(ctx)()
+	defer a.inStep(ctx, srv)()
 	return a.interruptible(ctx, func() error { return srv.Serve(ctx, a.in, a.out) })
+}
+
+// inStep keeps the server in step with the config, until what it returns is called.
+func (a *app) inStep(ctx context.Context, srv *proxy.Server) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	f := &follower{a: a, srv: srv}
+	wg.Go(func() { f.follow(ctx) })
+	return func() { cancel(); wg.Wait() }
 }
 
 func (a *app) prepare(ctx context.Context) (*proxy.Server, error) {

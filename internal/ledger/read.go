@@ -175,6 +175,13 @@ func (l *Ledger) SaveCatalogue(ctx context.Context, key string, raw []byte) erro
 	})
 }
 
+// RecordConfig appends a record of what became of a config.
+func (l *Ledger) RecordConfig(ctx context.Context, s audit.Status, config audit.Hash, text string) error {
+	return l.do(ctx, true, func(t *tx) error {
+		return t.append(&audit.Record{Kind: audit.KindConfig, Status: s, ConfigSHA256: config, FlagReason: text})
+	})
+}
+
 // Note is a record about the pins of an upstream.
 type Note struct {
 	Status  audit.Status // StatusPinned, StatusChanged, StatusAccepted or StatusFlagged

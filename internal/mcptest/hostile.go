@@ -43,7 +43,7 @@ type Script struct {
 	ListHangs int             `json:",omitempty"` // only so many tools/list are answered
 	Restless  bool            `json:",omitempty"` // each tools/list is followed by another list_changed, with other tools
 
-	IgnoreTerm bool   `json:",omitempty"` // and the end of its input
+	IgnoreTerm bool `json:",omitempty"` // and the end of its input
 	// Grandchild is a process that holds its stdout and stderr: "group", in its group;
 	// "session", in a session of its own; "orphan", so, and its parent has ended.
 	Grandchild string `json:",omitempty"`

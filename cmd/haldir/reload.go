@@ -1,0 +1,279 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/proxy"
+	"github.com/haldir-mcp/haldir/upstream"
+)
+
+// follower keeps a running serve in step with haldir.yaml.
+type follower struct {
+	a   *app
+	srv *proxy.Server
+
+	seen    [sha256.Size]byte // of the file that was dealt with last
+	waiting *config.Config    // for a person to confirm it; nil if nothing is
+	since   time.Time         // when it began to wait
+}
+
+// Statuses of the audit's config records, beside that of a config's first use.
+const (
+	configReloaded  audit.Status = "reloaded"
+	configWaits     audit.Status = "waits"
+	configBroken    audit.Status = "broken"
+	configConfirmed audit.Status = "confirmed"
+)
+
+// settle is how long a file must be left alone before it is read: editors write it in
+// several steps.
+const settleFile = 100 * time.Millisecond
+
+// acceptPoll is how often haldir looks whether a change was confirmed.
+const acceptPoll = time.Second
+
+// follow watches the config until ctx ends. Editors replace files, so that the
+// directories are watched: that of the file, and that of what it links to.
+func (f *follower) follow(ctx context.Context) {
+	path := f.a.cfg.Path
+	if path == "" {
+		return
+	}
+	w, err := fsnotify.NewWatcher()
+	if err == nil {
+		defer func() { _ = w.Close() }()
+		err = w.Add(filepath.Dir(path))
+		if target, e := filepath.EvalSymlinks(path); e == nil && filepath.Dir(target) != filepath.Dir(path) {
+			err = errors.Join(err, w.Add(filepath.Dir(target)))
+		}
+	}
+	if err != nil {
+		f.a.log.Warn().Err(err).Msg("the config cannot be watched: changes of it need a restart")
+		return
+	}
+	f.seen = f.a.cfg.SHA256
+	quiet := time.NewTimer(time.Hour)
+	quiet.Stop()
+	poll := time.NewTicker(acceptPoll)
+	defer poll.Stop()
+	for {
+		select {
+		case _, ok := <-w.Events:
+			if !ok {
+				return
+			}
+			quiet.Reset(settleFile)
+		case err, ok := <-w.Errors:
+			if !ok {
+				return
+			}
+			f.a.log.Warn().Err(err).Msg("watch the config")
+			quiet.Reset(settleFile)
+		case <-quiet.C:
+			f.look(ctx, path)
+		case <-poll.C:
+			f.accepted(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// look reads the file and deals with what has changed.
+func (f *follower) look(ctx context.Context, path string) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return // it is being replaced, or was removed: the rules of before hold
+	}
+	sum := sha256.Sum256(data)
+	if sum == f.seen {
+		return
+	}
+	f.seen, f.waiting = sum, nil
+	if sum == f.a.cfg.SHA256 { // it is again as it was
+		f.notice("")
+		return
+	}
+	cfg, err := config.Parse(data, path)
+	if err != nil {
+		if problems, ok := errors.AsType[config.Problems](err); ok {
+			for _, p := range problems {
+				f.a.log.Error().Msg(p.String())
+			}
+		}
+		f.a.log.Error().Msg("the config has mistakes; the rules of before hold")
+		f.record(ctx, configBroken, sum, first(err))
+		f.notice("haldir.yaml was changed and has mistakes, so the rules of before hold: " + first(err))
+		return
+	}
+	why := config.Loosened(f.a.cfg, cfg)
+	if len(why) > 0 && f.a.settings.Reload != "auto" {
+		f.waiting, f.since = cfg, time.Now()
+		text := strings.Join(why, "; ")
+		f.a.log.Warn().Str("because", text).Msg("the changed config waits for a person to confirm it; run: haldir reload")
+		if err := f.a.ledger.SaveCatalogue(ctx, pendingKey(sum), []byte(text)); err != nil {
+			f.a.log.Error().Err(err).Msg("note what waits")
+		}
+		f.record(ctx, configWaits, sum, text)
+		f.notice("haldir.yaml was changed; until a person confirms it by `haldir reload`, the rules of before hold: " + text)
+		return
+	}
+	f.adopt(ctx, cfg, strings.Join(why, "; "))
+}
+
+func first(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+func pendingKey(sum [sha256.Size]byte) string { return "reload/waits/" + hex.EncodeToString(sum[:]) }
+func acceptedKey(sum [sha256.Size]byte) string {
+	return "reload/confirmed/" + hex.EncodeToString(sum[:])
+}
+
+// accepted looks whether a person has confirmed what waits, after it began to: an older
+// word was about an older change.
+func (f *follower) accepted(ctx context.Context) {
+	if f.waiting == nil {
+		return
+	}
+	raw, err := f.a.ledger.LoadCatalogue(ctx, acceptedKey(f.waiting.SHA256))
+	var at time.Time
+	if err != nil || raw == nil || at.UnmarshalText(raw) != nil || at.Before(f.since) {
+		return
+	}
+	cfg := f.waiting
+	f.waiting = nil
+	f.adopt(ctx, cfg, "a person has confirmed it")
+}
+
+// adopt puts a config in force. Upstreams whose block is as it was are left alone; the
+// calls of those that are not end first.
+func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) {
+	a := f.a
+	settings, err := a.layersAnew().Settings(cfg)
+	if err != nil {
+		a.log.Error().Err(err).Msg("the config was changed; the rules of before hold")
+		f.record(ctx, configBroken, cfg.SHA256, err.Error())
+		f.notice("haldir.yaml was changed and has mistakes, so the rules of before hold: " + err.Error())
+		return
+	}
+	settings.StateDir, settings.SessionID, settings.Keyring = a.settings.StateDir, a.settings.SessionID, a.settings.Keyring
+	gone, fresh := a.arrange(cfg, func() { f.srv.Changed() })
+	a.cfg, a.settings = cfg, settings
+	f.srv.Adopt(a.rules())
+	a.introduce(fresh)
+	for _, u := range gone {
+		a.retiring.Go(func() {
+			u.Drain(ctx)
+			u.Close()
+		})
+	}
+	for _, w := range cfg.Warnings {
+		a.log.Warn().Msg(w.String())
+	}
+	a.log.Info().Str("config", hex.EncodeToString(cfg.SHA256[:6])).Int("started", len(fresh)).Int("ended", len(gone)).Msg("the changed config is in force")
+	f.record(ctx, configReloaded, cfg.SHA256, why)
+}
+
+func (f *follower) record(ctx context.Context, s audit.Status, sum [sha256.Size]byte, text string) {
+	if err := f.a.ledger.RecordConfig(ctx, s, audit.Hash(sum), text); err != nil {
+		f.a.log.Error().Err(err).Msg("a change of the config could not be recorded")
+	}
+}
+
+// notice says something by haldir_check_permission.
+func (f *follower) notice(text string) {
+	r := f.a.rules()
+	r.Notice = text
+	f.srv.Adopt(r)
+}
+
+// arrange makes the upstreams of a config out of those that run. gone are those that it
+// does not have any more, fresh those that are to be started.
+func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstream.Upstream) {
+	a.upsMu.Lock()
+	defer a.upsMu.Unlock()
+	before := map[string]*upstream.Upstream{}
+	for _, u := range a.ups {
+		before[u.Name()] = u
+	}
+	var ups []*upstream.Upstream
+	for _, c := range cfg.Upstreams {
+		if u := before[c.Name]; u != nil && reflect.DeepEqual(a.blocks[c.Name], c) {
+			ups = append(ups, u)
+			delete(before, c.Name)
+			continue
+		}
+		u := a.upstream(c, a.shared, changed)
+		ups, fresh = append(ups, u), append(fresh, u)
+	}
+	for _, u := range before {
+		gone = append(gone, u)
+	}
+	a.ups, a.blocks = ups, map[string]config.Upstream{}
+	for _, c := range cfg.Upstreams {
+		a.blocks[c.Name] = c
+	}
+	return gone, fresh
+}
+
+func reloadCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "reload",
+		Short: "Confirm a change of the config that loosens a rule or starts a command",
+		Long: "A running haldir takes changes of haldir.yaml by itself. One that loosens a rule or\n" +
+			"starts another command waits until a person confirms it here, at a terminal, since\n" +
+			"an agent that can write files could make it. reload: auto in haldir.yaml ends that.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.load(); err != nil {
+				return err
+			}
+			if err := a.open(); err != nil {
+				return err
+			}
+			text, err := a.ledger.LoadCatalogue(cmd.Context(), pendingKey(a.cfg.SHA256))
+			if err != nil {
+				return err
+			}
+			if text == nil {
+				a.say("no running haldir waits for %s to be confirmed", a.cfg.Path)
+				return nil
+			}
+			if err := a.printf("%s\n\nThis change\n", a.cfg.Path); err != nil {
+				return err
+			}
+			for _, w := range strings.Split(string(text), "; ") {
+				if err := a.printf("  - %s\n", plain(w, 300)); err != nil {
+					return err
+				}
+			}
+			if !a.atTerminal("Put it in force?") {
+				return errors.New("nothing was confirmed; the rules of before hold")
+			}
+			now, err := time.Now().UTC().MarshalText()
+			if err != nil {
+				return err
+			}
+			if err := a.ledger.SaveCatalogue(cmd.Context(), acceptedKey(a.cfg.SHA256), now); err != nil {
+				return err
+			}
+			a.say("confirmed; it is in force within a second or two")
+			return a.ledger.RecordConfig(cmd.Context(), configConfirmed, audit.Hash(a.cfg.SHA256), string(text))
+		},
+	}
+}

@@ -1,0 +1,203 @@
+//go:build linux
+
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/haldir-mcp/haldir/examples/securitytools"
+	"github.com/haldir-mcp/haldir/internal/mcptest"
+)
+
+// running is a haldir that serves while its config changes.
+type running struct {
+	t   *testing.T
+	h   *mcptest.Haldir
+	s   *mcptest.Session
+	url string
+}
+
+func serveConfig(t *testing.T, extra string) *running {
+	t.Helper()
+	srv := httptest.NewServer(securitytools.Handler())
+	t.Cleanup(srv.Close)
+	r := &running{t: t, url: srv.URL + "/mcp"}
+	r.h = mcptest.NewHaldir(t, program(t), r.config(extra))
+	r.s = r.h.Serve(t)
+	r.s.Initialize(mcptest.Revision)
+	r.s.Notify("notifications/initialized")
+	r.tools()
+	return r
+}
+
+func (r *running) config(extra string) string {
+	return fmt.Sprintf("version: 1\nupstreams:\n  - {name: sec, url: %q}\n%s", r.url, extra)
+}
+
+// edit replaces the file as an editor does.
+func (r *running) edit(text string) {
+	r.t.Helper()
+	next := r.h.Config + ".new"
+	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := os.Rename(next, r.h.Config); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *running) call(domain string) string {
+	return r.s.Ask("tools/call", fmt.Sprintf(`{"name":"sec__scan_domain","arguments":{"domain":%q}}`, domain)).Raw
+}
+
+func (r *running) tools() string { return r.s.Ask("tools/list", "{}").Raw }
+
+func (r *running) notice() string {
+	m := r.s.Ask("tools/call", `{"name":"haldir_check_permission","arguments":{"scope":"read"}}`)
+	var result struct {
+		Structured struct {
+			Notice string `json:"notice"`
+		} `json:"structuredContent"`
+	}
+	_ = json.Unmarshal(m.Result, &result)
+	return result.Structured.Notice
+}
+
+func (r *running) until(what string, f func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("%s: still not so; stderr: %s", what, r.s.Stderr())
+		}
+	}
+}
+
+func TestAStricterConfigIsTakenAtOnce(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "")
+	if got := r.call("a.example"); strings.Contains(got, "blocked_by") {
+		t.Fatal(got)
+	}
+	r.edit(r.config("policies: [{type: deny, tools: [scan_domain]}]\n"))
+	r.until("the call is refused", func() bool { return strings.Contains(r.call("a.example"), "deny list") })
+	r.s.Await("tools/list_changed", func(m mcptest.Message) bool { return m.Method == "notifications/tools/list_changed" })
+	if strings.Contains(r.tools(), "scan_domain") {
+		t.Error("the tool is still listed")
+	}
+	out := r.h.Must(t, "audit", "list", "--json")
+	if !strings.Contains(out, `"reloaded"`) {
+		t.Errorf("it is not on record: %s", out)
+	}
+}
+
+func TestALooserConfigWaitsForAPerson(t *testing.T) {
+	t.Parallel()
+	strict := "policies: [{type: deny, tools: [scan_domain]}]\n"
+	r := serveConfig(t, strict)
+	r.edit(r.config(""))
+	r.until("it is said", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+	if got := r.call("a.example"); !strings.Contains(got, "deny list") {
+		t.Fatalf("it is in force already: %s", got)
+	}
+	// A pipe is no person.
+	if out, errOut, code := r.h.Run(t, "reload"); code == 0 || !strings.Contains(out, "deny rule policies[0] is gone") || !strings.Contains(errOut, "terminal") {
+		t.Errorf("exit status %d: %s%s", code, out, errOut)
+	}
+	if got := r.call("a.example"); !strings.Contains(got, "deny list") {
+		t.Fatalf("a pipe has confirmed it: %s", got)
+	}
+	// Taken back, it is as before.
+	r.edit(r.config(strict))
+	r.until("nothing is said any more", func() bool { return r.notice() == "" })
+	r.edit(r.config(""))
+	r.until("it is said again", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+	confirmAtTerminal(t, r.h)
+	r.until("the call passes", func() bool { return !strings.Contains(r.call("a.example"), "blocked_by") })
+	if n := r.notice(); n != "" {
+		t.Errorf("the notice: %s", n)
+	}
+	// An old word does not serve a new change.
+	r.edit(r.config(strict))
+	r.until("it is refused", func() bool { return strings.Contains(r.call("a.example"), "deny list") })
+	r.edit(r.config(""))
+	r.until("it is said once more", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+	time.Sleep(2500 * time.Millisecond)
+	if got := r.call("a.example"); !strings.Contains(got, "deny list") {
+		t.Fatalf("it was taken: %s", got)
+	}
+	out := r.h.Must(t, "audit", "list", "--json")
+	for _, s := range []string{`"waits"`, `"confirmed"`, `"reloaded"`} {
+		if !strings.Contains(out, s) {
+			t.Errorf("the audit lacks %s", s)
+		}
+	}
+}
+
+func TestAutoTakesAllOfIt(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "reload: auto\npolicies: [{type: deny, tools: [scan_domain]}]\n")
+	r.edit(r.config("reload: auto\n"))
+	r.until("the call passes", func() bool { return !strings.Contains(r.call("a.example"), "blocked_by") })
+
+	// But a file cannot say so of itself.
+	r = serveConfig(t, "policies: [{type: deny, tools: [scan_domain]}]\n")
+	r.edit(r.config("reload: auto\n"))
+	r.until("it waits", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+}
+
+func TestABrokenConfigChangesNothing(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "")
+	r.edit(r.config("policies: [{type: dney, tools: [scan_domain]}]\n"))
+	r.until("it is said", func() bool { return strings.Contains(r.notice(), "dney") })
+	if !strings.Contains(r.s.Stderr(), "haldir.yaml:4:") || !strings.Contains(r.s.Stderr(), "dney") {
+		t.Errorf("stderr: %s", r.s.Stderr())
+	}
+	if got := r.call("a.example"); strings.Contains(got, "blocked_by") {
+		t.Error(got)
+	}
+	if err := os.Remove(r.h.Config); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if got := r.call("a.example"); strings.Contains(got, "blocked_by") {
+		t.Error(got)
+	}
+	r.edit(r.config("policies: [{type: deny, tools: [scan_domain]}]\n"))
+	r.until("a good one is taken", func() bool { return strings.Contains(r.call("a.example"), "deny list") })
+}
+
+func TestUpstreamsComeAndGo(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "")
+	pid := r.s.Pid()
+	other := httptest.NewServer(securitytools.Handler())
+	t.Cleanup(other.Close)
+	more := fmt.Sprintf("  - {name: more, url: %q}\n", other.URL+"/mcp")
+	r.edit(r.config(more))
+	r.until("the new one is listed", func() bool { return strings.Contains(r.tools(), "more__scan_domain") })
+	if got := r.s.Ask("tools/call", `{"name":"more__scan_domain","arguments":{"domain":"a.example"}}`).Raw; !strings.Contains(got, "a.example") {
+		t.Error(got)
+	}
+	r.edit(r.config(""))
+	r.until("it is gone", func() bool { return !strings.Contains(r.tools(), "more__scan_domain") })
+	if got := r.call("a.example"); strings.Contains(got, "blocked_by") {
+		t.Error(got)
+	}
+	if strings.Count(r.s.Stderr(), `"upstream":"sec","server"`) != 1 {
+		t.Errorf("what did not change was started again: %s", r.s.Stderr())
+	}
+	if r.s.Pid() != pid {
+		t.Error("it is another process")
+	}
+	if out, _ := filepath.Glob(r.h.Config + "*"); len(out) != 1 {
+		t.Errorf("files are left: %v", out)
+	}
+}
