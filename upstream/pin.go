@@ -62,12 +62,15 @@ type Pinned struct {
 
 // hold compares a catalogue with what is pinned, and makes of it what the host may see.
 // What is new is pinned and recorded if pin says so, which is when it comes from the
-// server itself.
-func (u *Upstream) hold(ctx context.Context, c Catalogue, pin bool) Catalogue {
+// server itself. list is what the catalogue was read from.
+func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool) Catalogue {
 	if u.o.Pins == nil {
 		return c
 	}
 	raw, err := u.o.Pins.LoadPins(ctx, u.Name())
+	if err == nil && !pin && pins.Settles(raw, list) {
+		return c
+	}
 	var r pins.Record
 	if err == nil {
 		r, err = readPins(raw)
@@ -75,8 +78,9 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, pin bool) Catalogue {
 	var o pins.Offer
 	if err == nil {
 		var program pins.Program
-		if o, program, err = u.offers(c, r, pin); err == nil && pin {
-			r, raw, err = u.pin(ctx, o, program)
+		o, program, err = u.offers(c, r, pin)
+		if err == nil && pin && (r.Program != program || !pins.Settles(raw, list) || !r.Knows(o, r.Compare(o))) {
+			r, raw, err = u.pin(ctx, o, program, list)
 		}
 	}
 	if err != nil { // what was looked at before cannot be told from what is new
@@ -86,7 +90,7 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, pin bool) Catalogue {
 	}
 	changes := r.Compare(o)
 	u.mu.Lock()
-	u.pinned, u.pinnedRaw = Pinned{r, changes, pins.Scan(o)}, raw
+	u.pinned, u.pinnedRaw, u.pinnable = Pinned{Record: r, Changes: changes}, raw, o
 	u.unpinned = u.unpinned && !pin
 	u.mu.Unlock()
 	return apply(c, u.o.Config.Pins, changes)
@@ -135,7 +139,7 @@ func program(cfg config.Upstream, r *config.Resolver, known pins.Program) (pins.
 }
 
 // pin pins what is new and tells of what has changed, each once.
-func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program) (r pins.Record, now []byte, err error) {
+func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, list []byte) (r pins.Record, now []byte, err error) {
 	err = u.o.Pins.ChangePins(ctx, u.Name(), func(old []byte) ([]byte, []pins.Note, error) {
 		if r, err = readPins(old); err != nil {
 			return nil, nil, err
@@ -161,10 +165,8 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program) 
 			u.o.Log.Warn().Str("change", wire.Printable(c.Summary(), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: haldir pins diff " + u.Name())
 		}
 		var found []string
-		for _, f := range pins.Scan(o) {
-			if concerns(f, added, news, first) {
-				found = append(found, fmt.Sprintf("%s %s, %s: %s", f.Kind, wire.Printable(f.Name, 80), wire.Printable(f.Path, 80), f.Reason))
-			}
+		for _, f := range pins.Scan(only(o, append(added, news...), first)) {
+			found = append(found, fmt.Sprintf("%s %s, %s: %s", f.Kind, wire.Printable(f.Name, 80), wire.Printable(f.Path, 80), f.Reason))
 		}
 		if n := len(found); n > 0 {
 			text := strings.Join(found[:min(n, 3)], "; ")
@@ -174,7 +176,9 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program) 
 			note(pins.Flagged, "", text, []byte(strings.Join(found, "\n")))
 			u.o.Log.Info().Int("texts", n).Msg("texts of the upstream's should be looked at; see: haldir pins list")
 		}
-		if !first && len(added) == 0 && !fresh && r.Program == program {
+		before := r.Settled
+		r.Settle(list, changes)
+		if !first && len(added) == 0 && !fresh && r.Program == program && r.Settled == before {
 			now = old
 			return old, nil, nil
 		}
@@ -185,10 +189,23 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program) 
 	return r, now, err
 }
 
-// concerns reports whether a finding is about what is new.
-func concerns(f pins.Finding, added, news []pins.Change, first bool) bool {
-	about := func(c pins.Change) bool { return c.Kind == f.Kind && c.Name == f.Name }
-	return first && f.Kind == pins.Instructions || slices.ContainsFunc(added, about) || slices.ContainsFunc(news, about)
+// only is what of an offer is new.
+func only(o pins.Offer, new []pins.Change, first bool) (out pins.Offer) {
+	if first {
+		out.Instructions = o.Instructions
+	}
+	for _, c := range new {
+		switch item := (pins.Item{Name: c.Name, Raw: c.New}); c.Kind {
+		case pins.Tool:
+			out.Tools = append(out.Tools, item)
+		case pins.Prompt:
+			out.Prompts = append(out.Prompts, item)
+		case pins.Instructions:
+			out.Instructions = o.Instructions
+		case pins.Server:
+		}
+	}
+	return out
 }
 
 func withholdAll(c Catalogue, why string) Catalogue {
@@ -252,14 +269,18 @@ func instructions(raw json.RawMessage) json.RawMessage {
 // Pinned says how the upstream stands to what is pinned of it.
 func (u *Upstream) Pinned() Pinned {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.pinned
+	p, o := u.pinned, u.pinnable
+	u.mu.Unlock()
+	p.Found = pins.Scan(o)
+	return p
 }
 
 // Accept pins what an upstream offers now. Only those whose keys are named are, or all
 // if none is. It returns what was accepted.
 func (u *Upstream) Accept(ctx context.Context, keys []string) (accepted []pins.Change, err error) {
-	changes := u.Pinned().Changes
+	u.mu.Lock()
+	changes := u.pinned.Changes
+	u.mu.Unlock()
 	if len(keys) > 0 {
 		changes = slices.DeleteFunc(slices.Clone(changes), func(c pins.Change) bool { return !slices.Contains(keys, c.Key()) && !slices.Contains(keys, c.Name) })
 	}
@@ -275,6 +296,7 @@ func (u *Upstream) Accept(ctx context.Context, keys []string) (accepted []pins.C
 			return nil, nil, errors.New("nothing is pinned any more")
 		}
 		r.Accept(changes)
+		r.Settled = ""
 		var notes []pins.Note
 		for _, c := range changes {
 			notes = append(notes, pins.Note{Status: pins.Accepted, Name: wire.Printable(c.Key(), shown), Text: wire.Printable(c.Summary(), 400), Digest: sha256.Sum256(c.New)})
@@ -313,7 +335,7 @@ func (u *Upstream) awaitAcceptance(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		u.retake(u.hold(ctx, o.read(u.remote()), failed), listed)
+		u.retake(u.hold(ctx, o.read(u.remote()), listed, failed), listed)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/upstream/oauth"
+	"github.com/haldir-mcp/haldir/upstream/pins"
 )
 
 // Cache keeps catalogues between runs.
@@ -95,8 +96,9 @@ type Upstream struct {
 	news      chan struct{} // closed and replaced when any of the above changes
 
 	pinned    Pinned
-	pinnedRaw []byte // what it was read from
-	unpinned  bool   // what the server offers could not be compared with that
+	pinnedRaw []byte     // what it was read from
+	pinnable  pins.Offer // what was compared with it
+	unpinned  bool       // what the server offers could not be compared with that
 
 	auth    *oauth.Source // made by source
 	authFor string        // for this url
@@ -162,7 +164,7 @@ func (u *Upstream) restore(ctx context.Context) error {
 	if ctx.Err() != nil { // it is another host's by now
 		return context.Cause(ctx)
 	}
-	c := u.hold(ctx, o.read(u.remote()), false)
+	c := u.hold(ctx, o.read(u.remote()), cached, false)
 	c.Said = u.Catalogue().Said
 	u.take(c, cached)
 	return nil
@@ -625,7 +627,7 @@ func (u *Upstream) learn(o offers, told [len(lists)]bool, greeting bool) {
 	}
 	held := now
 	if !same || greeting && u.o.Pins != nil { // it may be another server that lists the same
-		held = u.hold(u.ctx, o.read(u.remote()), true)
+		held = u.hold(u.ctx, o.read(u.remote()), fresh, true)
 	}
 	switch {
 	case !same || !alike(held, now):

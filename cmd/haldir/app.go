@@ -33,6 +33,7 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	layers   *config.Layered
+	quick    quick
 	serving  bool // this is haldir serve
 	hurry    bool // a signal has come: the host kills haldir soon
 	unsignal func()
@@ -60,9 +61,18 @@ type app struct {
 
 // load reads the config and the settings.
 func (a *app) load() error {
-	cfg, err := a.layers.Find()
+	_, named, err := a.layers.ConfigPath()
 	if err != nil {
 		return &exit{code: exitUsage, err: err}
+	}
+	cfg, err := a.quick.config(named)
+	if err != nil {
+		return err
+	}
+	if cfg == nil {
+		if cfg, err = a.layers.Find(); err != nil {
+			return &exit{code: exitUsage, err: err}
+		}
 	}
 	a.cfg = cfg
 	return a.set()

@@ -102,7 +102,7 @@ var readme = map[string]struct {
 	},
 	"haldir policy list":        {prints: "at most 100 calls"},
 	"haldir upstream list":      {prints: "everything"},
-	"haldir reload":        {prints: "no running haldir waits"},
+	"haldir reload":             {prints: "no running haldir waits"},
 	"haldir pins diff":          {prints: "everything is as it is pinned"},
 	"haldir upstream login crm": {exempt: "a person signs in, and login_test.go does"},
 	"haldir secret set github":  {instead: "echo secret | HALDIR_KEYRING=file haldir secret set github", prints: "${keyring:github}"},

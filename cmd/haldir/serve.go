@@ -24,18 +24,21 @@ const gcPercent = 50
 const stopGrace = 50 * time.Millisecond
 
 func serveCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve MCP on stdin and stdout, for a client to launch",
 		Long: "serve is what an MCP client launches. It reads haldir.yaml, connects to the\n" +
 			"upstreams in the background and speaks MCP on stdin and stdout until its input\n" +
 			"ends or it is interrupted. Its log goes to stderr.",
-		Args: cobra.NoArgs,
+		Example: "  haldir serve\n  haldir serve --upstream docs=https://docs.example.com/mcp --deny 'delete_*' --rate 100/1h",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a.serving = true
 			return a.serve(cmd.Context())
 		},
 	}
+	a.quick.flags(cmd.Flags())
+	return cmd
 }
 
 func (a *app) serve(ctx context.Context) error {
@@ -63,7 +66,7 @@ func (a *app) serve(ctx context.Context) error {
 	for _, name := range config.UnknownVariables(os.Environ()) {
 		a.log.Warn().Msg("unknown variable " + name)
 	}
-	if a.cfg.Path == "" {
+	if a.cfg.Path == "" && len(a.cfg.Upstreams) == 0 {
 		a.log.Warn().Msg("there is no config: only haldir's own tools are served; README.md shows how to write one")
 	}
 	defer a.suspendable(ctx)()

@@ -38,6 +38,10 @@ type Item struct {
 
 // Record is what is pinned of one upstream. The zero Record pins nothing.
 type Record struct {
+	// Settled is the SHA-256 of a list in which nothing is otherwise than pinned, so that
+	// the same list need not be compared again. It stands first, see [Settles].
+	Settled string `json:"settled"`
+
 	Since        time.Time                  `json:"since"`
 	Server       string                     `json:"server"`
 	Instructions string                     `json:"instructions"`
@@ -97,8 +101,42 @@ func (c Change) Key() string {
 
 // Digest identifies what it has become.
 func (c Change) Digest() string {
-	sum := sha256.Sum256(c.New)
+	return digest(c.New)
+}
+
+// Settles reports whether a stored record says of a list that nothing in it is otherwise
+// than pinned, without reading all of it.
+func Settles(stored, list []byte) bool {
+	return bytes.HasPrefix(stored, []byte(`{"settled":"`+digest(list)+`"`))
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
+}
+
+// Settle notes whether that is so.
+func (r *Record) Settle(list []byte, changes []Change) {
+	if r.Settled = ""; len(changes) == 0 {
+		r.Settled = digest(list)
+	}
+}
+
+// Knows reports whether everything in an offer is pinned, and told of where it has
+// changed, so that nothing is to be kept.
+func (r Record) Knows(o Offer, changes []Change) bool {
+	if !r.Known() || len(changes) != len(r.Pending) {
+		return false
+	}
+	for _, c := range changes {
+		if r.Pending[c.Key()] != c.Digest() {
+			return false
+		}
+	}
+	missing := func(items []Item, pinned map[string]json.RawMessage) bool {
+		return slices.ContainsFunc(items, func(i Item) bool { return pinned[i.Name] == nil })
+	}
+	return !missing(o.Tools, r.Tools) && !missing(o.Prompts, r.Prompts)
 }
 
 // Known reports whether anything is pinned yet.
