@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/upstream"
+	"github.com/haldir-mcp/haldir/upstream/oauth"
 )
 
 func upstreamCommand(a *app) *cobra.Command {
@@ -35,18 +36,27 @@ func upstreamList(a *app) *cobra.Command {
 			}
 			wg.Wait()
 			type entry struct {
-				Name     string `json:"name"`
-				State    string `json:"state"`
-				Server   string `json:"server,omitempty"`
-				Protocol string `json:"protocol,omitempty"`
-				Tools    int    `json:"tools"`
-				Error    string `json:"error,omitempty"`
+				Name     string         `json:"name"`
+				State    string         `json:"state"`
+				Server   string         `json:"server,omitempty"`
+				Protocol string         `json:"protocol,omitempty"`
+				Tools    int            `json:"tools"`
+				Withheld int            `json:"withheld"`
+				Changes  int            `json:"pin_changes"`
+				Ends     int            `json:"ends_lately"` // within two minutes
+				Auth     *oauth.Granted `json:"auth,omitempty"`
+				Error    string         `json:"error,omitempty"`
 			}
 			list := []entry{}
 			var rows [][]string
 			for _, u := range a.ups {
 				st := u.Status()
-				e := entry{Name: u.Name(), State: string(st.State), Server: st.Server, Protocol: st.Version, Tools: len(u.Catalogue().Tools)}
+				e := entry{Name: u.Name(), State: string(st.State), Server: st.Server, Protocol: st.Version, Tools: len(u.Catalogue().Tools), Withheld: len(u.Catalogue().Withheld), Changes: len(u.Pinned().Changes), Ends: st.Ends}
+				if source, err := u.Auth(); err == nil {
+					if g, err := source.Granted(); err == nil {
+						e.Auth = &g
+					}
+				}
 				if st.Err != nil {
 					e.Error = st.Err.Error()
 				}
