@@ -25,17 +25,12 @@ func (s *Server) offered() (capabilities json.RawMessage, instructions string) {
 		if !c.Known || c.Server == nil {
 			return json.RawMessage(everything), ""
 		}
-		var result struct {
-			Capabilities json.RawMessage `json:"capabilities"`
-			Instructions string          `json:"instructions"`
+		// By exact names, as the pins are: another reader would see other words.
+		if declared, ok := wire.At(c.Server, "capabilities"); ok && len(declared.Value) <= maxCapabilities {
+			parts = append(parts, capabilitiesOnly(declared.Value))
 		}
-		if json.Unmarshal(c.Server, &result) == nil {
-			if len(result.Capabilities) <= maxCapabilities {
-				parts = append(parts, capabilitiesOnly(result.Capabilities))
-			}
-			if result.Instructions != "" {
-				texts = append(texts, instruction{up.Name(), result.Instructions})
-			}
+		if words, ok := text(c.Server, "instructions"); ok && words != "" {
+			texts = append(texts, instruction{up.Name(), words})
 		}
 	}
 	return union(append(parts, json.RawMessage(ownCapabilities))), merge(texts)

@@ -424,3 +424,21 @@ func TestASubscriptionIsKeptWhereItWasTaken(t *testing.T) {
 		t.Errorf("a got %v; b keeps %v", got, b.kept)
 	}
 }
+
+// TestInstructionsAreReadByTheirName: pins compare what stands under the exact name, so
+// that nothing else may pass for it.
+func TestInstructionsAreReadByTheirName(t *testing.T) {
+	for server, want := range map[string]string{
+		`{"capabilities":{"tools":{}},"instructions":"benign","Instructions":"EVIL"}`: "benign",
+		`{"capabilities":{"tools":{}},"instructions":"one","instructions":"EVIL"}`:    "",
+		`{"capabilities":{"tools":{}},"INSTRUCTIONS":"EVIL"}`:                         "",
+	} {
+		f := newFake("up", "say")
+		f.catalogue.Server = json.RawMessage(server)
+		h := serve(t, rig{fakes: []proxy.Upstream{f}, raw: true})
+		got := h.ask(`{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"host","version":"1"}}}`)
+		if strings.Contains(got, "EVIL") || !strings.Contains(got, want) {
+			t.Errorf("%s: %s", server, got)
+		}
+	}
+}

@@ -244,6 +244,13 @@ func Program(cfg config.Upstream, r *config.Resolver) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if strings.ContainsRune(name, os.PathSeparator) && !filepath.IsAbs(name) && cfg.Cwd != "" {
+		dir, err := r.Resolve(cfg.Cwd)
+		if err != nil {
+			return "", err
+		}
+		name = filepath.Join(dir, name) // from where it is started
+	}
 	path, err := exec.LookPath(name)
 	if err != nil {
 		return "", startError(cfg, err)

@@ -1,8 +1,10 @@
 package upstream
 
 import (
+	"io/fs"
 	"os/exec"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -16,6 +18,8 @@ type family struct {
 	child *exec.Cmd
 	job   windows.Handle // 0 where the system gives none
 }
+
+func inodeTime(fs.FileInfo) time.Time { return time.Time{} }
 
 // Guard has nothing to do here: the job objects of the children do it all.
 type Guard struct{}

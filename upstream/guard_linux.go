@@ -1,11 +1,13 @@
 package upstream
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +25,7 @@ func childrenOf(process string) (pids []int) {
 		if err != nil {
 			continue // the thread has ended
 		}
-		for _, f := range strings.Fields(string(raw)) {
+		for f := range strings.FieldsSeq(string(raw)) {
 			if pid, err := strconv.Atoi(f); err == nil {
 				pids = append(pids, pid)
 			}
@@ -41,6 +43,14 @@ func below(pid int) (pids []int) {
 		pids = append(append(pids, c), below(c)...)
 	}
 	return pids
+}
+
+// inodeTime is when a file was changed last, in content or in name.
+func inodeTime(info fs.FileInfo) time.Time {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return time.Unix(st.Ctim.Unix()).UTC()
+	}
+	return time.Time{}
 }
 
 // bury reports whether a child has died, and takes its status, which nobody wants.

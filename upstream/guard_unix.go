@@ -44,7 +44,14 @@ type Guard struct {
 // takes every process that falls to haldir for a stray, so nothing else in this
 // process may start any.
 func NewGuard(adopts bool) *Guard {
-	return &Guard{adopts: adopts && becomeReaper(), ours: map[int]struct{}{}, groups: map[int]struct{}{}}
+	g := &Guard{adopts: adopts && becomeReaper(), ours: map[int]struct{}{}, groups: map[int]struct{}{}}
+	for _, pid := range fallen() { // of whoever became haldir by exec: they are no concern of its
+		g.ours[pid] = struct{}{}
+		for _, p := range below(pid) {
+			g.ours[p] = struct{}{}
+		}
+	}
+	return g
 }
 
 const guardScript = `t=; while read -r l; do t=$l; done; [ -z "$t" ] || kill -s KILL -- $t`
@@ -126,6 +133,8 @@ func (g *Guard) look() {
 		}
 		if !own {
 			g.strays = append(g.strays, pid)
+		} else if _, child := g.groups[pid]; !child {
+			continue // not what an upstream has started
 		}
 		g.others = append(g.others, below(pid)...)
 	}

@@ -50,6 +50,9 @@ func offering(c Catalogue, server string) pins.Offer {
 	for _, p := range c.Prompts {
 		o.Prompts = append(o.Prompts, pins.Item{Name: p.Key, Raw: p.Raw})
 	}
+	for _, r := range slices.Concat(c.Resources, c.Templates) {
+		o.Resources = append(o.Resources, pins.Item{Name: r.Key, Raw: r.Raw})
+	}
 	return o
 }
 
@@ -85,15 +88,15 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 	}
 	if err != nil { // what was looked at before cannot be told from what is new
 		u.o.Log.Error().Err(err).Msg("what is pinned of the upstream cannot be read; its tools are withheld until it can")
-		u.set(func() { u.unpinned = u.unpinned || pin })
-		return withholdAll(c, fmt.Sprintf("what is pinned of this upstream cannot be read: %v", err))
+		u.set(func() { u.unpinned = true })
+		return withholdAll(c, nil, fmt.Sprintf("what is pinned of this upstream cannot be read: %v", err))
 	}
 	changes := r.Compare(o)
 	u.mu.Lock()
 	u.pinned, u.pinnedRaw, u.pinnable = Pinned{Record: r, Changes: changes}, raw, o
-	u.unpinned = u.unpinned && !pin
+	u.unpinned = false
 	u.mu.Unlock()
-	return apply(c, u.o.Config.Pins, changes)
+	return apply(c, u.o.Config.Pins, r.Instructions, changes)
 }
 
 // offers adds who the server is. A program is read again only if it looks different.
@@ -121,8 +124,10 @@ func program(cfg config.Upstream, r *config.Resolver, known pins.Program) (pins.
 	if err != nil {
 		return known, err
 	}
-	now := pins.Program{Path: path, Size: info.Size(), Time: info.ModTime().UTC(), SHA256: known.SHA256}
-	if known.Path == now.Path && known.Size == now.Size && known.Time.Equal(now.Time) && known.SHA256 != "" {
+	// The time of the last change of the file itself, which nobody can set; where the
+	// system has none it is read each time.
+	now := pins.Program{Path: path, Size: info.Size(), Time: inodeTime(info), SHA256: known.SHA256}
+	if known.Path == now.Path && known.Size == now.Size && known.Time.Equal(now.Time) && !now.Time.IsZero() && known.SHA256 != "" {
 		return now, nil
 	}
 	f, err := os.Open(path)
@@ -151,16 +156,24 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 		first := !r.Known()
 		added := r.Learn(o, time.Now().UTC().Truncate(time.Second))
 		if first {
-			whole, _ := json.Marshal([]any{o.Server, o.Instructions, r.Tools, r.Prompts}) //nolint:errchkjson // texts and JSON
+			whole, _ := json.Marshal([]any{o.Server, o.Instructions, r.Tools, r.Prompts})
 			note(pins.Pinned, "", fmt.Sprintf("%d tools and %d prompts were seen first", len(r.Tools), len(r.Prompts)), whole)
 		} else {
-			for _, c := range added {
+			for i, c := range added {
+				if i == maxNoted {
+					note(pins.Pinned, "", fmt.Sprintf("%d more are new", len(added)-i), nil)
+					break
+				}
 				note(pins.Pinned, c.Key(), wire.Printable(c.Key(), shown)+" is new", c.New)
 			}
 		}
 		changes := r.Compare(o)
 		news, fresh := r.Tell(changes)
-		for _, c := range news {
+		for i, c := range news {
+			if i == maxNoted {
+				note(pins.Changed, "", fmt.Sprintf("%d more have changed", len(news)-i), nil)
+				break
+			}
 			note(pins.Changed, c.Key(), wire.Printable(c.Summary(), 400), c.New)
 			u.o.Log.Warn().Str("change", wire.Printable(c.Summary(), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: haldir pins diff " + u.Name())
 		}
@@ -189,6 +202,32 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 	return r, now, err
 }
 
+// maxNoted bounds how many changes of one list have a record of their own.
+const maxNoted = 20
+
+// withheld says why what a call is about is not offered, at a server that has turned out
+// to be another one when it was started for the call; nil if it is.
+func (u *Upstream) withheld(call Call) error {
+	if u.o.Pins == nil || call.Method != "tools/call" && call.Method != "prompts/get" {
+		return nil
+	}
+	at, _ := wire.At(call.Params, "name")
+	name, ok := wire.String(at.Value)
+	if !ok {
+		return nil
+	}
+	c := u.Catalogue()
+	if slices.ContainsFunc(c.Tools, func(t Tool) bool { return t.Name == name }) || slices.ContainsFunc(c.Prompts, func(p Item) bool { return p.Key == name }) {
+		return nil
+	}
+	for _, w := range c.Withheld {
+		if w.Name == wire.Printable(name, shown) {
+			return fmt.Errorf("upstream %q: %s is withheld: %s: %w", u.Name(), w.Name, w.Reason, wire.ErrNotSent)
+		}
+	}
+	return nil
+}
+
 // only is what of an offer is new.
 func only(o pins.Offer, new []pins.Change, first bool) (out pins.Offer) {
 	if first {
@@ -208,19 +247,23 @@ func only(o pins.Offer, new []pins.Change, first bool) (out pins.Offer) {
 	return out
 }
 
-func withholdAll(c Catalogue, why string) Catalogue {
+// withholdAll leaves nothing that a model could read but what is pinned.
+func withholdAll(c Catalogue, pinned json.RawMessage, why string) Catalogue {
+	c.Withheld = slices.Clone(c.Withheld)
 	for _, t := range c.Tools {
 		c.Withheld = append(c.Withheld, Withheld{wire.Printable(t.Name, shown), why})
 	}
-	c.Tools, c.Prompts = nil, nil
+	c.Tools, c.Prompts, c.Resources, c.Templates = nil, nil, nil, nil
+	c.Server = wire.Edit(c.Server, wire.Field{Name: "instructions", Value: instructions(pinned)})
 	return c
 }
 
-// apply makes of a catalogue what the host may see.
-func apply(c Catalogue, mode string, changes []pins.Change) Catalogue {
+// apply makes of a catalogue what the host may see; words are the pinned instructions.
+func apply(c Catalogue, mode, words string, changes []pins.Change) Catalogue {
 	if mode == "warn" {
 		return c
 	}
+	pinned := json.RawMessage(wire.Quote(words))
 	c.Tools, c.Prompts, c.Withheld = slices.Clone(c.Tools), slices.Clone(c.Prompts), slices.Clone(c.Withheld)
 	for _, x := range changes {
 		why := x.Blocks
@@ -231,7 +274,7 @@ func apply(c Catalogue, mode string, changes []pins.Change) Catalogue {
 		switch x.Kind {
 		case pins.Server:
 			if mode == "block" {
-				return withholdAll(c, "the server is not the one that is pinned; see: haldir pins diff")
+				return withholdAll(c, pinned, "the server is not the one that is pinned; see: haldir pins diff")
 			}
 		case pins.Instructions:
 			c.Server = wire.Edit(c.Server, wire.Field{Name: "instructions", Value: instructions(x.Old)})
@@ -260,7 +303,7 @@ func apply(c Catalogue, mode string, changes []pins.Change) Catalogue {
 
 // instructions is a text as JSON, nil if it is empty: there were none.
 func instructions(raw json.RawMessage) json.RawMessage {
-	if string(raw) == `""` {
+	if raw == nil || string(raw) == `""` {
 		return nil
 	}
 	return raw
@@ -275,19 +318,10 @@ func (u *Upstream) Pinned() Pinned {
 	return p
 }
 
-// Accept pins what an upstream offers now. Only those whose keys are named are, or all
-// if none is. It returns what was accepted.
-func (u *Upstream) Accept(ctx context.Context, keys []string) (accepted []pins.Change, err error) {
-	u.mu.Lock()
-	changes := u.pinned.Changes
-	u.mu.Unlock()
-	if len(keys) > 0 {
-		changes = slices.DeleteFunc(slices.Clone(changes), func(c pins.Change) bool { return !slices.Contains(keys, c.Key()) && !slices.Contains(keys, c.Name) })
-	}
-	if len(changes) == 0 {
-		return nil, nil
-	}
-	err = u.o.Pins.ChangePins(ctx, u.Name(), func(old []byte) ([]byte, []pins.Note, error) {
+// Accept pins these changes, as [Upstream.Pinned] has told of them: what has changed
+// since is not accepted with them.
+func (u *Upstream) Accept(ctx context.Context, changes []pins.Change) error {
+	return u.o.Pins.ChangePins(ctx, u.Name(), func(old []byte) ([]byte, []pins.Note, error) {
 		r, err := readPins(old)
 		if err != nil {
 			return nil, nil, err
@@ -304,7 +338,6 @@ func (u *Upstream) Accept(ctx context.Context, keys []string) (accepted []pins.C
 		now, err := json.Marshal(r)
 		return now, notes, err
 	})
-	return changes, err
 }
 
 // pinPoll is how often haldir looks whether a person has accepted what has changed.
@@ -322,7 +355,7 @@ func (u *Upstream) awaitAcceptance(ctx context.Context) {
 			return
 		}
 		u.mu.Lock()
-		pending, failed, before, listed := len(u.pinned.Changes) > 0, u.unpinned, u.pinnedRaw, u.listed
+		pending, failed, before, listed, connected := len(u.pinned.Changes) > 0, u.unpinned, u.pinnedRaw, u.listed, u.conn != nil
 		u.mu.Unlock()
 		if !pending && !failed || listed == nil {
 			continue
@@ -335,7 +368,7 @@ func (u *Upstream) awaitAcceptance(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		u.retake(u.hold(ctx, o.read(u.remote()), listed, failed), listed)
+		u.retake(u.hold(ctx, o.read(u.remote()), listed, failed && connected), listed)
 	}
 }
 

@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/mcptest"
+	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/upstream"
 	"github.com/haldir-mcp/haldir/upstream/pins"
 )
@@ -122,8 +125,8 @@ func TestARugPullIsCaught(t *testing.T) {
 			if c := r.Pinned().Changes; len(c) != 1 || string(c[0].New) != turned {
 				t.Errorf("changes: %+v", c)
 			}
-			if got := r.must("echo", `{"text":"still callable"}`); got != "still callable" {
-				t.Error(got)
+			if m, err := r.call(soon(t), "echo", `{"text":"still callable"}`); (err != nil) != (mode == "block") {
+				t.Errorf("the call: %s, %v", m.Raw, err)
 			}
 
 			// A person accepts it in another process.
@@ -131,8 +134,8 @@ func TestARugPullIsCaught(t *testing.T) {
 			if len(b.noted(pins.Changed)) != 1 {
 				t.Error("a change is told twice")
 			}
-			if got, err := other.Accept(soon(t), nil); err != nil || len(got) != 1 {
-				t.Fatal(got, err)
+			if err := other.Accept(soon(t), other.Pinned().Changes); err != nil {
+				t.Fatal(err)
 			}
 			eventually(t, "the running one offers the new one", func() bool { return offered(r) == turned && len(r.Catalogue().Withheld) == 0 })
 			eventually(t, "and so does the other", func() bool { return offered(other) == turned })
@@ -170,6 +173,93 @@ func TestPinsHoldForWhatWasCached(t *testing.T) {
 	r.Restored(soon(t))
 	if got := offered(r); got != honest {
 		t.Errorf("before the server is there: %s", got)
+	}
+}
+
+// TestTheCallThatStartsAServerIsHeldToThePins: what is known from before has let the
+// call in; what is started for it is another program.
+func TestTheCallThatStartsAServerIsHeldToThePins(t *testing.T) {
+	for _, mode := range []string{"hold", "block"} {
+		b, cache, program := &board{}, &memory{}, filepath.Join(t.TempDir(), "server")
+		cached := func(o *upstream.Options) { o.Cache = cache }
+		cfg := listing(t, mode, honest)
+		exe := cfg.Command
+		become := func(cfg config.Upstream) {
+			name, value, _ := strings.Cut(cfg.Env[0], "=")
+			if err := os.WriteFile(program, []byte("#!/bin/sh\nexport "+name+"='"+value+"'\nexec '"+exe+"'\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		become(cfg)
+		cfg.Command, cfg.Env = program, nil
+		ready(t, cfg, pinnedBy(b), cached).Close()
+		become(listing(t, mode, fierce))
+		cfg.Eager = false
+		r := open(t, cfg, pinnedBy(b), cached)
+		r.Start(upstream.Host{})
+		r.Restored(soon(t))
+		if _, err := r.call(soon(t), "echo", `{"text":"x"}`); err == nil || !errors.Is(err, wire.ErrNotSent) || !strings.Contains(err.Error(), "withheld") {
+			t.Errorf("%s: %v", mode, err)
+		}
+		r.Close()
+	}
+}
+
+func TestAnotherProgramTakesItsWordsWithIt(t *testing.T) {
+	b := &board{}
+	ready(t, listing(t, "block", honest), pinnedBy(b)).Close()
+	var rec pins.Record
+	if err := json.Unmarshal(b.kept["up"], &rec); err != nil {
+		t.Fatal(err)
+	}
+	rec.Server, rec.Program, rec.Instructions = strings.Replace(rec.Server, "sha256:", "sha256:0", 1), pins.Program{}, "pinned text"
+	b.kept["up"], _ = json.Marshal(rec)
+	c := ready(t, listing(t, "block", honest), pinnedBy(b)).Catalogue()
+	if !strings.Contains(string(c.Server), "pinned text") || c.Resources != nil || c.Templates != nil {
+		t.Errorf("%s, %d resources", c.Server, len(c.Resources))
+	}
+}
+
+func TestPinsThatWereUnreadableAtTheStart(t *testing.T) {
+	b, cache := &board{}, &memory{}
+	cached := func(o *upstream.Options) { o.Cache = cache }
+	cfg := listing(t, "hold", honest)
+	ready(t, cfg, pinnedBy(b), cached).Close()
+	cfg.Eager = false
+	b.fail(errors.New("the ledger is busy"))
+	r := open(t, cfg, pinnedBy(b), cached)
+	r.Start(upstream.Host{})
+	r.Restored(soon(t))
+	b.fail(nil)
+	eventually(t, "it is offered when they can be read", func() bool { return offered(r) == honest })
+}
+
+func TestOnlyWhatWasShownIsAccepted(t *testing.T) {
+	b := &board{}
+	retool := string(mcptest.Tool("retool"))
+	ready(t, listing(t, "hold", honest, retool), pinnedBy(b)).Close()
+	r := ready(t, listing(t, "hold", turned, retool), pinnedBy(b))
+	shown := r.Pinned().Changes
+	evil := strings.Replace(turned, "evil.example", "worse.example", 1)
+	_ = r.must("retool", `{"n":1,"tools":[`+evil+`]}`)
+	eventually(t, "it changes again", func() bool { c := r.Pinned().Changes; return len(c) == 1 && string(c[0].New) == evil })
+	if err := r.Accept(soon(t), shown); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what was shown is offered", func() bool { return offered(r) == turned })
+}
+
+func TestAProgramIsLookedForWhereItIsStarted(t *testing.T) {
+	b, dir := &board{}, t.TempDir()
+	cfg := listing(t, "hold", honest)
+	if err := os.Symlink(cfg.Command, filepath.Join(dir, "server")); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Command, cfg.Cwd = "./server", dir
+	ready(t, cfg, pinnedBy(b))
+	var rec pins.Record
+	if err := json.Unmarshal(b.kept["up"], &rec); err != nil || !strings.HasPrefix(rec.Server, dir) {
+		t.Errorf("%q, %v", rec.Server, err)
 	}
 }
 

@@ -106,7 +106,7 @@ func (u *Upstream) makeOffer(source *oauth.Source, peer Peer, mark any) error {
 		case response := <-answers:
 			if err := agreed(response); err != nil {
 				cancel()
-				<-done
+				_ = <-done // it was given up
 				return err
 			}
 		case err := <-done:

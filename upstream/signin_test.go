@@ -223,6 +223,21 @@ func TestAStepUpIsOfferedInTheMiddleOfACall(t *testing.T) {
 	}
 }
 
+// TestRenewalsAreNoSignIns: two that are refused for ever must not take each other's
+// renewals for somebody signing in.
+func TestRenewalsAreNoSignIns(t *testing.T) {
+	srv := mcptest.OAuthScript{}.New(t)
+	cfg, with := guarded(t, srv)
+	open(t, cfg, with).signIn()
+	srv.Change(func(s *mcptest.OAuthScript) { s.AccessTokenFailures = 1 << 20 })
+	start(t, cfg, with)
+	start(t, cfg, with)
+	time.Sleep(6 * time.Second)
+	if n := srv.Counts().Token["refresh_token"]; n > 16 {
+		t.Errorf("%d renewals in six seconds", n)
+	}
+}
+
 func TestNoTokenIsInAnyWordOfHaldirs(t *testing.T) {
 	srv := mcptest.OAuthScript{AuthMethods: []string{"client_secret_post"}}.New(t)
 	cfg, with := guarded(t, srv)

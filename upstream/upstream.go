@@ -217,7 +217,7 @@ func (u *Upstream) Start(h Host) {
 	ctx, leave := context.WithCancel(u.ctx)
 	before, over := u.over, make(chan struct{})
 	u.started, u.leaveHost, u.over, u.greeted = key, leave, over, h
-	u.trying, u.tried, u.restored, u.err = true, false, false, nil
+	u.trying, u.tried, u.restored, u.err, u.failures = true, false, false, nil, 0
 	u.catalogue, u.listed = Catalogue{Revision: u.catalogue.Revision + 1, Said: u.catalogue.Said}, nil
 	u.wg.Go(func() {
 		defer close(over)
@@ -475,7 +475,10 @@ var errIdle = errors.New("nobody calls it")
 func (u *Upstream) idle(c *conn) (left time.Duration, yes bool) {
 	limit := u.o.Config.StopWhenIdle
 	c.mu.Lock()
-	busy := c.active > 0 || len(c.tasks) > 0 || len(c.watches) > 0
+	busy := c.active > 0 || len(c.tasks) > 0
+	for uri := range c.watches {
+		busy = busy || uri != "" // that one is of lists, not the host's
+	}
 	last := c.last
 	c.mu.Unlock()
 	if busy || u.keeps() {
@@ -813,6 +816,10 @@ func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error)
 	for again := true; ; again = false {
 		c, err := u.connection(ctx)
 		if err != nil {
+			return wire.Message{}, err
+		}
+		if err := u.withheld(call); err != nil {
+			c.exit()
 			return wire.Message{}, err
 		}
 		m, err := c.call(ctx, call)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -288,14 +289,19 @@ func pinsAccept(a *app) *cobra.Command {
 			if !yes && !a.confirm("Pin this?") {
 				return errors.New("nothing was accepted")
 			}
-			accepted, err := u.Accept(cmd.Context(), args[1:])
-			if err != nil {
-				return err
+			changes := p.Changes
+			if names := args[1:]; len(names) > 0 {
+				changes = slices.DeleteFunc(slices.Clone(changes), func(c pins.Change) bool {
+					return !slices.Contains(names, c.Key()) && !slices.Contains(names, c.Name)
+				})
 			}
-			if len(accepted) == 0 {
+			if len(changes) == 0 {
 				return usage("none of these has changed: %s", strings.Join(args[1:], ", "))
 			}
-			a.say("accepted: %d of %d changes of upstream %s", len(accepted), len(p.Changes), u.Name())
+			if err := u.Accept(cmd.Context(), changes); err != nil {
+				return err
+			}
+			a.say("accepted: %d of %d changes of upstream %s", len(changes), len(p.Changes), u.Name())
 			return nil
 		},
 	}

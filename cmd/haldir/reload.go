@@ -139,7 +139,10 @@ func first(err error) string {
 	return line
 }
 
-func pendingKey(sum [sha256.Size]byte) string { return "reload/waits/" + hex.EncodeToString(sum[:]) }
+func pendingKey(sum [sha256.Size]byte) string {
+	return "reload/waits/" + hex.EncodeToString(sum[:])
+}
+
 func acceptedKey(sum [sha256.Size]byte) string {
 	return "reload/confirmed/" + hex.EncodeToString(sum[:])
 }
@@ -257,7 +260,7 @@ func reloadCommand(a *app) *cobra.Command {
 			if err := a.printf("%s\n\nThis change\n", a.cfg.Path); err != nil {
 				return err
 			}
-			for _, w := range strings.Split(string(text), "; ") {
+			for w := range strings.SplitSeq(string(text), "; ") {
 				if err := a.printf("  - %s\n", plain(w, 300)); err != nil {
 					return err
 				}

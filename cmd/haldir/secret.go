@@ -65,9 +65,9 @@ func secretSet(a *app) *cobra.Command {
 }
 
 func (a *app) askSecret(name string) (string, error) {
-	if f, ok := a.in.(*os.File); ok && term.IsTerminal(int(f.Fd())) { //nolint:gosec // a descriptor fits
+	if f, ok := a.in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		_, _ = fmt.Fprintf(a.err, "%s: ", name)
-		raw, err := term.ReadPassword(int(f.Fd())) //nolint:gosec // as above
+		raw, err := term.ReadPassword(int(f.Fd()))
 		_, _ = fmt.Fprintln(a.err)
 		return string(raw), err
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -31,14 +33,36 @@ type SystemKeyring struct{}
 // waits no longer either.
 const keyringPatience = 20 * time.Second
 
+// errNoBus says that there is no Secret Service to be had: without a session's bus the
+// library would start one, which would outlive haldir, and holds nothing.
+var errNoBus = errors.New("this login has no session bus (D-Bus), so no keyring can be reached")
+
+func reachable() error {
+	if runtime.GOOS != "linux" && !strings.HasSuffix(runtime.GOOS, "bsd") || os.Getenv("DBUS_SESSION_BUS_ADDRESS") != "" {
+		return nil
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		if _, err := os.Stat(filepath.Join(dir, "bus")); err == nil {
+			return nil
+		}
+	}
+	return errNoBus
+}
+
 // Get implements [Keyring].
 func (SystemKeyring) Get(service, user string) (secret string, err error) {
+	if err := reachable(); err != nil {
+		return "", err
+	}
 	err = patiently(func() error { secret, err = keyring.Get(service, user); return err })
 	return secret, err
 }
 
 // Set implements [Keyring].
 func (SystemKeyring) Set(service, user, secret string) error {
+	if err := reachable(); err != nil {
+		return err
+	}
 	return patiently(func() error { return keyring.Set(service, user, secret) })
 }
 

@@ -147,7 +147,7 @@ func same(a, b fs.FileInfo) bool {
 func (s *Store) read() (_ map[string]string, err error) {
 	f, err := os.Open(s.path(vaultFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		s.seen, s.values = nil, nil
+		s.seen, s.values, s.key = nil, nil, nil // its key may be gone with it
 		return nil, nil
 	}
 	if err != nil {

@@ -210,6 +210,18 @@ func flip(path string, at int) error {
 	return os.WriteFile(path, raw, 0o600)
 }
 
+func TestAStoreThatIsRemovedBeginsAnew(t *testing.T) {
+	dir := t.TempDir()
+	s := secret.New(dir, nil)
+	must(t, s.Set("a", value))
+	must(t, os.Remove(filepath.Join(dir, "secrets.age")))
+	must(t, os.Remove(filepath.Join(dir, "secrets.key")))
+	must(t, s.Set("b", "other"))
+	if got, err := secret.New(dir, nil).Get("b"); err != nil || got != "other" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func TestNames(t *testing.T) {
 	for n, ok := range map[string]bool{
 		"github": true, "A.b-c_9": true, "": false, "a/b": false, "-a": false, "a b": false, "ä": false, strings.Repeat("a", 65): false, "oauth/x": false,

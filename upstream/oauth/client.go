@@ -56,7 +56,7 @@ var methods = map[string]string{"none": "none", "client_secret_basic": "basic", 
 func (o *Options) register(ctx context.Context, r *realm, redirect string, scopes []string) (client, error) {
 	if r.meta.RegistrationEndpoint == "" {
 		return client{}, fmt.Errorf("the authorization server %s registers no clients by itself: register haldir there by hand, with the redirect URI http://127.0.0.1/callback, and set auth.client_id of upstream %q in haldir.yaml",
-			r.meta.Issuer, o.Upstream)
+			shownURL(r.meta.Issuer), o.Upstream)
 	}
 	ctx, cancel := o.bounded(ctx)
 	defer cancel()
@@ -74,10 +74,14 @@ func (o *Options) register(ctx context.Context, r *realm, redirect string, scope
 		ResponseTypes: []string{"code"}, TokenEndpointAuthMethod: ask, ApplicationType: "native", Scope: strings.Join(scopes, " "),
 	}, o.Web.client)
 	if err != nil {
+		// Other errors quote the answer, which may hold a secret.
+		why := "it cannot be reached, or its answer cannot be read"
 		if e, ok := errors.AsType[*oauthex.ClientRegistrationError](err); ok {
-			err = fmt.Errorf("%s: %s", wire.Printable(e.ErrorCode, 60), wire.Printable(e.ErrorDescription, 200)) //nolint:errorlint // fit to be shown
+			why = wire.Printable(e.ErrorCode, 60) + ": " + wire.Printable(e.ErrorDescription, 200)
+		} else if ctx.Err() != nil {
+			why = context.Cause(ctx).Error()
 		}
-		return client{}, fmt.Errorf("register with the authorization server %s: %w", r.meta.Issuer, err)
+		return client{}, fmt.Errorf("register with the authorization server %s: %s", shownURL(r.meta.Issuer), why)
 	}
 	c := client{ID: got.ClientID, Secret: got.ClientSecret, Registered: true, Expires: got.ClientSecretExpiresAt}
 	var known bool

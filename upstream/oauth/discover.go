@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/modelcontextprotocol/go-sdk/auth"
@@ -56,7 +57,7 @@ func (o *Options) discover(ctx context.Context, c challenge) (*realm, error) {
 		return nil, err
 	}
 	r := &realm{resource: o.Server, scopes: c.scopes}
-	issuer := ""
+	var issuer string
 	if resource != nil {
 		r.resource = resource.Resource
 		if len(r.scopes) == 0 {
@@ -73,22 +74,22 @@ func (o *Options) discover(ctx context.Context, c challenge) (*realm, error) {
 		issuer = origin.Scheme + "://" + origin.Host
 	}
 	if r.meta, err = auth.GetAuthServerMetadata(ctx, issuer, o.Web.client); err != nil {
-		return nil, fmt.Errorf("the authorization server %s: %w", issuer, err)
+		return nil, fmt.Errorf("the authorization server %s: %s", shownURL(issuer), wire.Printable(err.Error(), 400))
 	}
 	switch {
 	case r.meta != nil:
 		if !slices.Contains(r.meta.CodeChallengeMethodsSupported, "S256") && !o.Config.Machine {
-			return nil, fmt.Errorf("the authorization server %s does not say that it supports PKCE with S256, without which MCP forbids to sign in", issuer)
+			return nil, fmt.Errorf("the authorization server %s does not say that it supports PKCE with S256, without which MCP forbids to sign in", shownURL(issuer))
 		}
 	case resource != nil:
-		return nil, fmt.Errorf("the authorization server %s publishes no metadata (RFC 8414, OpenID Connect Discovery)", issuer)
+		return nil, fmt.Errorf("the authorization server %s publishes no metadata (RFC 8414, OpenID Connect Discovery)", shownURL(issuer))
 	default: // MCP 2025-03-26, fallbacks for servers without metadata discovery
 		r.meta = &oauthex.AuthServerMeta{
 			Issuer: issuer, AuthorizationEndpoint: issuer + "/authorize", TokenEndpoint: issuer + "/token", RegistrationEndpoint: issuer + "/register",
 		}
 	}
 	if want := o.Config.Issuer; want != "" && strings.TrimSuffix(want, "/") != strings.TrimSuffix(r.meta.Issuer, "/") {
-		return nil, fmt.Errorf("the upstream's authorization server is %s, but auth.issuer in haldir.yaml is %s", r.meta.Issuer, want)
+		return nil, fmt.Errorf("the upstream's authorization server is %s, but auth.issuer in haldir.yaml is %s", shownURL(r.meta.Issuer), want)
 	}
 	return r, nil
 }
@@ -104,7 +105,7 @@ func (o *Options) issuer(servers []string) (string, error) {
 	if len(servers) == 0 {
 		return "", errors.New("the upstream's metadata name no authorization server (RFC 9728, authorization_servers)")
 	}
-	return "", fmt.Errorf("the upstream's authorization servers are %s, but auth.issuer in haldir.yaml is %s", strings.Join(servers, ", "), o.Config.Issuer)
+	return "", fmt.Errorf("the upstream's authorization servers are %s, but auth.issuer in haldir.yaml is %s", wire.Printable(strings.Join(servers, ", "), 400), o.Config.Issuer)
 }
 
 // resource gets the metadata of the protected resource: from where the challenge says,
@@ -134,7 +135,7 @@ func (o *Options) resource(ctx context.Context, challenged string) (*oauthex.Pro
 			continue // as good as not there
 		case !covers(meta.Resource, server):
 			return nil, fmt.Errorf("the metadata at %s are those of %q, not of this upstream: signing in by them could give its tokens to somebody else",
-				place, wire.Printable(meta.Resource, 200))
+				shownURL(place), wire.Printable(meta.Resource, 200))
 		}
 		return meta, nil
 	}
@@ -145,7 +146,7 @@ func (o *Options) resource(ctx context.Context, challenged string) (*oauthex.Pro
 // a directory above it, since many servers name their origin.
 func covers(resource string, server *url.URL) bool {
 	r, err := url.Parse(resource)
-	if err != nil || r.Fragment != "" || r.RawQuery != "" && r.RawQuery != server.RawQuery || !wire.SameOrigin(r, server) {
+	if err != nil || r.User != nil || r.Fragment != "" || r.RawQuery != "" && r.RawQuery != server.RawQuery || !wire.SameOrigin(r, server) {
 		return false
 	}
 	above := strings.TrimSuffix(r.EscapedPath(), "/")
@@ -212,6 +213,16 @@ func (o *Options) probe(ctx context.Context) (c challenge, refused bool, err err
 		}
 	}
 	return c, false, nil
+}
+
+// shownURL is a server's address as a person may see it: a part that is no host cannot
+// pass for one.
+func shownURL(text string) string {
+	u, err := url.Parse(text)
+	if err != nil || u.User != nil || u.Host == "" {
+		return strconv.Quote(wire.Printable(text, 200))
+	}
+	return wire.Printable(text, 200)
 }
 
 // safe reports whether a URL may be asked or opened: https, or http on this machine.

@@ -29,6 +29,7 @@ type grant struct {
 	Access   string    `json:"access_token,omitempty"`
 	Refresh  string    `json:"refresh_token,omitempty"`
 	Issued   time.Time `json:"issued"`
+	Login    time.Time `json:"login,omitzero"`  // when a person signed in
 	Expiry   time.Time `json:"expiry,omitzero"` // zero: not told
 	Scopes   []string  `json:"scopes,omitempty"`
 	// Wanted are scopes that a server has asked for since: a login asks for them too.
@@ -93,7 +94,7 @@ func (o *Options) change(f func(*grant) (*grant, error)) (now *grant, err error)
 		if now, err = f(g); err != nil || now == nil {
 			return "", false, err
 		}
-		text, err := json.Marshal(now)
+		text, err := json.Marshal(now) //nolint:gosec // the store encrypts it
 		return string(text), true, err
 	})
 	return now, err

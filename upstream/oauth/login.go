@@ -75,6 +75,9 @@ func (s *Source) Begin(ctx context.Context) (_ *Login, err error) {
 		}
 		return nil, fmt.Errorf("upstream %q: %w", o.Upstream, err)
 	}
+	if err := o.sameIssuer(before, l.r.meta.Issuer); err != nil {
+		return nil, err
+	}
 	l.g = &grant{Inside: o.Web.inside.Load(), Resource: l.r.resource, Issuer: l.r.meta.Issuer, TokenURL: l.r.meta.TokenEndpoint, Revoke: l.r.meta.RevocationEndpoint}
 	l.asked = o.scopes(l.r, before)
 	if err := l.identify(ctx, before); err != nil {
@@ -247,6 +250,7 @@ func (l *Login) finish(ctx context.Context, q url.Values) error {
 		return shown
 	}
 	l.g.granted(t, l.asked, o.Now())
+	l.g.Login = o.Now()
 	_, err = o.change(func(*grant) (*grant, error) { return l.g, nil })
 	return err
 }
@@ -264,8 +268,8 @@ func (l *Login) Close() {
 	_ = l.unlock()
 }
 
-// Issuer is the authorization server that the person signs in to.
-func (l *Login) Issuer() string { return l.g.Issuer }
+// Issuer is the authorization server that the person signs in to, fit to be shown.
+func (l *Login) Issuer() string { return shownURL(l.g.Issuer) }
 
 // Granted is what a sign-in has brought, for people.
 type Granted struct {
@@ -311,6 +315,9 @@ func (o *Options) revoke(ctx context.Context, g *grant) bool {
 	}
 	ctx, cancel := o.bounded(ctx)
 	defer cancel()
+	if g.Inside {
+		o.Web.inside.Store(true)
+	}
 	params := url.Values{"token": {token}, "token_type_hint": {hint}}
 	if g.Client.Auth != "basic" {
 		params.Set("client_id", g.Client.ID)

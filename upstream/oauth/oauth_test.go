@@ -144,6 +144,33 @@ func TestAMachineSignsInByItself(t *testing.T) {
 	}
 }
 
+// TestASecretIsNotShownToAnotherServer has an upstream name another authorization
+// server than before.
+func TestASecretIsNotShownToAnotherServer(t *testing.T) {
+	w := newWorld(t, mcptest.OAuthScript{Client: mcptest.OAuthClient{ID: "robot", Secret: "secret-of-the-robot", Method: "client_secret_basic"}},
+		config.OAuth{ClientID: "robot", ClientSecret: "secret-of-the-robot", Machine: true})
+	s := w.source()
+	w.works(s)
+	w.srv.Change(func(s *mcptest.OAuthScript) { s.IssuerPath = "/evil" })
+	w.srv.ExpireAccess()
+	before := w.srv.Counts().Token["client_credentials"]
+	if err := w.call(s, "echo"); err == nil || !strings.Contains(err.Error(), "auth.issuer") {
+		t.Errorf("%v", err)
+	}
+	if n := w.srv.Counts().Token["client_credentials"]; n != before {
+		t.Errorf("the secret was shown %d times", n-before)
+	}
+}
+
+func TestATokenThatCannotBeRenewedIsUsedToItsEnd(t *testing.T) {
+	w := newWorld(t, mcptest.OAuthScript{NoRefresh: true, TokenTTL: time.Hour}, config.OAuth{})
+	s := w.source()
+	w.mustLogin(s)
+	late := w.now
+	w.now = func() time.Time { return late().Add(59*time.Minute + 30*time.Second) }
+	w.works(w.source())
+}
+
 func TestAStepUpAsksForAllScopes(t *testing.T) {
 	w := newWorld(t, mcptest.OAuthScript{Scope: "read", RequireScope: map[string]string{"delete": "write"}}, config.OAuth{})
 	s := w.source()

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/secret"
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 // Source gives the access token of one upstream and renews it. Make it with
@@ -41,13 +43,21 @@ func NewSource(o Options) *Source {
 }
 
 // Close returns when nothing runs on: a renewal that has begun is ended, lest what it
-// brings be lost.
+// brings be lost, unless the authorization server takes too long.
 func (s *Source) Close() {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	s.wg.Wait()
+	over := make(chan struct{})
+	go func() { s.wg.Wait(); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(closeGrace):
+	}
 }
+
+// closeGrace is how long.
+const closeGrace = 5 * time.Second
 
 // Token returns an access token, "" if nobody has signed in. stale is one that the
 // server has refused, which is not returned again; "" if none has been. The error is
@@ -88,7 +98,7 @@ func (s *Source) Changed(ctx context.Context, every time.Duration) {
 			return
 		}
 		now, err := s.o.read()
-		if err == nil && (before == nil) != (now == nil) || before != nil && now != nil && (before.Access != now.Access || before.Ended != now.Ended) {
+		if err == nil && (before == nil) != (now == nil) || before != nil && now != nil && (!before.Login.Equal(now.Login)) {
 			return
 		}
 	}
@@ -200,12 +210,15 @@ func (o *Options) machine(ctx context.Context, c challenge) (*grant, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &grant{Inside: o.Web.inside.Load(), Resource: r.resource, Issuer: r.meta.Issuer, TokenURL: r.meta.TokenEndpoint, Revoke: r.meta.RevocationEndpoint}
-	if g.Client, err = o.registered(r); err != nil {
-		return nil, err
-	}
 	before, err := o.read()
 	if err != nil {
+		return nil, err
+	}
+	if err := o.sameIssuer(before, r.meta.Issuer); err != nil {
+		return nil, err
+	}
+	g := &grant{Inside: o.Web.inside.Load(), Resource: r.resource, Issuer: r.meta.Issuer, TokenURL: r.meta.TokenEndpoint, Revoke: r.meta.RevocationEndpoint}
+	if g.Client, err = o.registered(r); err != nil {
 		return nil, err
 	}
 	asked := o.Config.Scopes
@@ -228,12 +241,24 @@ func (o *Options) machine(ctx context.Context, c challenge) (*grant, error) {
 	return o.change(func(*grant) (*grant, error) { return g, nil })
 }
 
-// Want notes scopes that the server has asked for beyond those that were granted, for
+// sameIssuer refuses to show a configured secret to another authorization server than
+// before: the upstream that names it may have turned.
+func (o *Options) sameIssuer(before *grant, issuer string) error {
+	if o.Config.ClientSecret == "" || o.Config.Issuer != "" || before == nil || before.Issuer == issuer {
+		return nil
+	}
+	return fmt.Errorf("upstream %q names %s as its authorization server now, and named %s before; if that is right, set auth.issuer in haldir.yaml, since client_secret would be shown to it",
+		o.Upstream, shownURL(issuer), shownURL(before.Issuer))
+}
+
+// want notes scopes that the server has asked for beyond those that were granted, for
 // the next login, and returns the error that asks a person for it.
 func (s *Source) want(scopes []string) error {
+	scopes = slices.DeleteFunc(slices.Clone(scopes), func(s string) bool { return len(s) > maxScope })
+	scopes = scopes[:min(len(scopes), maxWanted)]
 	why := "wants more than haldir was granted"
 	if len(scopes) > 0 {
-		why += " (" + strings.Join(scopes, " ") + ")"
+		why += " (" + wire.Printable(strings.Join(scopes, " "), 300) + ")"
 	}
 	_, err := s.o.change(func(g *grant) (*grant, error) {
 		if g != nil {
@@ -250,5 +275,8 @@ func (s *Source) want(scopes []string) error {
 	return s.o.needs(why)
 }
 
-// maxWanted bounds what a server can have haldir ask for.
-const maxWanted = 64
+// maxWanted bounds what a server can have haldir ask for, maxScope the length of each.
+const (
+	maxWanted = 64
+	maxScope  = 256
+)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -53,6 +52,9 @@ func (o *Options) request(ctx context.Context, g *grant, grantType string, param
 // for (RFC 6749 section 5.1), or as before (section 6).
 func (g *grant) granted(t *oauth2.Token, asked []string, now time.Time) {
 	g.Access, g.Expiry, g.Issued, g.Ended = t.AccessToken, t.Expiry, now, ""
+	if !g.Expiry.After(now) {
+		g.Expiry = time.Time{} // a time that has passed says nothing
+	}
 	if t.RefreshToken != "" {
 		g.Refresh = t.RefreshToken
 	}
@@ -76,7 +78,7 @@ func refusal(err error) (code string, shown error) {
 	if text == "" && e.Response != nil {
 		text = e.Response.Status
 	}
-	return e.ErrorCode, fmt.Errorf("the authorization server refuses: %s", text) //nolint:errorlint // its body may hold secrets
+	return e.ErrorCode, fmt.Errorf("the authorization server refuses: %s", text) // not wrapped: its body may hold secrets
 }
 
 // final reports a refusal that asking again cannot change.
@@ -92,22 +94,9 @@ func (g *grant) usable(now time.Time) bool {
 // due reports whether it is time to renew an access token: a minute before it runs
 // out, or a tenth of a shorter life.
 func (g *grant) due(now time.Time) bool {
-	if g.Expiry.IsZero() {
-		return false
+	if g.Expiry.IsZero() || g.Refresh == "" && g.Login.After(time.Time{}) && now.Before(g.Expiry) {
+		return false // or there is nothing to renew it by
 	}
 	ahead := min(time.Minute, g.Expiry.Sub(g.Issued)/10)
 	return !now.Before(g.Expiry.Add(-ahead))
-}
-
-func statusOf(err error) int {
-	if e, ok := errors.AsType[*oauth2.RetrieveError](err); ok && e.Response != nil {
-		return e.Response.StatusCode
-	}
-	return 0
-}
-
-// passing reports whether an authorization server failed rather than refused.
-func passing(err error) bool {
-	code := statusOf(err)
-	return code == 0 || code >= http.StatusInternalServerError || code == http.StatusTooManyRequests
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -34,28 +35,40 @@ func NewWeb(base *http.Transport, server string) *Web {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: patience, KeepAlive: keepAlive}).DialContext
 	}
+	own := addressOf(server)
 	base.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := dial(ctx, network, address)
-		if err == nil {
+		if err == nil && address == own { // not that of a proxy
 			at, err := netip.ParseAddrPort(c.RemoteAddr().String())
-			w.inside.Store(err == nil && !outside(at.Addr()))
+			w.inside.Store(err == nil && inside(at.Addr()))
 		}
 		return c, err
 	}
 	t := base.Clone()
-	d := &net.Dialer{Timeout: patience, KeepAlive: keepAlive, Control: func(network, address string, c syscall.RawConn) error {
-		if w.inside.Load() {
-			return nil
+	var proxies sync.Map
+	if choose := base.Proxy; choose != nil {
+		t.Proxy = func(req *http.Request) (*url.URL, error) {
+			u, err := choose(req)
+			if err == nil && u != nil {
+				proxies.Store(addressOf(u.String()), true)
+			}
+			return u, err
 		}
-		return onlyPublic(network, address, c)
-	}}
-	t.DialContext = d.DialContext
+	}
+	free := &net.Dialer{Timeout: patience, KeepAlive: keepAlive}
+	bound := &net.Dialer{Timeout: patience, KeepAlive: keepAlive, Control: onlyPublic}
+	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if _, proxy := proxies.Load(address); proxy || w.inside.Load() {
+			return free.DialContext(ctx, network, address)
+		}
+		return bound.DialContext(ctx, network, address)
+	}
 	w.client = &http.Client{Transport: t, Timeout: patience, CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		switch {
 		case len(via) > 5:
 			return errors.New("too many redirects")
-		case req.Method != http.MethodGet:
-			return http.ErrUseLastResponse // what is posted holds secrets
+		case via[0].Method != http.MethodGet:
+			return http.ErrUseLastResponse // what was posted holds secrets
 		case !safe(req.URL):
 			return fmt.Errorf("redirected to %s, which is no https URL", req.URL.Redacted())
 		}
@@ -77,7 +90,27 @@ func near(server string) bool {
 		return false
 	}
 	ip, err := netip.ParseAddr(u.Hostname())
-	return loopback(u.Hostname()) || err == nil && !outside(ip)
+	return loopback(u.Hostname()) || err == nil && inside(ip)
+}
+
+// addressOf is what is dialled for a url: its host and port.
+func addressOf(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"https": "443", "http": "80", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// inside reports an address that is certainly on this machine or in a private network.
+// What may stand for another, as a translated one does, is neither inside nor outside.
+func inside(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	return ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast() || netip.MustParsePrefix("100.64.0.0/10").Contains(ip)
 }
 
 const keepAlive = 30 * time.Second
@@ -99,6 +132,8 @@ func onlyPublic(_, address string, _ syscall.RawConn) error {
 var reserved = []netip.Prefix{
 	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("198.18.0.0/15"),
 	netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("64:ff9b:1::/48"), netip.MustParsePrefix("::/96"), netip.MustParsePrefix("::ffff:0:0:0/96"), netip.MustParsePrefix("fec0::/10"),
+	netip.MustParsePrefix("2001::/32"),
 }
 
 func outside(ip netip.Addr) bool {

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -92,29 +93,87 @@ func TestWhatIsPostedIsNotRedirected(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
 	defer other.Close()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		http.Redirect(w, req, other.URL, http.StatusTemporaryRedirect)
+		status, err := strconv.Atoi(strings.TrimPrefix(req.URL.Path, "/"))
+		if err != nil {
+			status = http.StatusTemporaryRedirect
+		}
+		http.Redirect(w, req, other.URL, status)
 	}))
 	defer srv.Close()
 	base := &http.Transport{DisableKeepAlives: true}
 	w := NewWeb(base, srv.URL)
-	resp, err := w.client.Post(srv.URL, "application/x-www-form-urlencoded", strings.NewReader("refresh_token=secret"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = resp.Body.Close()
-	if asked.Load() != 0 {
-		t.Error("it was redirected")
+	var resp *http.Response
+	for _, status := range []string{"/301", "/302", "/303", "/307", "/308"} {
+		var err error
+		resp, err = w.client.Post(srv.URL+status, "application/x-www-form-urlencoded", strings.NewReader("refresh_token=secret"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if asked.Load() != 0 {
+			t.Errorf("%s was followed", status)
+		}
 	}
 	// And a redirect of the upstream stays where it is.
 	c := NewClient(base)
 	req, _ := http.NewRequest(http.MethodPost, srv.URL, strings.NewReader("{}"))
 	req.Header.Set("Authorization", "Bearer secret")
-	if resp, err = c.Do(req); err != nil {
+	resp, err := c.Do(req)
+	if err != nil {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close()
 	if asked.Load() != 0 || resp.StatusCode != http.StatusTemporaryRedirect {
 		t.Error("the upstream's redirect was followed")
+	}
+}
+
+// TestAProxyDoesNotOpenWhatIsInside has a public upstream be reached through a proxy on
+// this machine, whose address says nothing of where the upstream is.
+func TestAProxyDoesNotOpenWhatIsInside(t *testing.T) {
+	var asked atomic.Int32
+	inside := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer inside.Close()
+	var proxied atomic.Int32
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		proxied.Add(1)
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer resource_metadata=%q`, inside.URL+"/metadata"))
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer proxy.Close()
+	at, err := url.Parse(proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := &http.Transport{DisableKeepAlives: true, Proxy: func(req *http.Request) (*url.URL, error) {
+		if loopback(req.URL.Hostname()) { // as that of the environment
+			return nil, nil
+		}
+		return at, nil
+	}}
+	server, dir := "http://public.example/mcp", t.TempDir()
+	s := NewSource(Options{
+		Upstream: "up", Server: server, Resolve: func(v string) (string, error) { return v, nil }, Store: secret.New(dir, nil), Dir: dir,
+		Client: NewClient(base), Web: NewWeb(base, server), Now: time.Now,
+	})
+	defer s.Close()
+	if l, err := s.Begin(t.Context()); err == nil {
+		l.Close()
+		t.Error("a sign-in has begun")
+	}
+	if asked.Load() != 0 || proxied.Load() < 1 {
+		t.Errorf("inside was asked %d times, by the proxy %d times", asked.Load(), proxied.Load())
+	}
+}
+
+func TestATranslatedAddressOpensNothing(t *testing.T) {
+	for text, want := range map[string]bool{
+		"10.0.0.1": true, "127.0.0.1": true, "::ffff:10.0.0.1": true, "fd00::1": true, "100.64.0.1": true, "169.254.1.1": true,
+		"64:ff9b::808:808": false, "2002:808:808::": false, "8.8.8.8": false, "2001:0:808:808::": false,
+	} {
+		if got := inside(netip.MustParseAddr(text)); got != want {
+			t.Errorf("%s: %v", text, got)
+		}
 	}
 }
 

@@ -19,6 +19,9 @@ func Diff(c Change) (out []Difference) {
 	a, ok1 := value(c.Old)
 	b, ok2 := value(c.New)
 	diff("", a, b, ok1 && c.Old != nil, ok2 && c.New != nil, &out)
+	if len(out) == 0 { // readers differ about it: it is shown as it is
+		out = append(out, Difference{Old: string(c.Old), New: string(c.New), Was: c.Old != nil, Is: c.New != nil})
+	}
 	return out
 }
 

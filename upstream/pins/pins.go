@@ -5,10 +5,14 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Kind is what kind of thing is pinned.
@@ -20,6 +24,7 @@ const (
 	Instructions Kind = "instructions" // of initialize or server/discover
 	Tool         Kind = "tool"
 	Prompt       Kind = "prompt"
+	Resource     Kind = "resource" // looked at, and not pinned
 )
 
 // Offer is what an upstream offers now.
@@ -28,6 +33,7 @@ type Offer struct {
 	Instructions string
 	Tools        []Item
 	Prompts      []Item
+	Resources    []Item // with templates
 }
 
 // Item is one definition, byte for byte.
@@ -52,7 +58,12 @@ type Record struct {
 	// Pending are the changes that were told of, by their keys, so that each is told
 	// once: the SHA-256 of what is new.
 	Pending map[string]string `json:"pending,omitempty"`
+	// Told are the last of them, so that a server that changes to and fro is told of once.
+	Told []string `json:"told,omitempty"`
 }
+
+// maxTold bounds them.
+const maxTold = 200
 
 // Program identifies a file without reading it again each time.
 type Program struct {
@@ -216,9 +227,14 @@ func (r *Record) Tell(changes []Change) (news []Change, fresh bool) {
 	for _, c := range changes {
 		key, digest := c.Key(), c.Digest()
 		pending[key] = digest
-		if r.Pending[key] != digest {
+		if r.Pending[key] == digest {
+			continue
+		}
+		fresh = true
+		if id := digest[:16]; !slices.Contains(r.Told, id) {
 			news = append(news, c)
-			fresh = true
+			r.Told = append(r.Told, id)
+			r.Told = r.Told[max(0, len(r.Told)-maxTold):]
 		}
 	}
 	fresh = fresh || len(pending) != len(r.Pending)
@@ -227,7 +243,7 @@ func (r *Record) Tell(changes []Change) (news []Change, fresh bool) {
 }
 
 func text(s string) json.RawMessage {
-	b, _ := json.Marshal(s) //nolint:errchkjson // a text
+	b, _ := json.Marshal(s)
 	return b
 }
 
@@ -249,9 +265,56 @@ func same(a, b json.RawMessage) bool {
 	if bytes.Equal(a, b) {
 		return true
 	}
+	if ambiguous(b) {
+		return false // another reader may see what this one does not
+	}
 	x, ok1 := value(a)
 	y, ok2 := value(b)
 	return ok1 && ok2 && canonical(x) == canonical(y)
+}
+
+// surrogates are escapes that this reader makes all alike where they stand alone.
+var surrogates = regexp.MustCompile(`\\u[dD][89abAB]`)
+
+// ambiguous reports JSON that two readers may read differently: a name stands twice in
+// an object, or the text is no UTF-8.
+func ambiguous(raw json.RawMessage) bool {
+	if !utf8.Valid(raw) || surrogates.Match(raw) {
+		return true
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	var names []map[string]bool // of the objects around; nil for an array
+	key := false                // the next text is a name
+	for {
+		t, err := d.Token()
+		if err != nil {
+			return !errors.Is(err, io.EOF)
+		}
+		top := len(names) - 1
+		switch t := t.(type) {
+		case json.Delim:
+			switch t {
+			case '{':
+				names, key = append(names, map[string]bool{}), true
+				continue
+			case '[':
+				names, key = append(names, nil), false
+				continue
+			}
+			names = names[:top]
+			top--
+		case string:
+			if key {
+				if names[top][t] {
+					return true
+				}
+				names[top][t], key = true, false
+				continue
+			}
+		}
+		key = top >= 0 && names[top] != nil
+	}
 }
 
 func canonical(v any) string {
@@ -270,10 +333,16 @@ func toolBlocks(old, now json.RawMessage) string {
 	if !ok1 || !ok2 || x == nil || y == nil {
 		return "it cannot be read"
 	}
+	if ambiguous(now) {
+		return "two readers could read it differently"
+	}
 	if !destroys(x) && destroys(y) {
 		return "its annotations say now that it destroys"
 	}
-	if hint(x, "readOnlyHint", false) && !hint(y, "readOnlyHint", false) {
+	if annotation(x, "destructiveHint") == false && annotation(y, "destructiveHint") != false {
+		return "its annotations do not say any more that it destroys nothing"
+	}
+	if annotation(x, "readOnlyHint") == true && annotation(y, "readOnlyHint") != true {
 		return "its annotations do not say any more that it only reads"
 	}
 	if why := misfit(x["inputSchema"], y["inputSchema"]); why != "" {
@@ -290,18 +359,12 @@ func object(v any) map[string]any {
 	return m
 }
 
-func hint(tool map[string]any, name string, absent bool) bool {
-	v, ok := object(tool["annotations"])[name].(bool)
-	if !ok {
-		return absent
-	}
-	return v
-}
+func annotation(tool map[string]any, name string) any { return object(tool["annotations"])[name] }
 
 // destroys reports whether annotations say so outright: the default of destructiveHint
 // is true, but for a tool that only reads.
 func destroys(tool map[string]any) bool {
-	return hint(tool, "destructiveHint", false) && !hint(tool, "readOnlyHint", false)
+	return annotation(tool, "destructiveHint") == true && annotation(tool, "readOnlyHint") != true
 }
 
 // words are the keywords of a schema that are for people and models only (JSON Schema
@@ -315,13 +378,13 @@ func bare(v any) any {
 		out := map[string]any{}
 		for k, x := range v {
 			switch {
-			case k == "properties" || k == "$defs" || k == "definitions" || k == "patternProperties" || k == "dependentSchemas":
+			case k == "properties" || k == "$defs" || k == "definitions" || k == "patternProperties" || k == "dependentSchemas" || k == "dependencies":
 				named := map[string]any{} // the keys are names here
 				for n, s := range object(x) {
 					named[n] = bare(s)
 				}
 				out[k] = named
-			case k == "enum" || k == "const" || k == "required":
+			case k == "enum" || k == "const" || k == "required" || k == "dependentRequired":
 				out[k] = x
 			case !slices.Contains(words, k):
 				out[k] = bare(x)
@@ -356,7 +419,7 @@ func misfit(old, now any) string {
 		}
 	}
 	props, kept := object(x["properties"]), object(y["properties"])
-	closed := y["additionalProperties"] == false
+	closed := y["additionalProperties"] != nil && y["additionalProperties"] != true
 	for _, n := range sorted(props) {
 		is, still := kept[n]
 		if !still && closed {
@@ -366,8 +429,8 @@ func misfit(old, now any) string {
 			return fmt.Sprintf("%q takes other values", n)
 		}
 	}
-	if closed && x["additionalProperties"] != false {
-		return "it takes no other arguments any more"
+	if more := y["additionalProperties"]; more != nil && more != true && canonical(more) != canonical(x["additionalProperties"]) {
+		return "it takes other arguments"
 	}
 	for _, k := range sorted(y) {
 		switch k {

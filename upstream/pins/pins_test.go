@@ -53,7 +53,11 @@ func TestWhatCanGoOnBeingOffered(t *testing.T) {
 		"another type":                    {strings.Replace(plain, `{"type":"string","desc`, `{"type":"integer","desc`, 1), `"path" takes other values`},
 		"a type more":                     {strings.Replace(plain, `{"type":"string","desc`, `{"type":["string","null"],"desc`, 1), ""},
 		"a limit":                         {strings.Replace(plain, `{"type":"string","desc`, `{"maxLength":3,"type":"string","desc`, 1), `"path" takes other values`},
-		"no other arguments":              {strings.Replace(plain, `"type":"object"`, `"type":"object","additionalProperties":false`, 1), "no other arguments"},
+		"no other arguments":              {strings.Replace(plain, `"type":"object"`, `"type":"object","additionalProperties":false`, 1), "other arguments"},
+		"other arguments by a schema":     {strings.Replace(plain, `"type":"object"`, `"type":"object","additionalProperties":{"not":{}}`, 1), "other arguments"},
+		"a name that stands twice":        {strings.Replace(plain, `"description":"Reads a file."`, `"description":"EVIL","description":"Reads a file."`, 1), "two readers"},
+		"a name within that stands twice": {strings.Replace(plain, `"description":"The path."`, `"description":"EVIL","description":"The path."`, 1), "two readers"},
+		"a required argument named title": {strings.Replace(plain, `"type":"object"`, `"type":"object","dependentRequired":{"title":["mode"]}`, 1), "dependentRequired"},
 		"an argument less, and closed":    {`"description":"Reads a file.","inputSchema":{"type":"object","additionalProperties":false,"properties":{"path":{"type":"string"}},"required":["path"]}`, `no "mode" any more`},
 		"a keyword that cannot be judged": {strings.Replace(plain, `"type":"object"`, `"type":"object","anyOf":[{"required":["mode"]}]`, 1), `keyword "anyOf"`},
 		"destructive":                     {plain + `,"annotations":{"destructiveHint":true}`, "destroys"},
@@ -80,6 +84,10 @@ func TestWhatCanGoOnBeingOffered(t *testing.T) {
 }
 
 func TestAnAnnotationThatTurns(t *testing.T) {
+	harmless := pinned(t, pins.Offer{Tools: []pins.Item{tool("x", plain+`,"annotations":{"destructiveHint":false}`)}})
+	if got := harmless.Compare(pins.Offer{Tools: []pins.Item{tool("x", plain)}}); len(got) != 1 || got[0].Blocks == "" {
+		t.Errorf("%+v", got)
+	}
 	reads := tool("x", plain+`,"annotations":{"readOnlyHint":true,"destructiveHint":true}`)
 	r := pinned(t, pins.Offer{Tools: []pins.Item{reads}})
 	for _, now := range []string{`,"annotations":{"readOnlyHint":false,"destructiveHint":true}`, `,"annotations":{}`, ``} {
@@ -111,6 +119,11 @@ func TestEverythingThatIsPinnedIsCompared(t *testing.T) {
 	}
 	if news, fresh = r.Tell(r.Compare(now)); len(news) != 0 || fresh {
 		t.Errorf("told again of %d", len(news))
+	}
+	// To and fro is told once.
+	r.Tell(r.Compare(first))
+	if news, _ = r.Tell(r.Compare(now)); len(news) != 0 {
+		t.Errorf("told of the same again: %+v", news)
 	}
 	if added := r.Learn(now, day); len(added) != 1 || added[0].Key() != "tool new" {
 		t.Errorf("added: %+v", added)

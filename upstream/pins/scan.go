@@ -27,7 +27,7 @@ func Scan(o Offer) (found []Finding) {
 		}
 	}
 	add(Instructions, "", "instructions", o.Instructions)
-	for kind, items := range map[Kind][]Item{Tool: o.Tools, Prompt: o.Prompts} {
+	for kind, items := range map[Kind][]Item{Tool: o.Tools, Prompt: o.Prompts, Resource: o.Resources} {
 		for _, i := range items {
 			v, _ := value(i.Raw)
 			texts("", v, func(path, s string) { add(kind, i.Name, path, s) })
