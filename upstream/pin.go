@@ -241,7 +241,7 @@ func only(o pins.Offer, new []pins.Change, first bool) (out pins.Offer) {
 			out.Prompts = append(out.Prompts, item)
 		case pins.Instructions:
 			out.Instructions = o.Instructions
-		case pins.Server:
+		case pins.Server, pins.Resource:
 		}
 	}
 	return out
@@ -296,6 +296,7 @@ func apply(c Catalogue, mode, words string, changes []pins.Change) Catalogue {
 			}
 			c.Prompts = slices.Delete(c.Prompts, i, i+1)
 			c.Withheld = append(c.Withheld, Withheld{wire.Printable(x.Name, shown), "the prompt: " + why})
+		case pins.Resource: // is not pinned
 		}
 	}
 	return c

@@ -106,7 +106,9 @@ func (u *Upstream) makeOffer(source *oauth.Source, peer Peer, mark any) error {
 		case response := <-answers:
 			if err := agreed(response); err != nil {
 				cancel()
-				_ = <-done // it was given up
+				if err := <-done; err == nil {
+					return nil // somebody has signed in before the answer came
+				}
 				return err
 			}
 		case err := <-done:

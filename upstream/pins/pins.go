@@ -215,6 +215,7 @@ func (r *Record) Accept(changes []Change) {
 			r.Tools[c.Name] = bytes.Clone(c.New)
 		case Prompt:
 			r.Prompts[c.Name] = bytes.Clone(c.New)
+		case Resource: // is not pinned
 		}
 		delete(r.Pending, c.Key())
 	}
@@ -243,7 +244,10 @@ func (r *Record) Tell(changes []Change) (news []Change, fresh bool) {
 }
 
 func text(s string) json.RawMessage {
-	b, _ := json.Marshal(s)
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // a text
+	}
 	return b
 }
 
