@@ -100,8 +100,11 @@ var readme = map[string]struct {
 	"haldir session revoke ses_…": {
 		instead: `haldir session revoke "$(haldir session list | sed -n 's/^\(ses_[^ ]*\) .*research-bot.*/\1/p')"`, prints: "revoked",
 	},
-	"haldir policy list":        {prints: "at most 100 calls"},
-	"haldir upstream list":      {prints: "everything"},
+	"haldir policy list":   {prints: "at most 100 calls"},
+	"haldir upstream list": {prints: "everything"},
+	"haldir serve --upstream docs=https://docs.example.com/mcp --deny 'delete_*' --rate 100/1h --spend 5": {
+		instead: "haldir serve --upstream docs=https://docs.example.com/mcp --deny 'delete_*' --rate 100/1h --spend 5 </dev/null",
+	},
 	"haldir reload":             {prints: "no running haldir waits"},
 	"haldir pins diff":          {prints: "everything is as it is pinned"},
 	"haldir upstream login crm": {exempt: "a person signs in, and login_test.go does"},
