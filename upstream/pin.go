@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -72,6 +73,9 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 	}
 	raw, err := u.o.Pins.LoadPins(ctx, u.Name())
 	if err == nil && !pin && pins.Settles(raw, list) {
+		u.mu.Lock()
+		u.pinned, u.pinnedRaw, u.unpinned = Pinned{}, raw, false
+		u.mu.Unlock()
 		return c
 	}
 	var r pins.Record
@@ -82,7 +86,7 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 	if err == nil {
 		var program pins.Program
 		o, program, err = u.offers(c, r, pin)
-		if err == nil && pin && (r.Program != program || !pins.Settles(raw, list) || !r.Knows(o, r.Compare(o))) {
+		if err == nil && pin && (r.Program != program || !pins.Settles(raw, list) || !r.Knows(o, r.Compare(o, u.strict()))) {
 			r, raw, err = u.pin(ctx, o, program, list)
 		}
 	}
@@ -91,19 +95,36 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 		u.set(func() { u.unpinned = true })
 		return withholdAll(c, nil, fmt.Sprintf("what is pinned of this upstream cannot be read: %v", err))
 	}
-	changes := r.Compare(o)
+	changes := r.Compare(o, u.strict())
 	u.mu.Lock()
 	u.pinned, u.pinnedRaw, u.pinnable = Pinned{Record: r, Changes: changes}, raw, o
 	u.unpinned = false
 	u.mu.Unlock()
-	return apply(c, u.o.Config.Pins, r.Instructions, changes)
+	return bounded(apply(c, u.o.Config.Pins, r.Instructions, changes), r, pin && u.o.Config.Pins != "warn")
+}
+
+// strict reports whether an addition is a change.
+func (u *Upstream) strict() bool { return u.o.Config.Pins == "block" }
+
+// bounded leaves out what there was no room to pin: it could change unseen.
+func bounded(c Catalogue, r pins.Record, pinned bool) Catalogue {
+	if !pinned {
+		return c
+	}
+	n := len(c.Tools) + len(c.Prompts)
+	c.Tools = slices.DeleteFunc(slices.Clone(c.Tools), func(t Tool) bool { return !r.Pins(pins.Tool, t.Name) })
+	c.Prompts = slices.DeleteFunc(slices.Clone(c.Prompts), func(p Item) bool { return !r.Pins(pins.Prompt, p.Key) })
+	if left := n - len(c.Tools) - len(c.Prompts); left > 0 {
+		c.Withheld = append(slices.Clone(c.Withheld), Withheld{Reason: fmt.Sprintf("%d tools or prompts that there is no room to pin", left)})
+	}
+	return c
 }
 
 // offers adds who the server is. A program is read again only if it looks different.
 func (u *Upstream) offers(c Catalogue, r pins.Record, look bool) (pins.Offer, pins.Program, error) {
 	cfg := u.o.Config
 	if cfg.Command == "" {
-		return offering(c, cfg.URL), pins.Program{}, nil
+		return offering(c, place(cfg.URL, u.o.Resolver)), pins.Program{}, nil
 	}
 	if !look {
 		return offering(c, r.Server), r.Program, nil
@@ -113,6 +134,21 @@ func (u *Upstream) offers(c Catalogue, r pins.Record, look bool) (pins.Offer, pi
 		return pins.Offer{}, p, err
 	}
 	return offering(c, p.Path+" sha256:"+p.SHA256), p, nil
+}
+
+// place is where a server is, without what may be secret: references are resolved, and
+// a path stands as its hash.
+func place(text string, r *config.Resolver) string {
+	resolved, err := r.URL(text)
+	if err != nil {
+		return text // nothing can be connected either
+	}
+	u, err := url.Parse(resolved)
+	if err != nil {
+		return text
+	}
+	sum := sha256.Sum256([]byte(u.EscapedPath()))
+	return u.Scheme + "://" + u.Host + " path sha256:" + hex.EncodeToString(sum[:8])
 }
 
 func program(cfg config.Upstream, r *config.Resolver, known pins.Program) (pins.Program, error) {
@@ -154,7 +190,10 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 			notes = append(notes, pins.Note{Status: s, Name: wire.Printable(name, shown), Text: text, Digest: sha256.Sum256(raw)})
 		}
 		first := !r.Known()
-		added := r.Learn(o, time.Now().UTC().Truncate(time.Second))
+		var added []pins.Change
+		if first || !u.strict() {
+			added = r.Learn(o, time.Now().UTC().Truncate(time.Second))
+		}
 		if first {
 			whole, _ := json.Marshal([]any{o.Server, o.Instructions, r.Tools, r.Prompts})
 			note(pins.Pinned, "", fmt.Sprintf("%d tools and %d prompts were seen first", len(r.Tools), len(r.Prompts)), whole)
@@ -167,7 +206,7 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 				note(pins.Pinned, c.Key(), wire.Printable(c.Key(), shown)+" is new", c.New)
 			}
 		}
-		changes := r.Compare(o)
+		changes := r.Compare(o, u.strict())
 		news, fresh := r.Tell(changes)
 		for i, c := range news {
 			if i == maxNoted {
@@ -175,7 +214,7 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 				break
 			}
 			note(pins.Changed, c.Key(), wire.Printable(c.Summary(), 400), c.New)
-			u.o.Log.Warn().Str("change", wire.Printable(c.Summary(), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: haldir pins diff " + u.Name())
+			u.o.Log.Warn().Str("change", wire.Printable(c.Summary(), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: " + u.o.Command + " pins diff " + u.Name())
 		}
 		var found []string
 		for _, f := range pins.Scan(only(o, append(added, news...), first)) {
@@ -187,7 +226,7 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 				text += fmt.Sprintf("; and %d more", n-3)
 			}
 			note(pins.Flagged, "", text, []byte(strings.Join(found, "\n")))
-			u.o.Log.Info().Int("texts", n).Msg("texts of the upstream's should be looked at; see: haldir pins list")
+			u.o.Log.Info().Int("texts", n).Msg("texts of the upstream's should be looked at; see: " + u.o.Command + " pins list")
 		}
 		before := r.Settled
 		r.Settle(list, changes)
@@ -196,6 +235,7 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 			return old, nil, nil
 		}
 		r.Program = program
+		u.wrote = true
 		now, err = json.Marshal(r)
 		return now, notes, err
 	})
@@ -340,6 +380,9 @@ func (u *Upstream) Accept(ctx context.Context, changes []pins.Change) error {
 		return now, notes, err
 	})
 }
+
+// pinPause is how long after a list whose changes were pinned the next is asked for.
+const pinPause = 5 * time.Second
 
 // pinPoll is how often haldir looks whether a person has accepted what has changed.
 const pinPoll = time.Second

@@ -153,12 +153,26 @@ func TestAToolThatTurnsDestructiveIsWithheld(t *testing.T) {
 	b := &board{}
 	ready(t, listing(t, "hold", honest), pinnedBy(b)).Close()
 	r := ready(t, listing(t, "hold", fierce, `{"name":"new","inputSchema":{"type":"object"}}`), pinnedBy(b))
-	if got := offered(r); strings.Contains(got, "echo") || !strings.Contains(got, `"new"`) {
+	if got := offered(r); strings.Contains(got, "echo") || !strings.Contains(got, `"new"`) { // a new one is offered
 		t.Errorf("offered: %s", got)
 	}
 	if w := r.Catalogue().Withheld; len(w) != 1 || !strings.Contains(w[0].Reason, "destroys") {
 		t.Errorf("withheld: %+v", w)
 	}
+}
+
+func TestANewToolIsAChangeWhereAnyIs(t *testing.T) {
+	b := &board{}
+	more := `{"name":"more","inputSchema":{"type":"object"}}`
+	ready(t, listing(t, "block", honest), pinnedBy(b)).Close()
+	r := ready(t, listing(t, "block", honest, more), pinnedBy(b))
+	if got := offered(r); got != honest {
+		t.Errorf("offered: %s", got)
+	}
+	if err := r.Accept(soon(t), r.Pinned().Changes); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is offered once it is accepted", func() bool { return strings.Contains(offered(r), more) })
 }
 
 func TestPinsHoldForWhatWasCached(t *testing.T) {

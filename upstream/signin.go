@@ -81,7 +81,7 @@ func (u *Upstream) shows(call Call) bool {
 func (u *Upstream) makeOffer(source *oauth.Source, peer Peer, mark any) error {
 	ctx, cancel := context.WithTimeoutCause(u.ctx, signInTime, fmt.Errorf("nobody signed in within %v", signInTime))
 	defer cancel()
-	l, err := source.Begin(ctx)
+	l, err := source.Begin(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -99,8 +99,14 @@ func (u *Upstream) makeOffer(source *oauth.Source, peer Peer, mark any) error {
 	question.Mark = mark
 	answers := make(chan []byte, 1)
 	peer.Ask(u.Name(), question, func(response []byte) { answers <- response })
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	u.wg.Go(func() { done <- l.Wait(ctx) })
+	u.wg.Go(func() { // or somebody signs in by the command line
+		source.Changed(ctx, signInPoll)
+		if ctx.Err() == nil {
+			done <- nil
+		}
+	})
 	for {
 		select {
 		case response := <-answers:

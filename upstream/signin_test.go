@@ -88,7 +88,7 @@ func (r *rig) signIn() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	l, err := s.Begin(soon(r.t))
+	l, err := s.Begin(soon(r.t), true)
 	if err != nil {
 		r.t.Fatal(err)
 	}

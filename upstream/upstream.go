@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -42,6 +43,9 @@ type Options struct {
 	MaxMessage int    // bytes
 	// Clean takes secrets out of a text of the server's before it is shown.
 	Clean func(string) string
+	// Command is how a person runs haldir for this upstream's config, as far as to the
+	// verb; "" means haldir.
+	Command string
 	// Changed is called after the catalogue has changed, from a goroutine of the
 	// upstream; it must not block for long.
 	Changed func()
@@ -103,10 +107,11 @@ type Upstream struct {
 	auth    *oauth.Source // made by source
 	authFor string        // for this url
 	greeted Host          // whose start was the last
+	calling atomic.Int64  // calls under way
 	offer   *offer        // a sign-in that a person is offered
 	offered time.Time     // when the last offer ended
 
-	started   string // the key by which it was started last; "" before
+	started   string // for which host it was started last; "" before
 	leaveHost context.CancelFunc
 	over      chan struct{} // closed when the run for that host has ended
 
@@ -114,6 +119,7 @@ type Upstream struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	wrote   bool      // what is pinned was written; of the goroutine of run
 	unsaved []byte    // a catalogue to be kept; of the goroutine of run
 	saved   time.Time // when the last one was
 }
@@ -122,6 +128,9 @@ type Upstream struct {
 func New(o Options) *Upstream {
 	u := &Upstream{o: o, wake: make(chan struct{}, 1), news: make(chan struct{}), kept: map[string]Call{}}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
+	if u.o.Command == "" {
+		u.o.Command = "haldir"
+	}
 	if u.guard = o.Guard; u.guard == nil {
 		u.guard = NewGuard(false)
 	}
@@ -205,10 +214,10 @@ func (u *Upstream) cacheKey(h Host) string {
 // began. For another host than before all begins anew, beside the calls that are
 // still under way; a modern server need not know its host beforehand.
 func (u *Upstream) Start(h Host) {
-	key := u.cacheKey(h)
+	known := fmt.Sprint(h.Modern, string(h.greeting("")))
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.ctx.Err() != nil || u.started == key || h.Modern && u.conn != nil && u.conn.modern.Load() && u.conn.host.Modern {
+	if u.ctx.Err() != nil || u.started == known || h.Modern && u.conn != nil && u.conn.modern.Load() && u.conn.host.Modern {
 		return
 	}
 	if u.started != "" {
@@ -216,7 +225,7 @@ func (u *Upstream) Start(h Host) {
 	}
 	ctx, leave := context.WithCancel(u.ctx)
 	before, over := u.over, make(chan struct{})
-	u.started, u.leaveHost, u.over, u.greeted = key, leave, over, h
+	u.started, u.leaveHost, u.over, u.greeted = known, leave, over, h
 	u.trying, u.tried, u.restored, u.err, u.failures = true, false, false, nil, 0
 	u.catalogue, u.listed = Catalogue{Revision: u.catalogue.Revision + 1, Said: u.catalogue.Said}, nil
 	u.wg.Go(func() {
@@ -224,26 +233,14 @@ func (u *Upstream) Start(h Host) {
 		if before != nil {
 			<-before
 		}
-		u.host, u.key = h, key
+		u.host, u.key = h, u.cacheKey(h) // here, as references may have to be waited for
 		u.run(ctx)
 	})
 }
 
 // Drain returns when no call is under way, or ctx ends.
 func (u *Upstream) Drain(ctx context.Context) {
-	for {
-		u.mu.Lock()
-		c := u.conn
-		u.mu.Unlock()
-		busy := false
-		if c != nil {
-			c.mu.Lock()
-			busy = c.active > 0
-			c.mu.Unlock()
-		}
-		if !busy {
-			return
-		}
+	for u.calling.Load() > 0 {
 		select {
 		case <-time.After(drainPoll):
 		case <-ctx.Done():
@@ -380,6 +377,10 @@ func (u *Upstream) run(ctx context.Context) {
 	pause.InitialInterval, pause.MaxInterval = 250*time.Millisecond, maxBackoff
 	for ctx.Err() == nil {
 		u.set(func() { u.trying = true })
+		select {
+		case <-u.wake: // whoever sent it is served by this attempt
+		default:
+		}
 		began := time.Now()
 		c, err := u.connect(ctx)
 		if err == nil {
@@ -569,8 +570,12 @@ func (u *Upstream) attend(ctx context.Context, c *conn) error {
 			if !u.relist(ctx, c) {
 				again = time.After(relistAgain)
 			}
+			pause := relistPause
+			if u.wrote { // what is pinned is in everybody's ledger
+				pause, u.wrote = pinPause, false
+			}
 			select { // a server that is never done changing its lists is not followed at each step
-			case <-time.After(relistPause):
+			case <-time.After(pause):
 			case <-ctx.Done():
 			case <-c.peer().Done():
 			case <-c.exited():
@@ -799,6 +804,8 @@ func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
 	if ctx.Err() != nil {
 		return wire.Message{}, fmt.Errorf("%w: %w", context.Cause(ctx), wire.ErrNotSent)
 	}
+	u.calling.Add(1)
+	defer u.calling.Add(-1)
 	m, err := u.attempt(ctx, call)
 	if !oauth.IsSignIn(err) || ctx.Err() != nil {
 		return m, err
@@ -846,7 +853,12 @@ func (u *Upstream) lively(ctx context.Context, call *Call) (context.Context, fun
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	t := time.AfterFunc(idle, func() {
+	var t *time.Timer
+	t = time.AfterFunc(idle, func() {
+		if u.asks() { // it waits for the person, not the other way round
+			t.Reset(idle)
+			return
+		}
 		cancel(fmt.Errorf("upstream %q has given no sign of life for %v (timeouts.idle)", u.Name(), idle))
 	})
 	if tell := call.Progress; tell != nil {
@@ -856,6 +868,13 @@ func (u *Upstream) lively(ctx context.Context, call *Call) (context.Context, fun
 		}
 	}
 	return ctx, func() { t.Stop(); cancel(nil) }
+}
+
+// asks reports whether the server waits for the host to answer something.
+func (u *Upstream) asks() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.conn != nil && len(u.conn.asked) > 0
 }
 
 // gone waits until c is no longer the connection.

@@ -81,7 +81,7 @@ func (u *Upstream) source() (*oauth.Source, error) {
 	}
 	u.authFor = server
 	u.auth = oauth.NewSource(oauth.Options{
-		Upstream: cfg.Name, Server: server, Config: *cfg.OAuth, Resolve: u.o.Resolver.Resolve, Store: u.o.Secrets, Dir: u.o.SecretsDir,
+		Program: u.o.Command, Upstream: cfg.Name, Server: server, Config: *cfg.OAuth, Resolve: u.o.Resolver.Resolve, Store: u.o.Secrets, Dir: u.o.SecretsDir,
 		Client: oauth.NewClient(t), Web: web, Secret: u.o.Resolver.Secret,
 	})
 	return u.auth, nil

@@ -62,7 +62,7 @@ func upstreamLogin(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			l, err := s.Begin(cmd.Context())
+			l, err := s.Begin(cmd.Context(), true)
 			if err != nil {
 				return err
 			}

@@ -150,6 +150,17 @@ func TestAutoTakesAllOfIt(t *testing.T) {
 	r = serveConfig(t, "policies: [{type: deny, tools: [scan_domain]}]\n")
 	r.edit(r.config("reload: auto\n"))
 	r.until("it waits", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+
+	// Nor in two steps.
+	strict := "policies: [{type: deny, tools: [scan_domain]}]\n"
+	r = serveConfig(t, strict)
+	r.edit(r.config(strict + "reload: auto\n"))
+	r.until("the word alone waits", func() bool { return strings.Contains(r.notice(), "reload: auto") })
+	r.edit(r.config("reload: auto\n"))
+	r.until("and so does what follows", func() bool { return strings.Contains(r.notice(), "deny rule") })
+	if got := r.call("a.example"); !strings.Contains(got, "deny list") {
+		t.Error(got)
+	}
 }
 
 func TestABrokenConfigChangesNothing(t *testing.T) {
@@ -176,17 +187,17 @@ func TestABrokenConfigChangesNothing(t *testing.T) {
 
 func TestUpstreamsComeAndGo(t *testing.T) {
 	t.Parallel()
-	r := serveConfig(t, "")
+	r := serveConfig(t, "reload: auto\n")
 	pid := r.s.Pid()
 	other := httptest.NewServer(securitytools.Handler())
 	t.Cleanup(other.Close)
 	more := fmt.Sprintf("  - {name: more, url: %q}\n", other.URL+"/mcp")
-	r.edit(r.config(more))
+	r.edit(r.config(more + "reload: auto\n"))
 	r.until("the new one is listed", func() bool { return strings.Contains(r.tools(), "more__scan_domain") })
 	if got := r.s.Ask("tools/call", `{"name":"more__scan_domain","arguments":{"domain":"a.example"}}`).Raw; !strings.Contains(got, "a.example") {
 		t.Error(got)
 	}
-	r.edit(r.config(""))
+	r.edit(r.config("reload: auto\n"))
 	r.until("it is gone", func() bool { return !strings.Contains(r.tools(), "more__scan_domain") })
 	if got := r.call("a.example"); strings.Contains(got, "blocked_by") {
 		t.Error(got)

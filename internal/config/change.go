@@ -13,6 +13,7 @@ import (
 // confirm the change. A new command counts, since it is a program that runs.
 func Loosened(old, now *Config) (why []string) {
 	add := func(format string, args ...any) { why = append(why, fmt.Sprintf(format, args...)) }
+	settingsChanged(old, now, add)
 	sessions(old.Session, now.Session, add)
 	upstreamsChanged(old.Upstreams, now.Upstreams, add)
 	for i, c := range old.Ruleset.Costs {
@@ -26,6 +27,16 @@ func Loosened(old, now *Config) (why []string) {
 	}
 	rules(old.Ruleset.Policies, now.Ruleset.Policies, add)
 	return why
+}
+
+// settingsChanged looks at what a person decides about rules and records themselves.
+func settingsChanged(old, now *Config, add adder) {
+	if now.file["reload"] == "auto" && old.file["reload"] != "auto" {
+		add("changes of the config would not wait for a person any more (reload: auto)")
+	}
+	if now.file["audit.arguments"] != old.file["audit.arguments"] {
+		add("the audit keeps another part of arguments")
+	}
 }
 
 type adder func(format string, args ...any)
@@ -65,10 +76,15 @@ func upstreamsChanged(old, now []Upstream, add adder) {
 		case u.Command != "" && (was.Command != u.Command || was.Cwd != u.Cwd || !slices.Equal(was.Args, u.Args) || !slices.Equal(was.Env, u.Env) || !slices.Equal(was.EnvPass, u.EnvPass)):
 			add("upstream %s starts another command", u.Name)
 		}
+		// Another server may be one of the agent's own, to which tokens would be shown; and
+		// under another name rules do not concern it.
+		switch {
+		case !known && u.Command == "":
+			add("upstream %s is a new server", u.Name)
+		case known && u.Command == "" && was.Command == "" && !sameServer(was, u):
+			add("upstream %s is another server, or is signed in to otherwise", u.Name)
+		}
 		if !known {
-			if u.TrustAnnotations {
-				add("upstream %s is trusted in what it says of its tools", u.Name)
-			}
 			continue
 		}
 		if u.TrustAnnotations && !was.TrustAnnotations {
@@ -81,6 +97,11 @@ func upstreamsChanged(old, now []Upstream, add adder) {
 			add("the pins of upstream %s hold less", u.Name)
 		}
 	}
+}
+
+func sameServer(a, b Upstream) bool {
+	return a.URL == b.URL && slices.Equal(a.Headers, b.Headers) && a.Bearer == b.Bearer && reflect.DeepEqual(a.OAuth, b.OAuth) &&
+		a.CAFile == b.CAFile && a.CertFile == b.CertFile && a.KeyFile == b.KeyFile
 }
 
 // rules compares policies. One that is as it was, or plainly stricter, is found for

@@ -29,8 +29,7 @@ const service = "haldir"
 // the keyring waits for a person to open it.
 type SystemKeyring struct{}
 
-// keyringPatience is how long a person has to open the keyring. The host of a server
-// waits no longer either.
+// keyringPatience is how long a person has to open the keyring.
 const keyringPatience = 20 * time.Second
 
 // errNoBus says that there is no Secret Service to be had: without a session's bus the
@@ -54,8 +53,7 @@ func (SystemKeyring) Get(service, user string) (secret string, err error) {
 	if err := reachable(); err != nil {
 		return "", err
 	}
-	err = patiently(func() error { secret, err = keyring.Get(service, user); return err })
-	return secret, err
+	return patiently(func() (string, error) { return keyring.Get(service, user) })
 }
 
 // Set implements [Keyring].
@@ -63,17 +61,25 @@ func (SystemKeyring) Set(service, user, secret string) error {
 	if err := reachable(); err != nil {
 		return err
 	}
-	return patiently(func() error { return keyring.Set(service, user, secret) })
+	_, err := patiently(func() (string, error) { return "", keyring.Set(service, user, secret) })
+	return err
 }
 
-func patiently(f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }() // not waited for beyond patience: the keyring cannot be interrupted
+func patiently(f func() (string, error)) (string, error) {
+	type answer struct {
+		text string
+		err  error
+	}
+	done := make(chan answer, 1)
+	go func() { // not waited for beyond patience: the keyring cannot be interrupted
+		text, err := f()
+		done <- answer{text, err}
+	}()
 	select {
-	case err := <-done:
-		return err
+	case a := <-done:
+		return a.text, a.err
 	case <-time.After(keyringPatience):
-		return fmt.Errorf("the keyring has not answered within %v; is it locked?", keyringPatience)
+		return "", fmt.Errorf("the keyring has not answered within %v; is it locked?", keyringPatience)
 	}
 }
 
@@ -93,8 +99,12 @@ func (s *Store) unlock() error {
 	if s.key != nil {
 		return nil
 	}
+	if time.Now().Before(s.until) {
+		return s.locked
+	}
 	text, err := s.storedKey()
 	if err != nil {
+		s.locked, s.until = err, time.Now().Add(lockedFor)
 		return err
 	}
 	key, err := age.ParseX25519Identity(strings.TrimSpace(text))
@@ -104,6 +114,10 @@ func (s *Store) unlock() error {
 	s.key = key
 	return nil
 }
+
+// lockedFor is how long a keyring that could not be read is left alone: each question
+// may take all of a person's patience.
+const lockedFor = 5 * time.Second
 
 func (s *Store) storedKey() (string, error) {
 	id, err := os.ReadFile(s.path(nameFile))

@@ -41,6 +41,8 @@ type Store struct {
 
 	mu     sync.Mutex
 	key    *age.X25519Identity
+	locked error       // why the key could not be had
+	until  time.Time   // until when that is not tried again
 	seen   fs.FileInfo // of the file that values were read from
 	values map[string]string
 }

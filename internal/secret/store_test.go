@@ -149,6 +149,7 @@ func TestAKeyringThatCannotBeReadIsNoReasonForAnotherKey(t *testing.T) {
 		t.Errorf("told not to use the keyring: %v", err)
 	}
 	r.gone = false
+	s = secret.New(dir, r) // as it would be after a while
 	if got, err := s.Get("a"); err != nil || got != value {
 		t.Errorf("%q, %v", got, err)
 	}

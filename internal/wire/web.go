@@ -143,7 +143,7 @@ func (w *web) Err() error {
 func (w *web) do(req *http.Request) (*http.Response, error) {
 	resp, err := w.o.Client.Do(req) //nolint:gosec // the address is the config's
 	if e, ok := errors.AsType[*url.Error](err); ok {
-		if errors.Is(e.Err, ErrNotSent) { // it says itself what is to be said
+		if errors.Is(e.Err, ErrNotSent) || errors.Is(e.Err, ErrOutcomeUnknown) { // it says itself what is to be said
 			return nil, e.Err
 		}
 		if strings.Contains(e.Err.Error(), req.URL.Host) {
@@ -224,7 +224,7 @@ func (w *web) post(ctx context.Context, url string, msg []byte, extra http.Heade
 	switch {
 	case err == nil:
 		return resp, nil
-	case errors.Is(err, ErrNotSent):
+	case errors.Is(err, ErrNotSent), errors.Is(err, ErrOutcomeUnknown):
 		return nil, err
 	case sent.Load():
 		return nil, fmt.Errorf("%w: %w", err, ErrOutcomeUnknown)

@@ -40,17 +40,28 @@ type Login struct {
 var ErrNotAsked = errors.New("it does not ask anybody to sign in")
 
 // Begin finds out where a person signs in, and listens on this machine for the
-// browser to return, until Close. Only one process at a time may; the others are told
-// so at once.
-func (s *Source) Begin(ctx context.Context) (_ *Login, err error) {
+// browser to return, until Close. There can be one that is alone, as a person has begun
+// it; another such is told so at once. Those that are offered to a person meanwhile may
+// never be taken up, and keep nobody from it.
+func (s *Source) Begin(ctx context.Context, alone bool) (_ *Login, err error) {
 	o := &s.o
 	if o.Config.Machine {
-		_, err := s.renew(ctx, "")
+		before, err := o.read()
+		if err != nil {
+			return nil, err
+		}
+		stale := ""
+		if before != nil && before.Wanted != nil { // more than the token at hand is good for
+			stale = before.Access
+		}
+		_, err = s.renew(ctx, stale)
 		return nil, err
 	}
-	unlock, err := o.lock("login", 0)
-	if err != nil {
-		return nil, fmt.Errorf("somebody is signing in to upstream %q already: %w", o.Upstream, err)
+	unlock := func() error { return nil }
+	if alone {
+		if unlock, err = o.lock("login", 0); err != nil {
+			return nil, fmt.Errorf("somebody is signing in to upstream %q already: %w", o.Upstream, err)
+		}
 	}
 	l := &Login{s: s, state: rand.Text(), verifier: oauth2.GenerateVerifier(), answers: make(chan url.Values, 1), unlock: unlock}
 	defer func() {

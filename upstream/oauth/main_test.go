@@ -63,7 +63,7 @@ func source(url, dir string, cfg config.OAuth, now func() time.Time, seen func(s
 	t := &http.Transport{DisableKeepAlives: true}
 	web := oauth.NewWeb(t, url)
 	return oauth.NewSource(oauth.Options{
-		Upstream: "up", Server: url, Config: cfg, Resolve: func(s string) (string, error) { return s, nil }, Store: secret.New(dir, nil), Dir: dir,
+		Program: "haldir", Upstream: "up", Server: url, Config: cfg, Resolve: func(s string) (string, error) { return s, nil }, Store: secret.New(dir, nil), Dir: dir,
 		Client: oauth.NewClient(t), Web: web, Secret: seen, Now: now,
 	})
 }
@@ -95,7 +95,7 @@ func (w *world) login(s *oauth.Source) error {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
 	defer cancel()
-	l, err := s.Begin(ctx)
+	l, err := s.Begin(ctx, true)
 	if err != nil || l == nil {
 		return err
 	}

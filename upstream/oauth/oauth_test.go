@@ -339,11 +339,11 @@ func TestAnotherURLIsNotShownTheToken(t *testing.T) {
 
 func TestOneSignInAtATime(t *testing.T) {
 	w := newWorld(t, mcptest.OAuthScript{}, config.OAuth{})
-	l, err := w.source().Begin(t.Context())
+	l, err := w.source().Begin(t.Context(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.source().Begin(t.Context()); err == nil || !strings.Contains(err.Error(), "somebody is signing in") {
+	if _, err := w.source().Begin(t.Context(), true); err == nil || !strings.Contains(err.Error(), "somebody is signing in") {
 		t.Errorf("the second: %v", err)
 	}
 	l.Close()
@@ -352,7 +352,7 @@ func TestOneSignInAtATime(t *testing.T) {
 
 func TestTheCallbackTakesItsOwnAnswerOnly(t *testing.T) {
 	w := newWorld(t, mcptest.OAuthScript{}, config.OAuth{})
-	l, err := w.source().Begin(t.Context())
+	l, err := w.source().Begin(t.Context(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -384,7 +384,7 @@ func TestTheCallbackTakesItsOwnAnswerOnly(t *testing.T) {
 func TestAPastedAddressSignsIn(t *testing.T) {
 	w := newWorld(t, mcptest.OAuthScript{}, config.OAuth{})
 	s := w.source()
-	l, err := s.Begin(t.Context())
+	l, err := s.Begin(t.Context(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,9 +420,23 @@ func TestASignOutForgets(t *testing.T) {
 	}
 }
 
-func TestARefusalSaysThatNothingWasSent(t *testing.T) {
-	w := newWorld(t, mcptest.OAuthScript{}, config.OAuth{})
-	if err := w.call(w.source(), "echo"); !errors.Is(err, wire.ErrNotSent) {
+// TestWhatARefusalSaysOfTheRequest: what a server has had in its hands may have been
+// carried out, whatever it answers.
+func TestWhatARefusalSaysOfTheRequest(t *testing.T) {
+	w := newWorld(t, mcptest.OAuthScript{RequireScope: map[string]string{"delete": "write"}}, config.OAuth{})
+	s := w.source()
+	if err := w.call(s, "echo"); !errors.Is(err, wire.ErrOutcomeUnknown) || errors.Is(err, wire.ErrNotSent) {
+		t.Errorf("without a token: %v", err)
+	}
+	w.mustLogin(s)
+	if err := w.call(s, "delete"); !errors.Is(err, wire.ErrOutcomeUnknown) || errors.Is(err, wire.ErrNotSent) {
+		t.Errorf("without a scope: %v", err)
+	}
+	w.srv.RevokeAll()
+	if err := w.call(s, "echo"); !oauth.IsSignIn(err) {
+		t.Errorf("%v", err)
+	}
+	if err := w.call(s, "echo"); !errors.Is(err, wire.ErrNotSent) && !errors.Is(err, wire.ErrOutcomeUnknown) {
 		t.Errorf("%v", err)
 	}
 }

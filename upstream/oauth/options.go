@@ -23,6 +23,7 @@ type Options struct {
 	Client  *http.Client        // reaches the upstream
 	Web     *Web                // reaches the servers that it names
 	Secret  func(string) string // notes what must not be shown
+	Program string              // how a person runs haldir, as far as to the verb
 	Now     func() time.Time
 }
 
@@ -33,22 +34,37 @@ func (o *Options) secret(v string) {
 }
 
 // command is what a person runs to sign in.
-func (o *Options) command() string { return "haldir upstream login " + o.Upstream }
+func (o *Options) command() string { return o.Program + " upstream login " + o.Upstream }
 
 // SignInError says that nobody is signed in to an upstream, or not for what was asked
-// for. The request was not carried out. It wraps [wire.ErrNotSent].
+// for. It wraps [wire.ErrNotSent] if the request was not sent, and
+// [wire.ErrOutcomeUnknown] if the server has refused it: that is what it says.
 type SignInError struct {
 	Upstream string
 	Why      string
 	Command  string // what a person runs
+	Sent     bool
 }
 
 func (e *SignInError) Error() string {
 	return fmt.Sprintf("it %s; sign in with: %s", e.Why, e.Command)
 }
 
-// Unwrap returns [wire.ErrNotSent].
-func (e *SignInError) Unwrap() error { return wire.ErrNotSent }
+// Unwrap returns what is known of the request.
+func (e *SignInError) Unwrap() error {
+	if e.Sent {
+		return wire.ErrOutcomeUnknown
+	}
+	return wire.ErrNotSent
+}
+
+// sent says of an error that the request it is about has reached the server.
+func sent(err error) error {
+	if e, ok := errors.AsType[*SignInError](err); ok {
+		e.Sent = true
+	}
+	return err
+}
 
 func (o *Options) needs(why string) error {
 	return &SignInError{Upstream: o.Upstream, Why: why, Command: o.command()}

@@ -48,6 +48,8 @@ func (s *Source) Close() {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	defer s.o.Client.CloseIdleConnections()
+	defer s.o.Web.client.CloseIdleConnections()
 	over := make(chan struct{})
 	go func() { s.wg.Wait(); close(over) }()
 	select {
@@ -79,7 +81,7 @@ func (s *Source) Token(ctx context.Context, stale string) (string, error) {
 	switch {
 	case err == nil:
 		return fresh.Access, nil
-	case g.usable(s.o.Now()) && g.Access != stale && !IsSignIn(err):
+	case g.usable(s.o.Now()) && g.Access != stale:
 		return g.Access, nil // it was only ahead of time
 	}
 	return "", err
@@ -136,7 +138,7 @@ func (s *Source) renew(ctx context.Context, stale string) (*grant, error) {
 
 // lockPatience is how long one process waits for another to renew: longer than that
 // may take.
-const lockPatience = patience + 10*time.Second
+const lockPatience = 3*patience + 10*time.Second
 
 // lock takes the lock that all processes renew under.
 func (o *Options) lock(purpose string, wait time.Duration) (func() error, error) {
@@ -160,7 +162,7 @@ func (o *Options) renew(ctx context.Context, stale string) (_ *grant, err error)
 	case g.usable(now) && g.Access != stale && !g.due(now):
 		return g, nil // another process was quicker
 	case o.Config.Machine:
-		return o.machine(ctx, challenge{})
+		return o.machine(ctx)
 	case g == nil:
 		return nil, o.needs("has nobody signed in")
 	case g.Ended != "":
@@ -187,24 +189,38 @@ func (o *Options) renew(ctx context.Context, stale string) (_ *grant, err error)
 		return nil, o.needs("does not take what haldir was granted any more (" + shown.Error() + ")")
 	}
 	spent := g.Refresh
-	return o.change(func(at *grant) (*grant, error) {
-		if at == nil { // signed out meanwhile: it stays so
-			return nil, o.needs("has been signed out of")
+	for again := range storeTries { // what was granted is nowhere else
+		if again > 0 {
+			time.Sleep(storePause)
 		}
-		if at.Refresh == spent {
-			at.granted(t, nil, o.Now())
+		g, err = o.change(func(at *grant) (*grant, error) {
+			if at == nil { // signed out meanwhile: it stays so
+				return nil, o.needs("has been signed out of")
+			}
+			if at.Refresh == spent {
+				at.granted(t, nil, o.Now())
+			}
+			return at, nil
+		})
+		if err == nil || IsSignIn(err) {
+			break
 		}
-		return at, nil
-	})
+	}
+	return g, err
 }
 
+// A grant that cannot be stored is tried again so often, after such a pause: a disk may
+// be full for a moment.
+const (
+	storeTries = 10
+	storePause = 300 * time.Millisecond
+)
+
 // machine signs in as the client itself (RFC 6749 section 4.4).
-func (o *Options) machine(ctx context.Context, c challenge) (*grant, error) {
-	if c.metadata == "" && len(c.scopes) == 0 {
-		var err error
-		if c, _, err = o.probe(ctx); err != nil {
-			return nil, err
-		}
+func (o *Options) machine(ctx context.Context) (*grant, error) {
+	c, _, err := o.probe(ctx)
+	if err != nil {
+		return nil, err
 	}
 	r, err := o.discover(ctx, c)
 	if err != nil {

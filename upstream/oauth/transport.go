@@ -23,6 +23,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			if req.Body != nil {
 				_ = req.Body.Close() // as a RoundTripper must
 			}
+			if stale != "" {
+				err = sent(err)
+			}
 			return nil, err
 		}
 		resp, err := t.send(req, token, !again)
@@ -32,17 +35,17 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		switch {
 		case resp.StatusCode == http.StatusUnauthorized && token == "":
 			drop(resp)
-			return nil, t.Source.o.needs("asks haldir to sign in")
+			return nil, sent(t.Source.o.needs("asks haldir to sign in"))
 		case resp.StatusCode == http.StatusUnauthorized && again && (req.Body == nil || req.GetBody != nil):
 			drop(resp)
 			stale = token
 		case resp.StatusCode == http.StatusUnauthorized:
 			drop(resp)
-			return nil, t.Source.o.needs("refuses the token that haldir was granted")
+			return nil, sent(t.Source.o.needs("refuses the token that haldir was granted"))
 		case resp.StatusCode == http.StatusForbidden && readChallenge(resp.Header).code == "insufficient_scope":
 			c := readChallenge(resp.Header)
 			drop(resp)
-			return nil, t.Source.want(c.scopes)
+			return nil, sent(t.Source.want(c.scopes))
 		default:
 			return resp, nil
 		}

@@ -45,6 +45,9 @@ func NewWeb(base *http.Transport, server string) *Web {
 		return c, err
 	}
 	t := base.Clone()
+	if t.TLSClientConfig != nil {
+		t.TLSClientConfig.Certificates = nil // haldir's own is for the upstream
+	}
 	var proxies sync.Map
 	if choose := base.Proxy; choose != nil {
 		t.Proxy = func(req *http.Request) (*url.URL, error) {

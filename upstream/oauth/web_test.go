@@ -75,7 +75,7 @@ func TestAPublicUpstreamLeadsNowhereInside(t *testing.T) {
 			defer s.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			l, err := s.Begin(ctx)
+			l, err := s.Begin(ctx, true)
 			if err == nil {
 				l.Close()
 				t.Error("a sign-in has begun")
@@ -157,7 +157,7 @@ func TestAProxyDoesNotOpenWhatIsInside(t *testing.T) {
 		Client: NewClient(base), Web: NewWeb(base, server), Now: time.Now,
 	})
 	defer s.Close()
-	if l, err := s.Begin(t.Context()); err == nil {
+	if l, err := s.Begin(t.Context(), true); err == nil {
 		l.Close()
 		t.Error("a sign-in has begun")
 	}

@@ -48,11 +48,12 @@ type Record struct {
 	// the same list need not be compared again. It stands first, see [Settles].
 	Settled string `json:"settled"`
 
-	Since        time.Time                  `json:"since"`
-	Server       string                     `json:"server"`
-	Instructions string                     `json:"instructions"`
-	Tools        map[string]json.RawMessage `json:"tools"`
-	Prompts      map[string]json.RawMessage `json:"prompts"`
+	Since        time.Time `json:"since"`
+	Server       string    `json:"server"`
+	Instructions string    `json:"instructions"`
+	// The definitions are texts, since JSON in JSON would lose its white space.
+	Tools   map[string]string `json:"tools"`
+	Prompts map[string]string `json:"prompts"`
 	// Program is what the program of a child was when it was looked at last.
 	Program Program `json:"program,omitzero"`
 	// Pending are the changes that were told of, by their keys, so that each is told
@@ -144,8 +145,8 @@ func (r Record) Knows(o Offer, changes []Change) bool {
 			return false
 		}
 	}
-	missing := func(items []Item, pinned map[string]json.RawMessage) bool {
-		return slices.ContainsFunc(items, func(i Item) bool { return pinned[i.Name] == nil })
+	missing := func(items []Item, pinned map[string]string) bool {
+		return slices.ContainsFunc(items, func(i Item) bool { return pinned[i.Name] == "" })
 	}
 	return !missing(o.Tools, r.Tools) && !missing(o.Prompts, r.Prompts)
 }
@@ -153,25 +154,38 @@ func (r Record) Knows(o Offer, changes []Change) bool {
 // Known reports whether anything is pinned yet.
 func (r Record) Known() bool { return !r.Since.IsZero() }
 
+// Bounds on what is pinned of one upstream: definitions, and bytes of them together.
+const (
+	maxPinned = 20_000
+	maxBytes  = 8 << 20
+)
+
 // Learn pins what is offered and not pinned yet, and says what that is: the whole the
-// first time, later a tool or a prompt that is new.
+// first time, later a tool or a prompt that is new. Beyond some bounds nothing is.
 func (r *Record) Learn(o Offer, now time.Time) (added []Change) {
+	size := 0
+	for _, l := range []map[string]string{r.Tools, r.Prompts} {
+		for _, text := range l {
+			size += len(text)
+		}
+	}
 	if !r.Known() {
 		r.Since, r.Server, r.Instructions = now, o.Server, o.Instructions
 	}
 	for _, l := range []struct {
 		kind  Kind
 		items []Item
-		into  *map[string]json.RawMessage
+		into  *map[string]string
 	}{{Tool, o.Tools, &r.Tools}, {Prompt, o.Prompts, &r.Prompts}} {
 		for _, i := range l.items {
-			if _, pinned := (*l.into)[i.Name]; pinned {
+			if _, pinned := (*l.into)[i.Name]; pinned || len(r.Tools)+len(r.Prompts) >= maxPinned || size+len(i.Raw) > maxBytes {
 				continue
 			}
+			size += len(i.Raw)
 			if *l.into == nil {
-				*l.into = map[string]json.RawMessage{}
+				*l.into = map[string]string{}
 			}
-			(*l.into)[i.Name] = bytes.Clone(i.Raw)
+			(*l.into)[i.Name] = string(i.Raw)
 			added = append(added, Change{Kind: l.kind, Name: i.Name, New: i.Raw})
 		}
 	}
@@ -179,8 +193,8 @@ func (r *Record) Learn(o Offer, now time.Time) (added []Change) {
 }
 
 // Compare lists what is offered otherwise than pinned, in a fixed order. What is not
-// pinned, or not offered, has not changed.
-func (r Record) Compare(o Offer) (changes []Change) {
+// offered has not changed; neither has what is not pinned, unless additions count.
+func (r Record) Compare(o Offer, additions bool) (changes []Change) {
 	if !r.Known() {
 		return nil
 	}
@@ -191,16 +205,35 @@ func (r Record) Compare(o Offer) (changes []Change) {
 		changes = append(changes, Change{Kind: Instructions, Old: text(r.Instructions), New: text(o.Instructions)})
 	}
 	for _, i := range o.Tools {
-		if old, pinned := r.Tools[i.Name]; pinned && !same(old, i.Raw) {
-			changes = append(changes, Change{Kind: Tool, Name: i.Name, Old: old, New: i.Raw, Blocks: toolBlocks(old, i.Raw)})
+		old, pinned := r.Tools[i.Name]
+		switch raw := json.RawMessage(old); {
+		case !pinned && additions:
+			changes = append(changes, Change{Kind: Tool, Name: i.Name, New: i.Raw, Blocks: isNew})
+		case pinned && !same(raw, i.Raw):
+			changes = append(changes, Change{Kind: Tool, Name: i.Name, Old: raw, New: i.Raw, Blocks: toolBlocks(raw, i.Raw)})
 		}
 	}
 	for _, i := range o.Prompts {
-		if old, pinned := r.Prompts[i.Name]; pinned && !same(old, i.Raw) {
-			changes = append(changes, Change{Kind: Prompt, Name: i.Name, Old: old, New: i.Raw, Blocks: promptBlocks(old, i.Raw)})
+		old, pinned := r.Prompts[i.Name]
+		switch raw := json.RawMessage(old); {
+		case !pinned && additions:
+			changes = append(changes, Change{Kind: Prompt, Name: i.Name, New: i.Raw, Blocks: isNew})
+		case pinned && !same(raw, i.Raw):
+			changes = append(changes, Change{Kind: Prompt, Name: i.Name, Old: raw, New: i.Raw, Blocks: promptBlocks(raw, i.Raw)})
 		}
 	}
 	return changes
+}
+
+// isNew is why an addition is not offered where it counts as a change.
+const isNew = "it is new"
+
+// Pins reports whether an item is pinned.
+func (r Record) Pins(kind Kind, name string) bool {
+	if kind == Prompt {
+		return r.Prompts[name] != ""
+	}
+	return r.Tools[name] != ""
 }
 
 // Accept pins what is offered now in place of what was.
@@ -212,13 +245,20 @@ func (r *Record) Accept(changes []Change) {
 		case Instructions:
 			r.Instructions = plain(c.New)
 		case Tool:
-			r.Tools[c.Name] = bytes.Clone(c.New)
+			set(&r.Tools, c.Name, c.New)
 		case Prompt:
-			r.Prompts[c.Name] = bytes.Clone(c.New)
+			set(&r.Prompts, c.Name, c.New)
 		case Resource: // is not pinned
 		}
 		delete(r.Pending, c.Key())
 	}
+}
+
+func set(into *map[string]string, name string, raw json.RawMessage) {
+	if *into == nil {
+		*into = map[string]string{}
+	}
+	(*into)[name] = string(raw)
 }
 
 // Tell returns the changes that nobody was told of yet, and notes that they are told
@@ -277,13 +317,17 @@ func same(a, b json.RawMessage) bool {
 	return ok1 && ok2 && canonical(x) == canonical(y)
 }
 
-// surrogates are escapes that this reader makes all alike where they stand alone.
-var surrogates = regexp.MustCompile(`\\u[dD][89abAB]`)
+// surrogates are escapes of halves of characters, and pairs of them. Where a half stands
+// alone this reader makes it the same as any other.
+var (
+	surrogates = regexp.MustCompile(`\\u[dD][89a-fA-F][0-9a-fA-F]{2}`)
+	pairs      = regexp.MustCompile(`\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
+)
 
 // ambiguous reports JSON that two readers may read differently: a name stands twice in
 // an object, or the text is no UTF-8.
 func ambiguous(raw json.RawMessage) bool {
-	if !utf8.Valid(raw) || surrogates.Match(raw) {
+	if !utf8.Valid(raw) || surrogates.Match(pairs.ReplaceAll(raw, nil)) {
 		return true
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))

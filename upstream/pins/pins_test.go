@@ -24,11 +24,11 @@ const plain = `"description":"Reads a file.","inputSchema":{"type":"object","pro
 func pinned(t *testing.T, o pins.Offer) pins.Record {
 	t.Helper()
 	var r pins.Record
-	if got := r.Compare(o); got != nil {
+	if got := r.Compare(o, false); got != nil {
 		t.Errorf("nothing is pinned, but has changed: %v", got)
 	}
 	r.Learn(o, day)
-	if got := r.Compare(o); got != nil {
+	if got := r.Compare(o, false); got != nil {
 		t.Errorf("what was just pinned has changed: %v", got)
 	}
 	return r
@@ -66,7 +66,7 @@ func TestWhatCanGoOnBeingOffered(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := pinned(t, pins.Offer{Tools: []pins.Item{tool("read", plain)}})
-			got := r.Compare(pins.Offer{Tools: []pins.Item{tool("read", tt.now)}})
+			got := r.Compare(pins.Offer{Tools: []pins.Item{tool("read", tt.now)}}, false)
 			switch {
 			case tt.blocks == "-":
 				if got != nil {
@@ -83,15 +83,66 @@ func TestWhatCanGoOnBeingOffered(t *testing.T) {
 	}
 }
 
+func TestWhatIsKeptIsByteForByte(t *testing.T) {
+	for _, raw := range []string{
+		`{"name":"t", "description" : "a < b && c > d",  "inputSchema":{"type":"object"}}`,
+		`{"name":"t","description":"\ud83d\ude00 and \u003c","inputSchema":{"type":"object"}}`,
+		"{\"name\":\"t\",\"description\":\"\u2028\",\"inputSchema\":{\"type\":\"object\"}}",
+	} {
+		o := pins.Offer{Tools: []pins.Item{{Name: "t", Raw: json.RawMessage(raw)}}}
+		stored, err := json.Marshal(pinned(t, o))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r pins.Record
+		if err := json.Unmarshal(stored, &r); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Compare(o, true); got != nil || r.Tools["t"] != raw {
+			t.Errorf("%s is kept as %s: %+v", raw, r.Tools["t"], got)
+		}
+	}
+}
+
+func TestAdditionsCountWhereTheyShould(t *testing.T) {
+	r := pinned(t, pins.Offer{})
+	now := pins.Offer{Tools: []pins.Item{tool("new", plain)}}
+	if got := r.Compare(now, false); got != nil {
+		t.Errorf("%+v", got)
+	}
+	got := r.Compare(now, true)
+	if len(got) != 1 || got[0].Blocks == "" || got[0].Summary() != "tool new is new" {
+		t.Fatalf("%+v", got)
+	}
+	r.Accept(got)
+	if got := r.Compare(now, true); got != nil {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAFloodIsNotPinned(t *testing.T) {
+	r := pinned(t, pins.Offer{})
+	for round := range 4 {
+		var o pins.Offer
+		for i := range 10_000 {
+			o.Tools = append(o.Tools, tool(fmt.Sprint("t", round, "-", i), plain))
+		}
+		r.Learn(o, day)
+	}
+	if n := len(r.Tools); n > 20_000 {
+		t.Errorf("%d are pinned", n)
+	}
+}
+
 func TestAnAnnotationThatTurns(t *testing.T) {
 	harmless := pinned(t, pins.Offer{Tools: []pins.Item{tool("x", plain+`,"annotations":{"destructiveHint":false}`)}})
-	if got := harmless.Compare(pins.Offer{Tools: []pins.Item{tool("x", plain)}}); len(got) != 1 || got[0].Blocks == "" {
+	if got := harmless.Compare(pins.Offer{Tools: []pins.Item{tool("x", plain)}}, false); len(got) != 1 || got[0].Blocks == "" {
 		t.Errorf("%+v", got)
 	}
 	reads := tool("x", plain+`,"annotations":{"readOnlyHint":true,"destructiveHint":true}`)
 	r := pinned(t, pins.Offer{Tools: []pins.Item{reads}})
 	for _, now := range []string{`,"annotations":{"readOnlyHint":false,"destructiveHint":true}`, `,"annotations":{}`, ``} {
-		got := r.Compare(pins.Offer{Tools: []pins.Item{tool("x", plain+now)}})
+		got := r.Compare(pins.Offer{Tools: []pins.Item{tool("x", plain+now)}}, false)
 		if len(got) != 1 || got[0].Blocks == "" {
 			t.Errorf("%s: %+v", now, got)
 		}
@@ -105,7 +156,7 @@ func TestEverythingThatIsPinnedIsCompared(t *testing.T) {
 	first := pins.Offer{Server: "https://a.example", Instructions: "Be kind.", Tools: []pins.Item{tool("t", plain)}, Prompts: []pins.Item{prompt("old")}}
 	r := pinned(t, first)
 	now := pins.Offer{Server: "https://b.example", Instructions: "Be quick.", Tools: []pins.Item{tool("t", plain+`,"title":"x"`), tool("new", plain)}, Prompts: []pins.Item{prompt("new")}}
-	changes := r.Compare(now)
+	changes := r.Compare(now, false)
 	var keys []string
 	for _, c := range changes {
 		keys = append(keys, c.Key())
@@ -117,12 +168,12 @@ func TestEverythingThatIsPinnedIsCompared(t *testing.T) {
 	if len(news) != 4 || !fresh {
 		t.Errorf("told of %d", len(news))
 	}
-	if news, fresh = r.Tell(r.Compare(now)); len(news) != 0 || fresh {
+	if news, fresh = r.Tell(r.Compare(now, false)); len(news) != 0 || fresh {
 		t.Errorf("told again of %d", len(news))
 	}
 	// To and fro is told once.
-	r.Tell(r.Compare(first))
-	if news, _ = r.Tell(r.Compare(now)); len(news) != 0 {
+	r.Tell(r.Compare(first, false))
+	if news, _ = r.Tell(r.Compare(now, false)); len(news) != 0 {
 		t.Errorf("told of the same again: %+v", news)
 	}
 	if added := r.Learn(now, day); len(added) != 1 || added[0].Key() != "tool new" {
@@ -138,7 +189,7 @@ func TestEverythingThatIsPinnedIsCompared(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(keys, func() (out []string) {
-		for _, c := range kept.Compare(now) {
+		for _, c := range kept.Compare(now, false) {
 			out = append(out, c.Key())
 		}
 		return out
@@ -146,20 +197,20 @@ func TestEverythingThatIsPinnedIsCompared(t *testing.T) {
 		t.Error(diff)
 	}
 	kept.Accept(changes[:2])
-	if left := kept.Compare(now); len(left) != 2 || left[0].Key() != "tool t" {
+	if left := kept.Compare(now, false); len(left) != 2 || left[0].Key() != "tool t" {
 		t.Errorf("left after two were accepted: %+v", left)
 	}
-	kept.Accept(kept.Compare(now))
-	if left := kept.Compare(now); left != nil {
+	kept.Accept(kept.Compare(now, false))
+	if left := kept.Compare(now, false); left != nil {
 		t.Errorf("left after all were accepted: %+v", left)
 	}
-	if back := kept.Compare(first); len(back) != 4 {
+	if back := kept.Compare(first, false); len(back) != 4 {
 		t.Errorf("the way back is %d changes", len(back))
 	}
 	// A tool that goes and comes back changed is caught.
 	gone := first
 	gone.Tools = nil
-	if got := r.Compare(gone); slices.ContainsFunc(got, func(c pins.Change) bool { return c.Kind == pins.Tool }) {
+	if got := r.Compare(gone, false); slices.ContainsFunc(got, func(c pins.Change) bool { return c.Kind == pins.Tool }) {
 		t.Errorf("a tool that is gone has changed: %+v", got)
 	}
 }
@@ -167,7 +218,7 @@ func TestEverythingThatIsPinnedIsCompared(t *testing.T) {
 func TestADiffSaysWhere(t *testing.T) {
 	r := pinned(t, pins.Offer{Tools: []pins.Item{tool("read", plain)}})
 	now := strings.NewReplacer(`"Reads a file."`, `"Reads two files."`, `"required":["path"]`, `"required":["mode"]`, `{"type":"string"`, `{"type":"integer"`).Replace(plain)
-	got := pins.Diff(r.Compare(pins.Offer{Tools: []pins.Item{tool("read", now)}})[0])
+	got := pins.Diff(r.Compare(pins.Offer{Tools: []pins.Item{tool("read", now)}}, false)[0])
 	want := []pins.Difference{
 		{Path: "description", Old: "Reads a file.", New: "Reads two files.", Was: true, Is: true},
 		{Path: "inputSchema.properties.path.type", Old: "string", New: "integer", Was: true, Is: true},
@@ -224,13 +275,13 @@ func FuzzCompare(f *testing.F) {
 		var r pins.Record
 		r.Learn(pins.Offer{Tools: []pins.Item{{Name: "x", Raw: a}}, Prompts: []pins.Item{{Name: "x", Raw: b}}}, day)
 		o := pins.Offer{Tools: []pins.Item{{Name: "x", Raw: b}}, Prompts: []pins.Item{{Name: "x", Raw: a}}}
-		changes := r.Compare(o)
+		changes := r.Compare(o, false)
 		for _, c := range changes {
 			_, _ = pins.Diff(c), c.Summary()
 		}
 		_ = pins.Scan(o)
 		r.Accept(changes)
-		if left := r.Compare(o); len(left) > 0 {
+		if left := r.Compare(o, false); len(left) > 0 {
 			t.Errorf("accepted, and yet changed: %+v", left)
 		}
 	})
