@@ -97,8 +97,19 @@ func (s *Server) rules() *Rules { return s.adopted.Load() }
 func (s *Server) Adopt(r Rules) {
 	r.all = append(append([]Upstream(nil), r.Upstreams...), s.own)
 	s.adopted.Store(&r)
+	named := map[string]Upstream{}
+	for _, up := range r.all {
+		named[up.Name()] = up
+	}
 	s.mu.Lock()
 	s.table = nil
+	for _, of := range []map[string]Upstream{s.subscribed, s.tasks} { // who has taken another's place answers for it
+		for key, up := range of {
+			if up != nil && named[up.Name()] != nil {
+				of[key] = named[up.Name()]
+			}
+		}
+	}
 	s.mu.Unlock()
 	s.Changed()
 }

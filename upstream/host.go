@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
@@ -166,6 +167,16 @@ func (u *Upstream) Keep(key string, call *Call) {
 	if _, known := u.kept[key]; known || len(u.kept) < maxKept {
 		u.kept[key] = *call
 	}
+}
+
+// Inherit keeps what another upstream has kept, whose place this one takes.
+func (u *Upstream) Inherit(from *Upstream) {
+	from.mu.Lock()
+	kept := maps.Clone(from.kept)
+	from.mu.Unlock()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	maps.Copy(u.kept, kept)
 }
 
 // level makes the kept request for a level of logging before the first call, which

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/mattn/go-isatty"
 	"github.com/rs/zerolog"
@@ -228,8 +229,31 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 	}
 	return upstream.New(upstream.Options{
 		Config: c, Pins: pinned, Resolver: r, Cache: a.ledger, Guard: a.guard, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
-		Version: version(), MaxMessage: a.settings.MaxMessage, Changed: changed, Clean: a.secrets.clean,
+		Version: version(), MaxMessage: a.settings.MaxMessage, Changed: changed, Clean: a.secrets.clean, Command: a.command(),
 	})
+}
+
+// command is how a person runs haldir for the config and the state of this process, as
+// far as to the verb: what a host has said by flags and variables a person must, too.
+func (a *app) command() string {
+	words := []string{"haldir"}
+	if path, named, err := a.layers.ConfigPath(); err == nil && named {
+		words = append(words, "--config", shellWord(path))
+	}
+	if f := a.flags.Lookup("state-dir"); f != nil && f.Changed || os.Getenv("HALDIR_STATE_DIR") != "" {
+		words = append(words, "--state-dir", shellWord(a.settings.StateDir))
+	}
+	return strings.Join(words, " ")
+}
+
+// shellWord is a text as a shell takes it for one word.
+func shellWord(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool {
+		return !strings.ContainsRune("/._-+:,@%=", r) && !unicode.IsLetter(r) && !unicode.IsDigit(r)
+	}) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // start begins to connect to the upstreams.

@@ -102,8 +102,8 @@ var readme = map[string]struct {
 	},
 	"haldir policy list":   {prints: "at most 100 calls"},
 	"haldir upstream list": {prints: "everything"},
-	"haldir serve --upstream docs=https://docs.example.com/mcp --deny 'delete_*' --rate 100/1h --spend 5": {
-		instead: "haldir serve --upstream docs=https://docs.example.com/mcp --deny 'delete_*' --rate 100/1h --spend 5 </dev/null",
+	"haldir serve --upstream docs=https://docs.example.com/mcp --deny 'delete_*' --cost 'search_*=0.01' --spend 5": {
+		instead: "haldir serve --upstream docs=https://docs.example.com/mcp --deny 'delete_*' --cost 'search_*=0.01' --spend 5 </dev/null",
 	},
 	"haldir reload":             {prints: "no running haldir waits"},
 	"haldir pins diff":          {prints: "everything is as it is pinned"},

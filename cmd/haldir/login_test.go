@@ -74,7 +74,7 @@ func TestSignInCallAndSignOut(t *testing.T) {
 			t.Errorf("it does not say %q: %s", want, text)
 		}
 	}
-	says(haldir(1, "call", "crm/echo", "--args", `{"text":"hello"}`), "haldir upstream login crm")
+	says(haldir(1, "call", "crm/echo", "--args", `{"text":"hello"}`), "upstream login crm")
 	says(haldir(0, "upstream", "login", "crm", "--no-browser"), "signed in to upstream crm")
 	says(haldir(0, "call", "crm/echo", "--args", `{"text":"hello"}`), "hello")
 	srv.ExpireAccess()
@@ -83,7 +83,7 @@ func TestSignInCallAndSignOut(t *testing.T) {
 	says(haldir(0, "secret", "list"), "sign-in")
 	says(haldir(0, "audit", "list", "--json"), "echo")
 	says(haldir(0, "upstream", "logout", "crm"), "signed out of upstream crm")
-	says(haldir(1, "call", "crm/echo", "--args", `{"text":"hello"}`), "haldir upstream login crm")
+	says(haldir(1, "call", "crm/echo", "--args", `{"text":"hello"}`), "upstream login crm")
 
 	err := filepath.WalkDir(state, func(path string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

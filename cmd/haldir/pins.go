@@ -211,10 +211,15 @@ func (a *app) printDiff(list []pinJSON) error {
 					fmt.Fprintf(&b, "  %s\n", plain(d.Path, 200))
 				}
 				if d.Was {
-					fmt.Fprintf(&b, "  %s- %s%s\n", red, indented(d.Old), end)
+					fmt.Fprintf(&b, "  %s- %s%s\n", red, indented(pins.Visible(d.Old)), end)
 				}
 				if d.Is {
-					fmt.Fprintf(&b, "  %s+ %s%s\n", green, indented(d.New), end)
+					fmt.Fprintf(&b, "  %s+ %s%s\n", green, indented(pins.Visible(d.New)), end)
+				}
+			}
+			for _, f := range p.Found {
+				if f.Kind == c.Kind && f.Name == c.Name {
+					fmt.Fprintf(&b, "  %s! %s: %s%s\n", bold, plain(f.Path, 80), plain(f.Reason, 200), end)
 				}
 			}
 			b.WriteByte('\n')

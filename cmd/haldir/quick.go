@@ -11,8 +11,8 @@ import (
 
 // quick are the flags by which serve does without a file.
 type quick struct {
-	upstreams, deny, allow, rate []string
-	spend                        string
+	upstreams, deny, allow, rate, cost []string
+	spend                              string
 }
 
 func (q *quick) flags(f *pflag.FlagSet) {
@@ -20,15 +20,16 @@ func (q *quick) flags(f *pflag.FlagSet) {
 	f.StringArrayVar(&q.deny, "deny", nil, "with --upstream: refuse tools that match this pattern; may be repeated")
 	f.StringArrayVar(&q.allow, "allow", nil, "with --upstream: refuse all tools but those that match; may be repeated")
 	f.StringArrayVar(&q.rate, "rate", nil, "with --upstream: at most so many calls in a window, as 100/1h; may be repeated")
-	f.StringVar(&q.spend, "spend", "", "with --upstream: the most that may be spent in a session, in dollars")
+	f.StringArrayVar(&q.cost, "cost", nil, "with --upstream: what calls of matching tools cost, as PATTERN=DOLLARS; may be repeated")
+	f.StringVar(&q.spend, "spend", "", "with --upstream: the most that may be spent in a session, in dollars, of what --cost says")
 }
 
 // config is what the flags say, nil if there are none. They are read by the same
 // reader as a file, so that they mean the same.
 func (q *quick) config(named bool) (*config.Config, error) {
 	if len(q.upstreams) == 0 {
-		if len(q.deny)+len(q.allow)+len(q.rate) > 0 || q.spend != "" {
-			return nil, usage("--deny, --allow, --rate and --spend go with --upstream; a config file has policies")
+		if len(q.deny)+len(q.allow)+len(q.rate)+len(q.cost) > 0 || q.spend != "" {
+			return nil, usage("--deny, --allow, --rate, --cost and --spend go with --upstream; a config file has policies")
 		}
 		return nil, nil //nolint:nilnil // there is none, and that is no error
 	}
@@ -42,12 +43,22 @@ func (q *quick) config(named bool) (*config.Config, error) {
 		if !ok || name == "" || strings.TrimSpace(what) == "" {
 			return nil, usage("--upstream %q: write it as NAME=URL or NAME=COMMAND", u)
 		}
-		if strings.Contains(what, "://") {
+		if strings.HasPrefix(what, "https://") || strings.HasPrefix(what, "http://") {
 			fmt.Fprintf(&b, "  - {name: %q, url: %q}\n", name, what)
 			continue
 		}
 		words := strings.Fields(what)
 		fmt.Fprintf(&b, "  - {name: %q, command: %q, args: [%s]}\n", name, words[0], quoted(words[1:]))
+	}
+	for i, c := range q.cost {
+		if i == 0 {
+			b.WriteString("costs:\n")
+		}
+		pattern, usd, ok := strings.Cut(c, "=")
+		if !ok {
+			return nil, usage("--cost %q: write it as PATTERN=DOLLARS, such as 'search_*=0.01'", c)
+		}
+		fmt.Fprintf(&b, "  - {tools: [%q], usd: %q}\n", pattern, usd)
 	}
 	var policies strings.Builder
 	if len(q.deny) > 0 {

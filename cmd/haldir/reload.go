@@ -38,7 +38,7 @@ const (
 	configConfirmed audit.Status = "confirmed"
 )
 
-// settle is how long a file must be left alone before it is read: editors write it in
+// settleFile is how long a file must be left alone before it is read: editors write it in
 // several steps.
 const settleFile = 100 * time.Millisecond
 
@@ -65,17 +65,18 @@ func (f *follower) follow(ctx context.Context) {
 		return
 	}
 	f.seen = f.a.cfg.SHA256
-	quiet := time.NewTimer(time.Hour)
-	quiet.Stop()
+	quiet := time.NewTimer(settleFile) // it may have been saved before it was watched
 	poll := time.NewTicker(acceptPoll)
 	defer poll.Stop()
 	for {
 		select {
-		case _, ok := <-w.Events:
+		case e, ok := <-w.Events:
 			if !ok {
 				return
 			}
-			quiet.Reset(settleFile)
+			if mine(e.Name, path) {
+				quiet.Reset(settleFile)
+			}
 		case err, ok := <-w.Errors:
 			if !ok {
 				return
@@ -90,6 +91,16 @@ func (f *follower) follow(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// mine reports whether an event in a directory may be about the file: by its name, or
+// by that of what it links to. A link's own links are not followed here.
+func mine(name, path string) bool {
+	if filepath.Base(name) == filepath.Base(path) {
+		return true
+	}
+	target, err := filepath.EvalSymlinks(path)
+	return err != nil || filepath.Base(name) == filepath.Base(target) || filepath.Base(target) != filepath.Base(path)
 }
 
 // look reads the file and deals with what has changed.
@@ -123,12 +134,12 @@ func (f *follower) look(ctx context.Context, path string) {
 	if len(why) > 0 && f.a.settings.Reload != "auto" {
 		f.waiting, f.since = cfg, time.Now()
 		text := strings.Join(why, "; ")
-		f.a.log.Warn().Str("because", text).Msg("the changed config waits for a person to confirm it; run: haldir reload")
+		f.a.log.Warn().Str("because", text).Msg("the changed config waits for a person to confirm it; run: " + f.a.command() + " reload")
 		if err := f.a.ledger.SaveCatalogue(ctx, pendingKey(sum), []byte(text)); err != nil {
 			f.a.log.Error().Err(err).Msg("note what waits")
 		}
 		f.record(ctx, configWaits, sum, text)
-		f.notice("haldir.yaml was changed; until a person confirms it by `haldir reload`, the rules of before hold: " + text)
+		f.notice("haldir.yaml was changed; until a person confirms it by `" + f.a.command() + " reload`, the rules of before hold: " + text)
 		return
 	}
 	f.adopt(ctx, cfg, strings.Join(why, "; "))
@@ -222,6 +233,9 @@ func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstre
 			continue
 		}
 		u := a.upstream(c, a.shared, changed)
+		if old := before[c.Name]; old != nil {
+			u.Inherit(old)
+		}
 		ups, fresh = append(ups, u), append(fresh, u)
 	}
 	for _, u := range before {

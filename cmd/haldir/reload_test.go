@@ -102,7 +102,7 @@ func TestALooserConfigWaitsForAPerson(t *testing.T) {
 	strict := "policies: [{type: deny, tools: [scan_domain]}]\n"
 	r := serveConfig(t, strict)
 	r.edit(r.config(""))
-	r.until("it is said", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+	r.until("it is said", func() bool { return strings.Contains(r.notice(), " reload`") })
 	if got := r.call("a.example"); !strings.Contains(got, "deny list") {
 		t.Fatalf("it is in force already: %s", got)
 	}
@@ -117,7 +117,7 @@ func TestALooserConfigWaitsForAPerson(t *testing.T) {
 	r.edit(r.config(strict))
 	r.until("nothing is said any more", func() bool { return r.notice() == "" })
 	r.edit(r.config(""))
-	r.until("it is said again", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+	r.until("it is said again", func() bool { return strings.Contains(r.notice(), " reload`") })
 	confirmAtTerminal(t, r.h)
 	r.until("the call passes", func() bool { return !strings.Contains(r.call("a.example"), "blocked_by") })
 	if n := r.notice(); n != "" {
@@ -127,7 +127,7 @@ func TestALooserConfigWaitsForAPerson(t *testing.T) {
 	r.edit(r.config(strict))
 	r.until("it is refused", func() bool { return strings.Contains(r.call("a.example"), "deny list") })
 	r.edit(r.config(""))
-	r.until("it is said once more", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+	r.until("it is said once more", func() bool { return strings.Contains(r.notice(), " reload`") })
 	time.Sleep(2500 * time.Millisecond)
 	if got := r.call("a.example"); !strings.Contains(got, "deny list") {
 		t.Fatalf("it was taken: %s", got)
@@ -149,7 +149,7 @@ func TestAutoTakesAllOfIt(t *testing.T) {
 	// But a file cannot say so of itself.
 	r = serveConfig(t, "policies: [{type: deny, tools: [scan_domain]}]\n")
 	r.edit(r.config("reload: auto\n"))
-	r.until("it waits", func() bool { return strings.Contains(r.notice(), "haldir reload") })
+	r.until("it waits", func() bool { return strings.Contains(r.notice(), " reload`") })
 
 	// Nor in two steps.
 	strict := "policies: [{type: deny, tools: [scan_domain]}]\n"

@@ -66,6 +66,9 @@ func (a *app) serve(ctx context.Context) error {
 	for _, name := range config.UnknownVariables(os.Environ()) {
 		a.log.Warn().Msg("unknown variable " + name)
 	}
+	if a.quick.spend != "" && len(a.quick.cost) == 0 {
+		a.log.Warn().Msg("--spend limits calls that cost something, and nothing does: say what calls cost by --cost PATTERN=DOLLARS")
+	}
 	if a.cfg.Path == "" && len(a.cfg.Upstreams) == 0 {
 		a.log.Warn().Msg("there is no config: only haldir's own tools are served; README.md shows how to write one")
 	}

@@ -541,6 +541,15 @@ func (c *checker) references(path string, d *upstreamDoc) {
 	check(path+".command", d.Command)
 	check(path+".cwd", d.Cwd)
 	list("args", d.Args)
+	for i, t := range append([]string{d.Command}, d.Args...) {
+		if strings.Contains(t, "${keyring:") {
+			at := path + ".command"
+			if i > 0 {
+				at = fmt.Sprintf("%s.args[%d]", path, i-1)
+			}
+			c.fail(at, "a secret must not be an argument, which other users can see; give it by env, such as \"TOKEN=${keyring:NAME}\"")
+		}
+	}
 	list("env", d.Env)
 	list("headers", d.Headers)
 	if d.Auth != nil {

@@ -295,6 +295,7 @@ func TestWhatAnUpstreamMayNotSay(t *testing.T) {
 			"upstreams[0].headers[7]: connection is set by haldir itself", "upstreams[0].headers[8]: Transfer-Encoding is set by haldir itself",
 		}},
 
+		{"a secret as an argument", inUpstream(`{name: a, command: x, args: [ok, ‸"--token=${keyring:t}"]}`), []string{`upstreams[0].args[1]: a secret must not be an argument, which other users can see; give it by env, such as "TOKEN=${keyring:NAME}"`}},
 		{"oauth with a bearer's key", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, token: ‸t}}`), []string{"upstreams[0].auth.token: is no key of oauth, but of bearer; it has client_id, client_secret, client_metadata_url, token_auth, grant, issuer, scopes, redirect_port"}},
 		{"bearer with a client", inUpstream(`{name: a, url: "https://x.example", auth: {type: bearer, token: t, client_id: ‸c}}`), []string{"upstreams[0].auth.client_id: is no key of bearer, but of oauth; it has token"}},
 		{"a secret of nobody", inUpstream(`{name: a, url: "https://x.example", auth: {type: oauth, client_secret: ‸s}}`), []string{"upstreams[0].auth.client_secret: belongs to a client_id, which is missing"}},

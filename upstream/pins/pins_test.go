@@ -263,6 +263,16 @@ func TestWhatShouldBeLookedAt(t *testing.T) {
 	}
 }
 
+func TestWhatNobodySeesIsSpeltOut(t *testing.T) {
+	for text, want := range map[string]string{
+		"plain ❤️ 👩‍💻": "plain ❤️ 👩‍💻", "a\u200bb": "a⟨U+200B⟩b", "a\U000e0041": "a⟨U+E0041⟩", "a\u202eb": "a⟨U+202E⟩b",
+	} {
+		if got := pins.Visible(text); got != want {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+}
+
 func quote(s string) string {
 	b, _ := json.Marshal(s)
 	return string(b)

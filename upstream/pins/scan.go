@@ -120,3 +120,20 @@ func sortFindings(all []Finding) {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Path, b.Path))
 	})
 }
+
+// Visible is a text with what nobody sees in it spelt out, so that two texts that
+// differ look different.
+func Visible(s string) string {
+	var b strings.Builder
+	last := rune(0)
+	for _, r := range s {
+		hidden := r >= 0xe0000 && r <= 0xe007f || selects(r) && selects(last) || unicode.Is(unicode.Cf, r) && r != 0x200d ||
+			r == 0x3164 || r == 0x115f || r == 0x1160 || r == 0xffa0
+		if last = r; hidden {
+			fmt.Fprintf(&b, "⟨U+%04X⟩", r)
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
