@@ -65,6 +65,12 @@ func (s *Server) settle(ctx context.Context) {
 func (s *Server) Tools(ctx context.Context) ([]Entry, []Note) {
 	s.start(upstream.Host{})
 	s.settle(ctx)
+	return s.Known()
+}
+
+// Known is what Tools returns of the upstreams as they are now: it starts nothing and
+// waits for nothing.
+func (s *Server) Known() ([]Entry, []Note) {
 	t := s.current()
 	return t.entries, t.notes
 }

@@ -158,6 +158,9 @@ func TestACrashLoop(t *testing.T) {
 	if n < 2 || n > 8 {
 		t.Errorf("it was started %d times in 1.5 s", n)
 	}
+	if loud := strings.Count(r.log.String(), `"level":"warn"`); loud != 1 {
+		t.Errorf("of one outage there are %d warnings:\n%s", loud, r.log.String())
+	}
 	began := time.Now()
 	_, err := r.call(soon(t), "echo", "{}")
 	var un *upstream.UnavailableError

@@ -92,6 +92,7 @@ type Upstream struct {
 	tried     bool // one attempt has ended, well or not
 	asleep    bool // the child is not wanted before the next call
 	err       error
+	told      string // why it is down, as the log has it
 	failedAt  time.Time
 	failures  int       // attempts that have failed since one went well
 	next      time.Time // when the next is due
@@ -387,7 +388,9 @@ func (u *Upstream) run(ctx context.Context) {
 			u.level(ctx, c)
 			u.o.Log.Info().Str("server", c.server).Str("protocol", c.version).Dur("took", time.Since(began)).Msg("upstream connected")
 			since := time.Now()
-			u.set(func() { u.conn, u.trying, u.tried, u.err, u.failures, u.since = c, false, true, nil, 0, since })
+			u.set(func() {
+				u.conn, u.trying, u.tried, u.err, u.failures, u.since, u.told = c, false, true, nil, 0, since, ""
+			})
 			u.wg.Go(func() { u.repeat(ctx, c) })
 			err = u.attend(ctx, c)
 			if errors.Is(err, errIdle) {
@@ -440,8 +443,13 @@ func (u *Upstream) ended(ctx context.Context, err error) error {
 // rest waits until the next attempt is due, a call wants it, or somebody has signed
 // in, and reports whether there is to be one.
 func (u *Upstream) rest(ctx context.Context, wait time.Duration, why error) bool {
-	u.o.Log.Warn().Err(why).Dur("retry_in", wait).Msg("upstream is not connected")
-	u.set(func() { u.next = time.Now().Add(wait) })
+	level := zerolog.DebugLevel // a server that stays away for hours is told of once
+	u.set(func() {
+		if u.next = time.Now().Add(wait); u.told != why.Error() {
+			level, u.told = zerolog.WarnLevel, why.Error()
+		}
+	})
+	u.o.Log.WithLevel(level).Err(why).Dur("retry_in", wait).Msg("upstream is not connected")
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
 	select {

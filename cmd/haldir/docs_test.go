@@ -85,6 +85,7 @@ var readme = map[string]struct {
 	"go install ./cmd/haldir":   {exempt: "it would write to the user's GOBIN; the package is built by this test"},
 	"mkdir -p ~/.config/haldir": {},
 	"haldir check":              {prints: "haldir.yaml: ok: 2 upstream(s), 3 polic(ies)"},
+	"haldir doctor":             {prints: "the chain is intact"},
 	"haldir tools":              {prints: "files__list_directory"},
 	"haldir tools --changes":    {prints: "CHANGE"},
 	`haldir call files__list_directory --args '{"path":"."}'`: {prints: "[FILE] README.md"},

@@ -59,24 +59,38 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 
 // explain tells a person what went wrong and what to do, and returns the code.
 func (a *app) explain(err error) int {
-	code := exitFailed
-	if e, ok := errors.AsType[*exit](err); ok {
-		code = e.code
-		if e.silent {
-			return code
-		}
+	code, hint := advice(err)
+	if e, ok := errors.AsType[*exit](err); ok && e.silent {
+		return code
 	}
-	var problems config.Problems
-	var damage *audit.Damage
-	hint := ""
-	switch {
-	case errors.As(err, &problems):
-		code = exitUsage
+	if problems, ok := errors.AsType[config.Problems](err); ok {
 		for _, p := range problems {
 			a.say("%s", p)
 		}
 		a.say("haldir: %d problem(s) in the config; docs/policies.md and `haldir schema` describe it", len(problems))
 		return code
+	}
+	a.say("haldir: %s", strings.ReplaceAll(err.Error(), "\n", "\nhaldir: "))
+	if hint != "" {
+		a.say("haldir: hint: %s", hint)
+	}
+	return code
+}
+
+// advice is the exit code of an error, and what to do about it where the error itself
+// does not say.
+func advice(err error) (code int, hint string) {
+	code = exitFailed
+	if e, ok := errors.AsType[*exit](err); ok {
+		if code = e.code; e.silent {
+			return code, ""
+		}
+	}
+	var problems config.Problems
+	var damage *audit.Damage
+	switch {
+	case errors.As(err, &problems):
+		code = exitUsage
 	case errors.As(err, &damage):
 		code = exitDamaged
 		hint = "the audit was changed outside haldir; keep the file as it is and compare it with a backup"
@@ -89,11 +103,7 @@ func (a *app) explain(err error) int {
 		code = exitUsage
 		hint = "`haldir session list` shows the sessions there are"
 	}
-	a.say("haldir: %s", strings.ReplaceAll(err.Error(), "\n", "\nhaldir: "))
-	if hint != "" {
-		a.say("haldir: hint: %s", hint)
-	}
-	return code
+	return code, hint
 }
 
 func (a *app) say(format string, args ...any) {
@@ -139,7 +149,7 @@ func root(a *app) *cobra.Command {
 		return usage("%w; see: %s --help", err, cmd.CommandPath())
 	})
 	cmd.AddCommand(
-		serveCommand(a), demoCommand(a), checkCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
+		serveCommand(a), demoCommand(a), checkCommand(a), doctorCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
 		sessionCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), versionCommand(a),
 	)
 	cmd.InitDefaultCompletionCmd()

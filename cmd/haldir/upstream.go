@@ -61,12 +61,22 @@ func upstreamList(a *app) *cobra.Command {
 					e.Error = st.Err.Error()
 				}
 				list = append(list, e)
-				rows = append(rows, []string{e.Name, e.State, strconv.Itoa(e.Tools), e.Protocol, plain(e.Server, 40)})
+				signed := "-"
+				switch {
+				case e.Auth == nil:
+				case e.Auth.Ended != "":
+					signed = "ended"
+				case e.Auth.SignedIn:
+					signed = "yes"
+				default:
+					signed = "no"
+				}
+				rows = append(rows, []string{e.Name, e.State, strconv.Itoa(e.Tools), strconv.Itoa(e.Changes), signed, e.Protocol, plain(e.Server, 24)})
 			}
 			if asJSON {
 				return a.printJSON(map[string]any{"upstreams": list})
 			}
-			if err := a.printTable([]string{"NAME", "STATE", "TOOLS", "PROTOCOL", "SERVER"}, rows); err != nil {
+			if err := a.printTable([]string{"NAME", "STATE", "TOOLS", "CHANGED", "SIGNED IN", "PROTOCOL", "SERVER"}, rows); err != nil {
 				return err
 			}
 			for _, e := range list { // too long for a column
