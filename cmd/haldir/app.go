@@ -243,6 +243,9 @@ func (a *app) command() string {
 	if f := a.flags.Lookup("state-dir"); f != nil && f.Changed || os.Getenv("HALDIR_STATE_DIR") != "" {
 		words = append(words, "--state-dir", shellWord(a.settings.StateDir))
 	}
+	for _, u := range a.quick.upstreams {
+		words = append(words, "--upstream", shellWord(u))
+	}
 	return strings.Join(words, " ")
 }
 

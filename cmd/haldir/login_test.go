@@ -40,6 +40,42 @@ func (o *opener) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// TestSignInWithoutAFile: what an error says must be all that a person types, where
+// flags stand for a file.
+func TestSignInWithoutAFile(t *testing.T) {
+	srv := mcptest.OAuthScript{}.New(t)
+	dir := t.TempDir()
+	t.Setenv("HALDIR_CONFIG", "")
+	t.Setenv("HALDIR_KEYRING", "file")
+	t.Setenv("HOME", dir)
+	t.Setenv("XDG_CONFIG_HOME", dir)
+	t.Chdir(dir)
+	flags := []string{"--upstream", "crm=" + srv.URL(), "--state-dir", filepath.Join(dir, "state")}
+	haldir := func(want int, args ...string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		var out bytes.Buffer
+		said := &opener{t: t}
+		code := run(ctx, append(args, flags...), strings.NewReader(""), &out, said)
+		if text := out.String() + said.buf.String(); code != want {
+			t.Fatalf("haldir %v: exit status %d: %s", args, code, text)
+		}
+		return out.String() + said.buf.String()
+	}
+	text := haldir(1, "call", "crm/echo", "--args", `{"text":"hello"}`)
+	if want := "haldir --state-dir " + filepath.Join(dir, "state") + " --upstream crm=" + srv.URL() + " upstream login crm"; !strings.Contains(text, want) {
+		t.Errorf("it does not say %q: %s", want, text)
+	}
+	haldir(0, "upstream", "login", "crm", "--no-browser")
+	if text := haldir(0, "call", "crm/echo", "--args", `{"text":"hello"}`); !strings.Contains(text, "hello") {
+		t.Error(text)
+	}
+	if text := haldir(0, "pins", "list"); !strings.Contains(text, "crm") {
+		t.Error(text)
+	}
+}
+
 // TestSignInCallAndSignOut is what a person does, by the command line. None of the
 // server's secrets may be in anything that haldir prints, or readable in its files.
 func TestSignInCallAndSignOut(t *testing.T) {
@@ -83,6 +119,11 @@ func TestSignInCallAndSignOut(t *testing.T) {
 	says(haldir(0, "secret", "list"), "sign-in")
 	says(haldir(0, "audit", "list", "--json"), "echo")
 	says(haldir(0, "upstream", "logout", "crm"), "signed out of upstream crm")
+	says(haldir(1, "secret", "remove", "crm", "--sign-in"), "nobody is signed in")
+	says(haldir(0, "upstream", "login", "crm", "--no-browser"), "signed in to upstream crm")
+	says(haldir(1, "secret", "remove", "crm"), "--sign-in") // as of an upstream that is in no config any more
+	haldir(0, "secret", "remove", "crm", "--sign-in")
+	says(haldir(0, "secret", "list"), "no secrets are stored")
 	says(haldir(1, "call", "crm/echo", "--args", `{"text":"hello"}`), "upstream login crm")
 
 	err := filepath.WalkDir(state, func(path string, d os.DirEntry, err error) error {

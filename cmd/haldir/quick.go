@@ -9,14 +9,19 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 )
 
-// quick are the flags by which serve does without a file.
+// quick are the flags by which haldir does without a file. --upstream is one of every
+// verb, so that what runs without a file can be looked at, and signed in to, as well.
 type quick struct {
 	upstreams, deny, allow, rate, cost []string
 	spend                              string
 }
 
-func (q *quick) flags(f *pflag.FlagSet) {
+// servers adds the flag of every verb, rules those of serve.
+func (q *quick) servers(f *pflag.FlagSet) {
 	f.StringArrayVar(&q.upstreams, "upstream", nil, "a server as NAME=URL or NAME=COMMAND, in place of a config file; may be repeated")
+}
+
+func (q *quick) rules(f *pflag.FlagSet) {
 	f.StringArrayVar(&q.deny, "deny", nil, "with --upstream: refuse tools that match this pattern; may be repeated")
 	f.StringArrayVar(&q.allow, "allow", nil, "with --upstream: refuse all tools but those that match; may be repeated")
 	f.StringArrayVar(&q.rate, "rate", nil, "with --upstream: at most so many calls in a window, as 100/1h; may be repeated")
@@ -44,7 +49,7 @@ func (q *quick) config(named bool) (*config.Config, error) {
 			return nil, usage("--upstream %q: write it as NAME=URL or NAME=COMMAND", u)
 		}
 		if strings.HasPrefix(what, "https://") || strings.HasPrefix(what, "http://") {
-			fmt.Fprintf(&b, "  - {name: %q, url: %q}\n", name, what)
+			fmt.Fprintf(&b, "  - {name: %q, url: %q, auth: {type: oauth}}\n", name, what) // used only if it asks for it
 			continue
 		}
 		words := strings.Fields(what)

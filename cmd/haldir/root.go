@@ -136,6 +136,7 @@ func root(a *app) *cobra.Command {
 	}
 	f := cmd.PersistentFlags()
 	f.String("config", "", "the config file (HALDIR_CONFIG)")
+	a.quick.servers(f)
 	f.String("state-dir", "", "the directory of the ledger (HALDIR_STATE_DIR)")
 	f.String("session", "", "join this session (HALDIR_SESSION_ID)")
 	f.String("log-level", "", "auto, debug, info, warn or error (HALDIR_LOG_LEVEL)")

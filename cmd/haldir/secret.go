@@ -125,10 +125,14 @@ func secretList(a *app) *cobra.Command {
 }
 
 func secretRemove(a *app) *cobra.Command {
-	return &cobra.Command{
+	var signIn bool
+	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Remove a stored secret",
-		Args:  cobra.ExactArgs(1),
+		Long: "remove forgets a secret. With --sign-in it forgets what an upstream of that name has\n" +
+			"granted, also one that is in no config any more. `haldir upstream logout` has it\n" +
+			"revoked as well.",
+		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := secret.CheckName(args[0]); err != nil {
 				return usage("%w", err)
@@ -136,11 +140,35 @@ func secretRemove(a *app) *cobra.Command {
 			if err := a.set(); err != nil {
 				return err
 			}
-			err := a.vault().Remove(args[0])
+			all, err := a.vault().Names()
+			if err != nil {
+				return err
+			}
+			var granted []string
+			for _, n := range all {
+				if strings.HasPrefix(n, "oauth/"+args[0]+"/") {
+					granted = append(granted, n)
+				}
+			}
+			if signIn {
+				if len(granted) == 0 {
+					return fmt.Errorf("nobody is signed in to an upstream %q; see: haldir secret list", args[0])
+				}
+				for _, n := range granted {
+					err = errors.Join(err, a.vault().Remove(n))
+				}
+				return err
+			}
+			err = a.vault().Remove(args[0])
+			if errors.Is(err, secret.ErrNotFound) && len(granted) > 0 {
+				return fmt.Errorf("there is no secret %q, but a sign-in; end it with: haldir upstream logout %s, or forget it with --sign-in", args[0], args[0])
+			}
 			if errors.Is(err, secret.ErrNotFound) {
 				return fmt.Errorf("there is no secret %q; see: haldir secret list", args[0])
 			}
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&signIn, "sign-in", false, "forget what was granted by signing in to the upstream of that name")
+	return cmd
 }

@@ -37,7 +37,7 @@ func serveCommand(a *app) *cobra.Command {
 			return a.serve(cmd.Context())
 		},
 	}
-	a.quick.flags(cmd.Flags())
+	a.quick.rules(cmd.Flags())
 	return cmd
 }
 
