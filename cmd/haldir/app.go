@@ -164,10 +164,10 @@ func (a *app) use(ctx context.Context) (ledger.Use, policy.SessionState, string,
 }
 
 // server makes the upstreams and the proxy before them. Nothing is started.
-func (a *app) server(ctx context.Context) (*proxy.Server, ledger.Use, error) {
+func (a *app) server(ctx context.Context) (*proxy.Server, error) {
 	use, state, agent, err := a.use(ctx)
 	if err != nil {
-		return nil, use, err
+		return nil, err
 	}
 	a.session, a.state, a.agent, a.shared = use, state, agent, a.resolver()
 	var srv *proxy.Server
@@ -178,7 +178,7 @@ func (a *app) server(ctx context.Context) (*proxy.Server, ledger.Use, error) {
 		Detail: r.Detail, Secrets: a.secrets.list, Clean: a.secrets.clean, HideNever: r.HideNever, NameLimit: r.NameLimit,
 		ListWait: r.ListWait, Message: a.settings.MaxMessage, Version: version(), Log: a.log, Initialize: a.start,
 	})
-	return srv, use, nil
+	return srv, nil
 }
 
 // rules are those of the config in force, for the session of this process.

@@ -92,7 +92,7 @@ func (e *examination) examine(ctx context.Context) {
 	if !e.records(ctx) || !sound {
 		return
 	}
-	srv, _, err := e.server(ctx)
+	srv, err := e.server(ctx)
 	if err != nil {
 		e.fails("session", "", err)
 		return

@@ -93,8 +93,7 @@ func (a *app) prepare(ctx context.Context) (*proxy.Server, error) {
 	if err := a.open(); err != nil {
 		return nil, err
 	}
-	srv, _, err := a.server(ctx)
-	return srv, err
+	return a.server(ctx)
 }
 
 // whole is the message for the host: every problem of a config, not the first.
