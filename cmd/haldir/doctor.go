@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,7 +122,7 @@ func (e *examination) config() bool {
 		for _, p := range e.cfg.Warnings {
 			e.add(warning, "config", "", "%s", p)
 		}
-		e.add(fine, "config", "", "%s: %d upstream(s), %d polic(ies)", e.cfg.Path, len(e.cfg.Upstreams), len(e.cfg.Ruleset.Policies))
+		e.add(fine, "config", "", "%s: %d upstream(s), %d polic(ies)", cmp.Or(e.cfg.Path, "the flags"), len(e.cfg.Upstreams), len(e.cfg.Ruleset.Policies))
 	}
 	return err == nil
 }

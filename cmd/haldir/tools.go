@@ -41,8 +41,11 @@ func toolsCommand(a *app) *cobra.Command {
 				a.say("haldir: %s/%s: %s", n.Upstream, plain(n.Tool, 128), plain(n.Text, 300))
 			}
 			for _, u := range a.ups {
-				if st := u.Status(); st.Err != nil {
+				switch st := u.Status(); {
+				case st.Err != nil:
 					a.say("haldir: upstream %s: %s", u.Name(), plain(st.Err.Error(), 300))
+				case !u.Catalogue().Known:
+					a.say("haldir: upstream %s has not answered yet; its tools are not known", u.Name())
 				}
 			}
 			return nil
