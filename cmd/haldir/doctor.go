@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,7 +121,16 @@ func (e *examination) config() bool {
 		for _, p := range e.cfg.Warnings {
 			e.add(warning, "config", "", "%s", p)
 		}
-		e.add(fine, "config", "", "%s: %d upstream(s), %d polic(ies)", cmp.Or(e.cfg.Path, "the flags"), len(e.cfg.Upstreams), len(e.cfg.Ruleset.Policies))
+		path, _, _ := e.layers.ConfigPath() // it could be read
+		about := fmt.Sprintf("%d upstream(s), %d polic(ies)", len(e.cfg.Upstreams), len(e.cfg.Ruleset.Policies))
+		switch {
+		case len(e.quick.upstreams) > 0:
+			e.add(fine, "config", "", "the flags: %s", about)
+		case e.cfg.Path == "":
+			e.add(warning, "config", "write "+path+", or name a file with --config", "there is no file: an agent sees haldir's own tools only")
+		default:
+			e.add(fine, "config", "", "%s: %s", e.cfg.Path, about)
+		}
 	}
 	return err == nil
 }
