@@ -24,7 +24,7 @@ func (s *Server) setLevel(r *request) []byte {
 		}
 		m, err := s.forward(r, up, s.same(r, r.msg.Params))
 		if err != nil {
-			s.o.Log.Warn().Err(err).Str("upstream", up.Name()).Msg("logging/setLevel")
+			s.o.Log.Warn().Str("error", s.o.Clean(err.Error())).Str("upstream", up.Name()).Msg("logging/setLevel")
 			continue
 		}
 		if m.Error != nil {

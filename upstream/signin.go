@@ -59,7 +59,7 @@ func (u *Upstream) signIn(ctx context.Context, call Call, needed error) error {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), wire.ErrNotSent)
 	}
 	if o.err != nil {
-		u.o.Log.Info().Err(o.err).Msg("nobody has signed in to the upstream")
+		u.o.Log.Info().Err(u.cleaned(o.err)).Msg("nobody has signed in to the upstream")
 		return needed
 	}
 	return nil

@@ -297,7 +297,7 @@ func (u *Upstream) Status() Status {
 	defer u.mu.Unlock()
 	switch {
 	case u.conn != nil:
-		return Status{State: StateReady, Server: u.conn.server, Version: u.conn.version, Since: u.since, Ends: u.lately()}
+		return Status{State: StateReady, Server: u.o.Clean(u.conn.server), Version: u.conn.version, Since: u.since, Ends: u.lately()}
 	case u.trying:
 		return Status{State: StateConnecting, Err: u.err, Ends: u.lately()}
 	case u.asleep:
@@ -384,9 +384,10 @@ func (u *Upstream) run(ctx context.Context) {
 		}
 		began := time.Now()
 		c, err := u.connect(ctx)
+		err = u.cleaned(err)
 		if err == nil {
 			u.level(ctx, c)
-			u.o.Log.Info().Str("server", c.server).Str("protocol", c.version).Dur("took", time.Since(began)).Msg("upstream connected")
+			u.o.Log.Info().Str("server", u.o.Clean(c.server)).Str("protocol", c.version).Dur("took", time.Since(began)).Msg("upstream connected")
 			since := time.Now()
 			u.set(func() {
 				u.conn, u.trying, u.tried, u.err, u.failures, u.since, u.told = c, false, true, nil, 0, since, ""
@@ -402,7 +403,7 @@ func (u *Upstream) run(ctx context.Context) {
 				}
 				continue
 			}
-			err = u.ended(ctx, err)
+			err = u.ended(ctx, u.cleaned(err))
 			u.leave(ctx, c)
 			if time.Since(since) > maxBackoff {
 				pause.Reset()
@@ -622,7 +623,24 @@ func (u *Upstream) relist(ctx context.Context, c *conn) bool {
 	return err == nil
 }
 
-func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(err).Msg("upstream") }
+func (u *Upstream) problem(err error) { u.o.Log.Warn().Err(u.cleaned(err)).Msg("upstream") }
+
+// cleaned is err without the secrets that the server's words in it may repeat.
+func (u *Upstream) cleaned(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &cleanError{text: u.o.Clean(err.Error()), err: err}
+}
+
+type cleanError struct {
+	text string
+	err  error
+}
+
+func (e *cleanError) Error() string { return e.text }
+
+func (e *cleanError) Unwrap() error { return e.err }
 
 // learn takes what the server offers now, at the greeting or later, and which lists it has said have changed:
 // whoever it tells itself would be told of that even if they have not.

@@ -104,7 +104,7 @@ func (a *app) printResult(m wire.Message, refused error, asJSON bool) error {
 			return err
 		}
 	case m.Error != nil:
-		a.say("haldir: %s", plain(wire.ErrorOf(m).Message, 0))
+		a.say("haldir: %s", plain(a.secrets.clean(wire.ErrorOf(m).Message), 0))
 	default:
 		for _, c := range result.Content {
 			text := lines(c.Text)

@@ -70,7 +70,7 @@ func (a *app) explain(err error) int {
 		a.say("haldir: %d problem(s) in the config; docs/policies.md and `haldir schema` describe it", len(problems))
 		return code
 	}
-	a.say("haldir: %s", strings.ReplaceAll(err.Error(), "\n", "\nhaldir: "))
+	a.say("haldir: %s", strings.ReplaceAll(a.secrets.clean(err.Error()), "\n", "\nhaldir: "))
 	if hint != "" {
 		a.say("haldir: hint: %s", hint)
 	}

@@ -54,6 +54,7 @@ func upstreamList(a *app) *cobra.Command {
 				e := entry{Name: u.Name(), State: string(st.State), Server: st.Server, Protocol: st.Version, Tools: len(u.Catalogue().Tools), Withheld: len(u.Catalogue().Withheld), Changes: len(u.Pinned().Changes), Ends: st.Ends}
 				if source, err := u.Auth(); err == nil {
 					if g, err := source.Granted(); err == nil {
+						g.Ended = a.secrets.clean(g.Ended) // the server's words
 						e.Auth = &g
 					}
 				}

@@ -2,10 +2,12 @@ package oauth
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"time"
 
@@ -49,6 +51,15 @@ type client struct {
 	Expires    time.Time `json:"expires,omitzero"`     // of Secret
 }
 
+// basic is the client's secret as it is sent in a header (RFC 6749 section 2.3.1), which
+// a server may repeat; "" if it is not.
+func (c client) basic() string {
+	if c.Secret == "" || c.Auth != "basic" {
+		return ""
+	}
+	return base64.StdEncoding.EncodeToString([]byte(url.QueryEscape(c.ID) + ":" + url.QueryEscape(c.Secret)))
+}
+
 // name is under what the grant of an upstream is stored. Another url is another
 // server, which must not be shown the tokens of this one.
 func (o *Options) name() string {
@@ -73,7 +84,7 @@ func (o *Options) decode(text string) (*grant, error) {
 	if err := json.Unmarshal([]byte(text), g); err != nil {
 		return nil, fmt.Errorf("what is stored of the sign-in to upstream %q is damaged; sign in again with: %s", o.Upstream, o.command())
 	}
-	for _, v := range []string{g.Access, g.Refresh, g.Client.Secret} {
+	for _, v := range []string{g.Access, g.Refresh, g.Client.Secret, g.Client.basic()} {
 		if v != "" {
 			o.secret(v)
 		}

@@ -23,6 +23,7 @@ func (o *Options) request(ctx context.Context, g *grant, grantType string, param
 	style := oauth2.AuthStyleInParams
 	if g.Client.Auth == "basic" {
 		style = oauth2.AuthStyleInHeader
+		o.secret(g.Client.basic())
 	}
 	if g.Inside {
 		o.Web.inside.Store(true) // as it was when somebody signed in
