@@ -359,11 +359,39 @@ func (s *secrets) add(v string) {
 
 // clean takes the secrets out of a text that was not made by haldir.
 func (s *secrets) clean(text string) string {
-	for _, v := range s.list() {
+	list := s.list()
+	for _, v := range list {
 		text = strings.ReplaceAll(text, v, audit.Redacted)
 	}
-	return text
+	parts := strings.SplitAfter(text, "…")
+	for i, p := range parts {
+		parts[i] = cleanCut(p, list)
+	}
+	return strings.Join(parts, "")
 }
+
+// cleanCut takes out what is left of a secret where a text was cut short.
+func cleanCut(text string, list []string) string {
+	text, cut := strings.CutSuffix(text, "…")
+	if !cut {
+		return text
+	}
+	longest := 0
+	for _, v := range list {
+		for n := min(len(v)-1, len(text)); n >= minCut && n > longest; n-- {
+			if strings.HasSuffix(text, v[:n]) {
+				longest = n
+			}
+		}
+	}
+	if longest > 0 {
+		text = text[:len(text)-longest] + audit.Redacted
+	}
+	return text + "…"
+}
+
+// minCut is how much of a secret is worth hiding, in bytes: less is in ordinary words.
+const minCut = 4
 
 func (s *secrets) list() []string {
 	s.mu.Lock()
