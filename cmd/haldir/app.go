@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/secret"
+	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
 	"github.com/haldir-mcp/haldir/upstream"
@@ -354,7 +356,24 @@ func (s *secrets) add(v string) {
 	}
 	// The longest first: one may be a part of another. The old slice may be in use.
 	s.seen = append(slices.Clone(s.seen), v)
+	for _, f := range forms(v) {
+		if !slices.Contains(s.seen, f) {
+			s.seen = append(s.seen, f)
+		}
+	}
 	slices.SortFunc(s.seen, func(a, b string) int { return len(b) - len(a) })
+}
+
+// forms are the ways in which a server may write a secret that it repeats: in JSON and
+// in a URL.
+func forms(v string) []string {
+	all := []string{url.QueryEscape(v), url.PathEscape(v)}
+	plain := string(wire.Quote(v))
+	all = append(all, plain[1:len(plain)-1])
+	if html, err := json.Marshal(v); err == nil { // as Go and others write it for HTML
+		all = append(all, string(html[1:len(html)-1]))
+	}
+	return all
 }
 
 // clean takes the secrets out of a text that was not made by haldir.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"unicode"
 )
 
 // reference matches ${…}; $${ stands for a literal ${.
@@ -138,10 +139,24 @@ func (r *Resolver) Header(text string) (string, error) {
 	return v, nil
 }
 
-// Secret notes a value that must not be shown, and returns it.
+// Secret notes a value that must not be shown, and returns it. Of one of several lines,
+// such as a private key, each is a secret: a server may say them one by one.
 func (r *Resolver) Secret(v string) string {
-	if r.Seen != nil && len(v) >= 8 { // shorter ones would redact ordinary words
-		r.Seen(v)
+	if r.Seen == nil {
+		return v
+	}
+	parts := []string{v}
+	if strings.ContainsFunc(v, unicode.IsControl) {
+		parts = append(parts, strings.FieldsFunc(v, unicode.IsControl)...)
+	}
+	for _, p := range parts[:min(len(parts), maxLines)] {
+		if len(p) >= 8 { // shorter ones would redact ordinary words
+			r.Seen(p)
+		}
 	}
 	return v
 }
+
+// maxLines bounds the lines of a value that are secrets by themselves: a chain of
+// certificates has fewer.
+const maxLines = 500
