@@ -381,8 +381,12 @@ func (u *Upstream) Accept(ctx context.Context, changes []pins.Change) error {
 	})
 }
 
-// pinPause is how long after a list whose changes were pinned the next is asked for.
-const pinPause = 5 * time.Second
+// What is pinned is written to everybody's ledger: a server that changes its lists again
+// and again is followed so many times at once, and then at this pace.
+const (
+	pinBurst = 20
+	pinPause = 5 * time.Second
+)
 
 // pinPoll is how often haldir looks whether a person has accepted what has changed.
 const pinPoll = time.Second

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/mcptest"
@@ -287,6 +288,22 @@ func TestChangesWhileItRuns(t *testing.T) {
 	if got := offered(r); got != honest {
 		t.Errorf("offered: %s", got)
 	}
+}
+
+// TestEachOfAFewChangesIsFollowed: what is new is pinned, which is written down; a host
+// must not wait for that.
+func TestEachOfAFewChangesIsFollowed(t *testing.T) {
+	cfg := mcptest.Script{Tools: mcptest.Tools(json.RawMessage(honest), mcptest.Tool("retool"))}.Child(t, "up")
+	cfg.Pins = "hold"
+	r := ready(t, cfg, pinnedBy(&board{}))
+	names := []string{honest}
+	within(t, 10*time.Second, "six changes", func() { // at the pace for one that never stops it is half a minute
+		for _, n := range []string{"a", "b", "c", "d", "e", "f"} {
+			names = append(names, string(mcptest.Tool(n)))
+			_ = r.must("retool", `{"n":1,"tools":[`+strings.Join(names, ",")+`]}`)
+			eventually(t, "tool "+n+" is offered", func() bool { return strings.Contains(offered(r), `"`+n+`"`) })
+		}
+	})
 }
 
 func TestAHiddenOrderIsFlagged(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/wire"
@@ -120,14 +121,15 @@ type Upstream struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	wrote   bool      // what is pinned was written; of the goroutine of run
+	wrote   bool // what is pinned was written; of the goroutine of run
+	pinning *rate.Limiter
 	unsaved []byte    // a catalogue to be kept; of the goroutine of run
 	saved   time.Time // when the last one was
 }
 
 // New makes an upstream; nothing happens before Start.
 func New(o Options) *Upstream {
-	u := &Upstream{o: o, wake: make(chan struct{}, 1), news: make(chan struct{}), kept: map[string]Call{}}
+	u := &Upstream{o: o, wake: make(chan struct{}, 1), news: make(chan struct{}), kept: map[string]Call{}, pinning: rate.NewLimiter(rate.Every(pinPause), pinBurst)}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	if u.o.Command == "" {
 		u.o.Command = "haldir"
@@ -580,8 +582,8 @@ func (u *Upstream) attend(ctx context.Context, c *conn) error {
 				again = time.After(relistAgain)
 			}
 			pause := relistPause
-			if u.wrote { // what is pinned is in everybody's ledger
-				pause, u.wrote = pinPause, false
+			if u.wrote {
+				pause, u.wrote = max(pause, u.pinning.Reserve().Delay()), false
 			}
 			select { // a server that is never done changing its lists is not followed at each step
 			case <-time.After(pause):

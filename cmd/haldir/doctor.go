@@ -78,7 +78,7 @@ func (e *examination) fails(about, fix string, err error) {
 		fix = hint
 	}
 	e.code = max(e.code, code)
-	e.add(failure, about, fix, "%s", err)
+	e.add(failure, about, fix, "%s", e.secrets.clean(err.Error()))
 }
 
 func (e *examination) examine(ctx context.Context) {
@@ -199,7 +199,7 @@ func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
 		case err != nil:
 			e.fails(u.Name(), login, err)
 		case g.Ended != "":
-			e.add(warning, u.Name(), login, "the sign-in has ended: %s", plain(g.Ended, 200))
+			e.add(warning, u.Name(), login, "the sign-in has ended: %s", plain(e.secrets.clean(g.Ended), 200))
 		case g.SignedIn && !g.Renews && !g.Expires.IsZero():
 			e.add(note, u.Name(), login, "the sign-in ends at %s and cannot be renewed without a person", when(g.Expires))
 		}

@@ -298,7 +298,7 @@ func (r *redaction) verbs() {
 		"explain remote__echo --args -", "explain remote__hang --args - --json", "call remote__echo --args - --json", "call remote__hang --args -", "call crm__echo", "call toy__die",
 		"pins list", "pins list --json", "pins diff", "pins diff --json", "policy list", "policy list --json", "spend", "spend --json",
 		"session list", "session list --json", "ledger stats", "ledger stats --json", "audit list --limit 1000", "audit list --limit 1000 --json",
-		"audit export", "audit export --format csv", "audit verify", "audit verify --json", "reload",
+		"audit export", "audit export --format csv", "audit verify", "audit verify --json", "reload", "doctor --wait 5s", "doctor --wait 5s --json",
 	} {
 		in := ""
 		if strings.Contains(line, "--args -") {
