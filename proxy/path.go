@@ -55,7 +55,7 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, r.rules.Engine)
 		if err != nil {
 			r.refused = err
-			s.o.Log.Error().Err(err).Str("call", wire.Printable(attempt.Call.ID(), longestName)).Msg("a call was refused because it could not be recorded")
+			s.o.Log.Error().Err(err).Str("call", wire.Printable(s.o.Clean(attempt.Call.ID()), longestName)).Msg("a call was refused because it could not be recorded")
 			return refuse(Refusal{
 				Error:     fmt.Sprintf("%s was not called, since the call could not be recorded: %v", attempt.Call.Noun(), err),
 				BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
@@ -66,7 +66,7 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 			if attempt.Refused != nil {
 				r.refused = errNotCalled
 			}
-			s.o.Log.Info().Str("call", wire.Printable(attempt.Call.ID(), longestName)).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
+			s.o.Log.Info().Str("call", wire.Printable(s.o.Clean(attempt.Call.ID()), longestName)).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
 			return refuse(refusal(decision, ticket)), endRefused
 		}
 		before.ticket, before.decision = ticket, decision

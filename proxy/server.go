@@ -85,6 +85,8 @@ type Rules struct {
 	// Notice is what the person or the agent should know of the config, such as that a
 	// change of it waits to be confirmed; "" if nothing.
 	Notice string
+	// Heirs are the names of upstreams that are the servers of before, made anew.
+	Heirs map[string]bool
 
 	all []Upstream // with haldir's own tools at the end
 }
@@ -105,7 +107,7 @@ func (s *Server) Adopt(r Rules) {
 	s.table = nil
 	for _, of := range []map[string]Upstream{s.subscribed, s.tasks} { // who has taken another's place answers for it
 		for key, up := range of {
-			if up != nil && named[up.Name()] != nil {
+			if up != nil && r.Heirs[up.Name()] {
 				of[key] = named[up.Name()]
 			}
 		}

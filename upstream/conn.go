@@ -104,7 +104,7 @@ func (u *Upstream) dial(c *conn) error {
 			return wire.NewPipe(ch.stdin, ch.stdout, wire.PipeOptions{
 				Handler: c.handle, MaxMessage: u.o.MaxMessage,
 				Noise: func(line []byte, why error) {
-					u.o.Log.Warn().Err(why).Str("line", wire.Printable(u.o.Clean(string(line)), shown)).Msg("the upstream wrote something that is no message; skipped")
+					u.o.Log.Warn().Err(u.cleaned(why)).Str("line", wire.Printable(u.o.Clean(string(line)), shown)).Msg("the upstream wrote something that is no message; skipped")
 				},
 			})
 		})

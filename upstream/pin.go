@@ -214,7 +214,7 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 				break
 			}
 			note(pins.Changed, c.Key(), wire.Printable(c.Summary(), 400), c.New)
-			u.o.Log.Warn().Str("change", wire.Printable(c.Summary(), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: " + u.o.Command + " pins diff " + u.Name())
+			u.o.Log.Warn().Str("change", wire.Printable(u.o.Clean(c.Summary()), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: " + u.o.Command + " pins diff " + u.Name())
 		}
 		var found []string
 		for _, f := range pins.Scan(only(o, append(added, news...), first)) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -448,8 +449,9 @@ func (u *Upstream) ended(ctx context.Context, err error) error {
 func (u *Upstream) rest(ctx context.Context, wait time.Duration, why error) bool {
 	level := zerolog.DebugLevel // a server that stays away for hours is told of once
 	u.set(func() {
-		if u.next = time.Now().Add(wait); u.told != why.Error() {
-			level, u.told = zerolog.WarnLevel, why.Error()
+		reason := changing.ReplaceAllString(why.Error(), "")
+		if u.next = time.Now().Add(wait); u.told != reason {
+			level, u.told = zerolog.WarnLevel, reason
 		}
 	})
 	u.o.Log.WithLevel(level).Err(why).Dur("retry_in", wait).Msg("upstream is not connected")
@@ -464,6 +466,9 @@ func (u *Upstream) rest(ctx context.Context, wait time.Duration, why error) bool
 	}
 	return true
 }
+
+// changing are parts of a reason that are others each time: ports, dates, request ids.
+var changing = regexp.MustCompile(`[0-9a-fA-F-]*[0-9][0-9a-fA-F-]*`)
 
 // sleep waits for a call, and reports whether there is one.
 func (u *Upstream) sleep(ctx context.Context) bool {
@@ -669,7 +674,7 @@ func (u *Upstream) learn(o offers, told [len(lists)]bool, greeting bool) {
 	case !same || !alike(held, now):
 		now = held
 		for _, w := range now.Withheld {
-			u.o.Log.Warn().Str("tool", w.Name).Str("reason", w.Reason).Msg("tool withheld")
+			u.o.Log.Warn().Str("tool", u.o.Clean(w.Name)).Str("reason", u.o.Clean(w.Reason)).Msg("tool withheld")
 		}
 		now.Said = said
 		u.take(now, fresh)

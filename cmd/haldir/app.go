@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -246,9 +247,30 @@ func (a *app) command() string {
 		words = append(words, "--state-dir", shellWord(a.settings.StateDir))
 	}
 	for _, u := range a.quick.upstreams {
-		words = append(words, "--upstream", shellWord(u))
+		words = append(words, "--upstream", shellWord(shownUpstream(u)))
 	}
 	return strings.Join(words, " ")
+}
+
+// shownUpstream leaves out of a server of the flags what may be secret: its arguments,
+// and of a URL all but where it is.
+func shownUpstream(s string) string {
+	name, what, _ := strings.Cut(s, "=")
+	if u, err := url.Parse(what); err == nil && u.Host != "" && u.User == nil && u.RawQuery == "" && u.Fragment == "" {
+		return s
+	}
+	if len(strings.Fields(what)) == 1 && !strings.Contains(what, "://") {
+		return s
+	}
+	return name + "=…"
+}
+
+// place is what the config was read from.
+func (a *app) place() string {
+	if len(a.quick.upstreams) > 0 {
+		return "the flags"
+	}
+	return a.cfg.Path
 }
 
 // shellWord is a text as a shell takes it for one word.
@@ -257,6 +279,9 @@ func shellWord(s string) string {
 		return !strings.ContainsRune("/._-+:,@%=", r) && !unicode.IsLetter(r) && !unicode.IsDigit(r)
 	}) {
 		return s
+	}
+	if runtime.GOOS == "windows" {
+		return `"` + s + `"`
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

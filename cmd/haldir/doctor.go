@@ -72,20 +72,20 @@ func (e *examination) add(s severity, about, fix, format string, args ...any) {
 }
 
 // fails adds what an error says, with the fix that belongs to it.
-func (e *examination) fails(about, fix string, err error) {
-	code, hint := advice(err)
-	if hint != "" {
-		fix = hint
-	}
+func (e *examination) fails(about string, err error) {
+	code, fix := advice(err)
 	e.code = max(e.code, code)
 	e.add(failure, about, fix, "%s", e.secrets.clean(err.Error()))
 }
 
 func (e *examination) examine(ctx context.Context) {
 	sound := e.config()
+	if e.code != exitDone && e.cfg != nil {
+		return // the settings are not to be used
+	}
 	if !sound { // the ledger can be looked at without
 		if err := e.set(); err != nil {
-			e.fails("config", "", err)
+			e.fails("config", err)
 			return
 		}
 	}
@@ -94,7 +94,7 @@ func (e *examination) examine(ctx context.Context) {
 	}
 	srv, err := e.server(ctx)
 	if err != nil {
-		e.fails("session", "", err)
+		e.fails("session", err)
 		return
 	}
 	e.upstreams(ctx)
@@ -116,7 +116,7 @@ func (e *examination) config() bool {
 			}
 		}
 	case err != nil:
-		e.fails("config", "", err)
+		e.fails("config", err)
 	default:
 		for _, p := range e.cfg.Warnings {
 			e.add(warning, "config", "", "%s", p)
@@ -138,20 +138,20 @@ func (e *examination) config() bool {
 // records reports whether the ledger can be used.
 func (e *examination) records(ctx context.Context) bool {
 	if err := e.open(); err != nil {
-		e.fails("ledger", "", err)
+		e.fails("ledger", err)
 		return false
 	}
 	v, err := e.ledger.Verify(ctx, e.progress())
 	if err != nil {
-		e.fails("ledger", "", err)
+		e.fails("ledger", err)
 		return false
 	}
 	e.add(fine, "ledger", "", "%s: %d records, the chain is intact", e.settings.StateDir, v.Count())
 	if e.cfg == nil {
 		return true
 	}
-	if text, err := e.ledger.LoadCatalogue(ctx, pendingKey(e.cfg.SHA256)); err == nil && text != nil {
-		e.add(warning, "config", e.command()+" reload", "a running haldir goes by the rules of before, until a person confirms: %s", plain(string(text), 300))
+	if text, err := e.ledger.LoadCatalogue(ctx, pendingKey(e.cfg.SHA256)); err == nil && len(text) > 0 {
+		e.add(note, "config", e.command()+" reload", "a haldir that ran already when this was saved goes by the rules of before, until a person confirms: %s", plain(string(text), 300))
 	}
 	return true
 }
@@ -184,20 +184,20 @@ func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
 		e.add(fine, u.Name(), "", "ready in %d ms: %s, protocol %s, %d tools, some %d tokens of context",
 			took.Milliseconds(), plain(st.Server, 80), st.Version, len(u.Catalogue().Tools), size/4)
 	case st.Err != nil:
-		e.fails(u.Name(), "", errors.New(plain(st.Err.Error(), 500)))
+		e.fails(u.Name(), errors.New(plain(st.Err.Error(), 500)))
 	default:
 		e.code = max(e.code, exitFailed)
 		e.add(failure, u.Name(), "give it longer with --wait, or look at its log", "has not answered in %s", e.wait)
 	}
 	if st.Ends > 1 {
-		e.add(warning, u.Name(), "run its command by hand to see why", "has ended %d times within two minutes", st.Ends)
+		e.add(warning, u.Name(), "look at its own log, or run its command by hand", "has ended %d times within two minutes", st.Ends)
 	}
 	if source, err := u.Auth(); err == nil {
 		g, err := source.Granted()
 		login := e.command() + " upstream login " + u.Name()
 		switch {
 		case err != nil:
-			e.fails(u.Name(), login, err)
+			e.fails(u.Name(), err)
 		case g.Ended != "":
 			e.add(warning, u.Name(), login, "the sign-in has ended: %s", plain(e.secrets.clean(g.Ended), 200))
 		case g.SignedIn && !g.Renews && !g.Expires.IsZero():

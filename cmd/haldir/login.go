@@ -34,7 +34,7 @@ func (a *app) source(name string) (*oauth.Source, error) {
 		}
 		return s, err
 	}
-	return nil, usage("there is no upstream %q in %s%s", name, a.cfg.Path, nearest(name, a.cfg.Upstreams))
+	return nil, usage("there is no upstream %q in %s%s", name, a.place(), nearest(name, a.cfg.Upstreams))
 }
 
 func nearest(name string, ups []config.Upstream) string {

@@ -54,7 +54,7 @@ func (a *app) look(ctx context.Context, name string, wait time.Duration) ([]*ups
 		}
 	}
 	if len(ups) == 0 && name != "" {
-		return nil, usage("there is no upstream %q in %s%s", name, a.cfg.Path, nearest(name, a.cfg.Upstreams))
+		return nil, usage("there is no upstream %q in %s%s", name, a.place(), nearest(name, a.cfg.Upstreams))
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()

@@ -48,11 +48,11 @@ func (q *quick) config(named bool) (*config.Config, error) {
 		if !ok || name == "" || strings.TrimSpace(what) == "" {
 			return nil, usage("--upstream %q: write it as NAME=URL or NAME=COMMAND", u)
 		}
-		if strings.HasPrefix(what, "https://") || strings.HasPrefix(what, "http://") {
+		words := strings.Fields(what)
+		if what = words[0]; len(words) == 1 && strings.Contains(what, "://") {
 			fmt.Fprintf(&b, "  - {name: %q, url: %q, auth: {type: oauth}}\n", name, what) // used only if it asks for it
 			continue
 		}
-		words := strings.Fields(what)
 		fmt.Fprintf(&b, "  - {name: %q, command: %q, args: [%s]}\n", name, words[0], quoted(words[1:]))
 	}
 	for i, c := range q.cost {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -186,9 +187,16 @@ func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) {
 		return
 	}
 	settings.StateDir, settings.SessionID, settings.Keyring = a.settings.StateDir, a.settings.SessionID, a.settings.Keyring
-	gone, fresh := a.arrange(cfg, func() { f.srv.Changed() })
+	gone, fresh, heirs := a.arrange(cfg, func() { f.srv.Changed() })
 	a.cfg, a.settings = cfg, settings
-	f.srv.Adopt(a.rules())
+	r := a.rules()
+	r.Heirs = heirs
+	f.srv.Adopt(r)
+	if text, err := a.ledger.LoadCatalogue(ctx, pendingKey(cfg.SHA256)); err == nil && len(text) > 0 {
+		if err := a.ledger.SaveCatalogue(ctx, pendingKey(cfg.SHA256), []byte{}); err != nil {
+			a.log.Error().Err(err).Msg("note that nothing waits any more")
+		}
+	}
 	a.introduce(fresh)
 	for _, u := range gone {
 		a.retiring.Go(func() {
@@ -217,10 +225,12 @@ func (f *follower) notice(text string) {
 }
 
 // arrange makes the upstreams of a config out of those that run. gone are those that it
-// does not have any more, fresh those that are to be started.
-func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstream.Upstream) {
+// does not have any more, fresh those that are to be started, heirs the names of those
+// among them that are the server of before, with other settings.
+func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstream.Upstream, heirs map[string]bool) {
 	a.upsMu.Lock()
 	defer a.upsMu.Unlock()
+	heirs = map[string]bool{}
 	before := map[string]*upstream.Upstream{}
 	for _, u := range a.ups {
 		before[u.Name()] = u
@@ -233,8 +243,10 @@ func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstre
 			continue
 		}
 		u := a.upstream(c, a.shared, changed)
-		if old := before[c.Name]; old != nil {
+		// What the host has said to one server is for no other.
+		if old, was := before[c.Name], a.blocks[c.Name]; old != nil && was.URL == c.URL && was.Command == c.Command && slices.Equal(was.Args, c.Args) {
 			u.Inherit(old)
+			heirs[c.Name] = true
 		}
 		ups, fresh = append(ups, u), append(fresh, u)
 	}
@@ -245,7 +257,7 @@ func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstre
 	for _, c := range cfg.Upstreams {
 		a.blocks[c.Name] = c
 	}
-	return gone, fresh
+	return gone, fresh, heirs
 }
 
 func reloadCommand(a *app) *cobra.Command {
@@ -267,8 +279,8 @@ func reloadCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if text == nil {
-				a.say("no running haldir waits for %s to be confirmed", a.cfg.Path)
+			if len(text) == 0 {
+				a.say("no running haldir waits for %s to be confirmed", a.place())
 				return nil
 			}
 			if err := a.printf("%s\n\nThis change\n", a.cfg.Path); err != nil {

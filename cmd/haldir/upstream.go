@@ -69,7 +69,7 @@ func upstreamList(a *app) *cobra.Command {
 					signed = "ended"
 				case e.Auth.SignedIn:
 					signed = "yes"
-				default:
+				case st.State != upstream.StateReady: // else nobody has asked for it
 					signed = "no"
 				}
 				rows = append(rows, []string{e.Name, e.State, strconv.Itoa(e.Tools), strconv.Itoa(e.Changes), signed, e.Protocol, plain(e.Server, 24)})

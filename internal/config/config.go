@@ -542,7 +542,7 @@ func (c *checker) references(path string, d *upstreamDoc) {
 	check(path+".cwd", d.Cwd)
 	list("args", d.Args)
 	for i, t := range append([]string{d.Command}, d.Args...) {
-		if strings.Contains(t, "${keyring:") {
+		if strings.Contains(strings.ReplaceAll(t, "$${", ""), "${keyring:") {
 			at := path + ".command"
 			if i > 0 {
 				at = fmt.Sprintf("%s.args[%d]", path, i-1)

@@ -140,16 +140,21 @@ func (r *Resolver) Header(text string) (string, error) {
 }
 
 // Secret notes a value that must not be shown, and returns it. Of one of several lines,
-// such as a private key, each is a secret: a server may say them one by one.
+// such as a private key or a file of JSON, so is each part that looks like key material: a
+// server may say them one by one.
 func (r *Resolver) Secret(v string) string {
 	if r.Seen == nil {
 		return v
 	}
 	parts := []string{v}
 	if strings.ContainsFunc(v, unicode.IsControl) {
-		parts = append(parts, strings.FieldsFunc(v, unicode.IsControl)...)
+		for _, m := range material.FindAllString(v, maxParts) {
+			if upper.MatchString(m) && lower.MatchString(m) && digit.MatchString(m) {
+				parts = append(parts, m)
+			}
+		}
 	}
-	for _, p := range parts[:min(len(parts), maxLines)] {
+	for _, p := range parts {
 		if len(p) >= 8 { // shorter ones would redact ordinary words
 			r.Seen(p)
 		}
@@ -157,6 +162,15 @@ func (r *Resolver) Secret(v string) string {
 	return v
 }
 
-// maxLines bounds the lines of a value that are secrets by themselves: a chain of
-// certificates has fewer.
-const maxLines = 500
+// material is text without a break that may be a key, if it is mixed: words and names
+// are not.
+var (
+	material = regexp.MustCompile(`[A-Za-z0-9+/=_-]{20,}`)
+	upper    = regexp.MustCompile(`[A-Z]`)
+	lower    = regexp.MustCompile(`[a-z]`)
+	digit    = regexp.MustCompile(`[0-9]`)
+)
+
+// maxParts bounds the parts of a value that are secrets by themselves; a private key of
+// RSA has 50.
+const maxParts = 150

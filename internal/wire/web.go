@@ -42,16 +42,22 @@ type HTTPError struct {
 	Body   string // its first 512 bytes
 }
 
+const shownBody = 512
+
 func (e *HTTPError) Error() string {
 	s := fmt.Sprintf("HTTP %d %s", e.Status, http.StatusText(e.Status))
-	if body := Printable(strings.TrimSpace(e.Body), 200); body != "" {
+	text := strings.TrimSpace(e.Body)
+	if len(e.Body) >= shownBody {
+		text += "…" // it may have been cut in the middle of a secret
+	}
+	if body := Printable(text, 200); body != "" {
 		s += ": " + body
 	}
 	return s
 }
 
 func statusError(status int, body []byte) error {
-	return &HTTPError{Status: status, Body: string(body[:min(len(body), 512)])}
+	return &HTTPError{Status: status, Body: string(body[:min(len(body), shownBody)])}
 }
 
 // web is what the two HTTP transports share: the life of a conversation, and
@@ -319,7 +325,7 @@ var expiryWords = map[string]bool{
 }
 
 func expiryText(body []byte) string {
-	text := string(body[:min(len(body), 512)])
+	text := string(body[:min(len(body), shownBody)])
 	if m, err := ParseLenient(body); err == nil && m.Error != nil {
 		text = ErrorOf(m).Message
 	}
