@@ -49,12 +49,13 @@ type app struct {
 	ledger   *ledger.Ledger
 
 	flags    *pflag.FlagSet
-	upsMu    sync.Mutex // guards the next four: a reload may change them
+	upsMu    sync.Mutex // guards the next four; a reload may change them
 	ups      []*upstream.Upstream
 	blocks   map[string]config.Upstream // what each was made of
 	shared   *config.Resolver
 	host     *upstream.Host // who has introduced itself, nil before
-	retiring sync.WaitGroup // upstreams that are not in the config any more
+	retiring sync.WaitGroup // upstreams that are not in the config any more, and what waits for the greeting
+	greeted  func()         // called when the host has its first answer; nil for nothing
 	session  ledger.Use
 	state    policy.SessionState
 	agent    string
@@ -294,6 +295,14 @@ func (a *app) start(h upstream.Host) {
 	a.upsMu.Unlock()
 	for _, u := range ups {
 		u.Start(h)
+	}
+	if a.greeted != nil {
+		a.retiring.Go(func() {
+			if h.Answered != nil {
+				<-h.Answered
+			}
+			a.greeted()
+		})
 	}
 }
 

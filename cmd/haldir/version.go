@@ -3,17 +3,19 @@ package main
 import (
 	"runtime"
 	"runtime/debug"
+	"sync"
 
 	"github.com/spf13/cobra"
 )
 
-// version is the module's version as the Go tool stamped it.
-func version() string {
+// version is the module's version as the Go tool stamped it. To read it takes as long as
+// to make an upstream, of which there may be a hundred.
+var version = sync.OnceValue(func() string {
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
 		return info.Main.Version
 	}
 	return "devel"
-}
+})
 
 func versionCommand(a *app) *cobra.Command {
 	var asJSON bool
