@@ -536,14 +536,14 @@ func TestRedactionKeepsADocumentsShape(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		arguments := documents().Draw(t, "arguments")
 		b := audit.NewBody(json.RawMessage(arguments), audit.DetailRedacted, []string{"known secret"})
-		if len(arguments) > audit.MaxArguments {
-			t.Skip("cut")
-		}
 		if !json.Valid(b.Text) {
 			t.Fatalf("%s: no JSON: %s", arguments, b.Text)
 		}
 		if strings.Contains(string(b.Text), "known secret") {
 			t.Fatalf("%s: recorded %s", arguments, b.Text)
+		}
+		if len(arguments) > audit.MaxArguments {
+			return // it is cut, and has another shape
 		}
 		want, got := skeleton(t, arguments, true), skeleton(t, string(b.Text), false)
 		if want != got {
@@ -559,9 +559,6 @@ func FuzzNewBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte, known string) {
 		if len(known) < 3 || strings.Contains(audit.Redacted, known) || strings.Contains(`{"truncated":true,"size":,"head":"","unreadable":true}`, known) {
 			known = "correct horse"
-		}
-		if !json.Valid(raw) {
-			t.Skip() // see TestWhatIsRecordedIsAlwaysJSON
 		}
 		for _, d := range details {
 			b := audit.NewBody(raw, d, []string{known})

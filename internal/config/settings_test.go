@@ -30,7 +30,19 @@ func alone(t *testing.T) (home string) {
 	}
 	home = t.TempDir()
 	t.Setenv("HOME", home)
+	t.Setenv("AppData", filepath.Join(home, "AppData", "Roaming"))
 	return home
+}
+
+// defaultPlace is where this system has configs, from the home directory.
+func defaultPlace() string {
+	switch runtime.GOOS {
+	case "windows":
+		return filepath.Join("AppData", "Roaming")
+	case "darwin":
+		return filepath.Join("Library", "Application Support")
+	}
+	return ".config"
 }
 
 // layers reads a command line that has every flag.
@@ -246,10 +258,7 @@ func TestTheConfigIsLookedForInThreePlacesAndNeverInTheCurrentDirectory(t *testi
 			t.Errorf("%v: %s, %v, %v; want %s", args, got, named, err, want)
 		}
 	}
-	if runtime.GOOS != "linux" {
-		t.Skip("the default place is another here")
-	}
-	usual := filepath.Join(home, ".config", "haldir", "haldir.yaml")
+	usual := filepath.Join(home, defaultPlace(), "haldir", "haldir.yaml")
 	path(usual, false)
 
 	// Nothing there: only haldir's own tools, not what lies in this directory.
@@ -298,10 +307,7 @@ func write(t *testing.T, path, text string) {
 
 func TestAFileThatCannotBeReadIsNoEmptyConfig(t *testing.T) {
 	home := alone(t)
-	if runtime.GOOS != "linux" {
-		t.Skip("the default place is another here")
-	}
-	usual := filepath.Join(home, ".config", "haldir", "haldir.yaml")
+	usual := filepath.Join(home, defaultPlace(), "haldir", "haldir.yaml")
 	if err := os.MkdirAll(usual, 0o700); err != nil { // a directory where the file should be
 		t.Fatal(err)
 	}

@@ -285,9 +285,6 @@ func TestVerifyFindsWhatSomebodyDidToTheDatabase(t *testing.T) {
 
 // More than one page of records, with others appending meanwhile.
 func TestVerifyGoesThroughALongChainInPages(t *testing.T) {
-	if testing.Short() {
-		t.Skip("writes 4,800 records")
-	}
 	dir := stateDir(t)
 	l, e := quick(t, dir), engine(t, shop())
 	var writers sync.WaitGroup

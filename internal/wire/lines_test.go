@@ -126,9 +126,6 @@ func brief(lines []string) []string {
 
 func TestLineReaderWithoutALimitTakesTheDefault(t *testing.T) {
 	t.Parallel()
-	if raceEnabled {
-		t.Skip("32 MiB byte by byte take 15 s; nothing here is concurrent")
-	}
 	r := wire.NewLineReader(io.MultiReader(&generated{n: wire.DefaultMaxMessage + 1}, strings.NewReader("\nz\n")), 0)
 	_, err := r.Next()
 	var large *wire.TooLargeError
