@@ -100,23 +100,28 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 	u.pinned, u.pinnedRaw, u.pinnable = Pinned{Record: r, Changes: changes}, raw, o
 	u.unpinned = false
 	u.mu.Unlock()
-	return bounded(apply(c, u.o.Config.Pins, r.Instructions, changes), r, pin && u.o.Config.Pins != "warn")
+	c = apply(c, u.o.Config.Pins, r.Instructions, changes)
+	if u.o.Config.Pins == "warn" || !r.Known() {
+		return c
+	}
+	return bounded(c, r)
 }
 
 // strict reports whether an addition is a change.
 func (u *Upstream) strict() bool { return u.o.Config.Pins == "block" }
 
 // bounded leaves out what there was no room to pin: it could change unseen.
-func bounded(c Catalogue, r pins.Record, pinned bool) Catalogue {
-	if !pinned {
-		return c
+func bounded(c Catalogue, r pins.Record) Catalogue {
+	c.Withheld = slices.Clone(c.Withheld)
+	left := func(kind pins.Kind, name string) bool {
+		out := !r.Pins(kind, name)
+		if out {
+			c.Withheld = append(c.Withheld, Withheld{Name: wire.Printable(name, shown), Reason: "there is no room to pin it"})
+		}
+		return out
 	}
-	n := len(c.Tools) + len(c.Prompts)
-	c.Tools = slices.DeleteFunc(slices.Clone(c.Tools), func(t Tool) bool { return !r.Pins(pins.Tool, t.Name) })
-	c.Prompts = slices.DeleteFunc(slices.Clone(c.Prompts), func(p Item) bool { return !r.Pins(pins.Prompt, p.Key) })
-	if left := n - len(c.Tools) - len(c.Prompts); left > 0 {
-		c.Withheld = append(slices.Clone(c.Withheld), Withheld{Reason: fmt.Sprintf("%d tools or prompts that there is no room to pin", left)})
-	}
+	c.Tools = slices.DeleteFunc(slices.Clone(c.Tools), func(t Tool) bool { return left(pins.Tool, t.Name) })
+	c.Prompts = slices.DeleteFunc(slices.Clone(c.Prompts), func(p Item) bool { return left(pins.Prompt, p.Key) })
 	return c
 }
 
@@ -229,7 +234,7 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 			u.o.Log.Info().Int("texts", n).Msg("texts of the upstream's should be looked at; see: " + u.o.Command + " pins list")
 		}
 		before := r.Settled
-		r.Settle(list, changes)
+		r.Settle(list, o, changes)
 		if !first && len(added) == 0 && !fresh && r.Program == program && r.Settled == before {
 			now = old
 			return old, nil, nil

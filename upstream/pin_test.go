@@ -191,6 +191,36 @@ func TestPinsHoldForWhatWasCached(t *testing.T) {
 	}
 }
 
+// TestWhatThereIsNoRoomToPinIsWithheld, also from what is known of an earlier run.
+func TestWhatThereIsNoRoomToPinIsWithheld(t *testing.T) {
+	b, cache := &board{}, &memory{}
+	cached := func(o *upstream.Options) { o.Cache = cache }
+	cfg := mcptest.Script{Tools: mcptest.Tools(json.RawMessage(honest), mcptest.Tool("retool"))}.Child(t, "up")
+	cfg.Pins, cfg.Eager = "hold", true
+	r := ready(t, cfg, pinnedBy(b), cached)
+	for _, name := range []string{"first", "second"} {
+		large := `{"name":"` + name + `","description":"` + strings.Repeat("x", 5<<20) + `","inputSchema":{"type":"object"}}`
+		_ = r.must("retool", `{"n":1,"tools":[`+honest+`,`+large+`]}`)
+		eventually(t, name+" is listed", func() bool {
+			return strings.Contains(offered(r), `"`+name+`"`) || len(r.Catalogue().Withheld) == 1
+		})
+	}
+	none := func(when string) {
+		t.Helper()
+		c := r.Catalogue()
+		if len(c.Tools) != 1 || len(c.Withheld) != 1 || c.Withheld[0].Name != "second" || !strings.Contains(c.Withheld[0].Reason, "no room to pin") {
+			t.Errorf("%s: %d tools are offered, withheld is %v", when, len(c.Tools), c.Withheld)
+		}
+	}
+	none("connected")
+	r.Close()
+	cfg.Eager = false
+	r = open(t, cfg, pinnedBy(b), cached)
+	r.Start(upstream.Host{})
+	r.Restored(soon(t))
+	none("before the server is there")
+}
+
 // TestTheCallThatStartsAServerIsHeldToThePins: what is known from before has let the
 // call in; what is started for it is another program.
 func TestTheCallThatStartsAServerIsHeldToThePins(t *testing.T) {

@@ -673,7 +673,11 @@ func (u *Upstream) learn(o offers, told [len(lists)]bool, greeting bool) {
 	switch {
 	case !same || !alike(held, now):
 		now = held
-		for _, w := range now.Withheld {
+		for i, w := range now.Withheld {
+			if i == maxNoted {
+				u.o.Log.Warn().Int("tools", len(now.Withheld)-i).Msg("and so are more")
+				break
+			}
 			u.o.Log.Warn().Str("tool", u.o.Clean(w.Name)).Str("reason", u.o.Clean(w.Reason)).Msg("tool withheld")
 		}
 		now.Said = said

@@ -128,8 +128,8 @@ func digest(b []byte) string {
 }
 
 // Settle notes whether that is so.
-func (r *Record) Settle(list []byte, changes []Change) {
-	if r.Settled = ""; len(changes) == 0 {
+func (r *Record) Settle(list []byte, o Offer, changes []Change) {
+	if r.Settled = ""; len(changes) == 0 && r.holds(o) {
 		r.Settled = digest(list)
 	}
 }
@@ -145,6 +145,11 @@ func (r Record) Knows(o Offer, changes []Change) bool {
 			return false
 		}
 	}
+	return r.holds(o)
+}
+
+// holds reports whether everything in an offer is pinned, in whatever form.
+func (r Record) holds(o Offer) bool {
 	missing := func(items []Item, pinned map[string]string) bool {
 		return slices.ContainsFunc(items, func(i Item) bool { return pinned[i.Name] == "" })
 	}
