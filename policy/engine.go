@@ -336,10 +336,11 @@ func (e *Engine) Reads(c Call) []CounterKey { return e.concern(&c).counters }
 // the call: an unconditional deny, an allow list without it, or a scope that
 // the session lacks. Shadow rules do not count.
 func (e *Engine) Never(c Call, s SessionState) bool {
-	if e.missing(&c, s, e.concern(&c).price != nil) != "" {
+	concern := e.concern(&c)
+	if e.missing(&c, s, concern.price != nil) != "" {
 		return true
 	}
-	for _, i := range e.concern(&c).rules {
+	for _, i := range concern.rules {
 		r := &e.rules[i]
 		if r.shadow {
 			continue

@@ -230,8 +230,8 @@ func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMes
 	if e.Upstream == ownName {
 		return e, ledger.Session{}, policy.Decision{Verdict: policy.Allow}, nil
 	}
-	call := s.call(s.rules(), e, arguments)
 	now := s.rules()
+	call := s.call(now, e, arguments)
 	now.Engine.Prepare(&call)
 	session, d, err := s.o.Ledger.Check(ctx, now.Use, call, now.Engine)
 	return e, session, d, err

@@ -161,12 +161,13 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 	if kind := wire.KindOf(in.Arguments); in.Arguments != nil && kind != "an object" && kind != "null" {
 		return mcp.NewToolResultErrorf("arguments must be an object, not %s", kind), nil
 	}
-	sp, _, err := g.s.o.Ledger.Spent(ctx, g.s.rules().Use, g.s.rules().Engine)
+	rules := g.s.rules()
+	sp, _, err := g.s.o.Ledger.Spent(ctx, rules.Use, rules.Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
 	session := sp.Session
-	out := permission{Allowed: true, SessionID: session.ID, Scope: in.Scope, ExpiresAt: session.ExpiresAt, Notice: g.s.rules().Notice}
+	out := permission{Allowed: true, SessionID: session.ID, Scope: in.Scope, ExpiresAt: session.ExpiresAt, Notice: rules.Notice}
 	switch {
 	case !session.RevokedAt.IsZero():
 		out.Allowed, out.Reason = false, "This session has been revoked"
@@ -239,7 +240,8 @@ func (g *governance) getSpend(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if err := bind(ctx, &struct{}{}); err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
-	sp, budgets, err := g.s.o.Ledger.Spent(ctx, g.s.rules().Use, g.s.rules().Engine)
+	rules := g.s.rules()
+	sp, budgets, err := g.s.o.Ledger.Spent(ctx, rules.Use, rules.Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}

@@ -59,6 +59,7 @@ func offering(c Catalogue, server string) pins.Offer {
 
 // Pinned is what is pinned of an upstream, and what has changed.
 type Pinned struct {
+	Mode    string // of its config: hold, block or warn
 	Record  pins.Record
 	Changes []pins.Change
 	Found   []pins.Finding // in what is offered now
@@ -360,7 +361,7 @@ func (u *Upstream) Pinned() Pinned {
 	u.mu.Lock()
 	p, o := u.pinned, u.pinnable
 	u.mu.Unlock()
-	p.Found = pins.Scan(o)
+	p.Mode, p.Found = u.o.Config.Pins, pins.Scan(o)
 	return p
 }
 

@@ -71,7 +71,6 @@ type Status struct {
 	Server  string
 	Version string    // the protocol revision agreed on
 	Since   time.Time // since when it is connected; zero if it is not
-	Next    time.Time // when the next attempt is due; zero if none is
 	Ends    int       // how often it has ended by itself lately, see [Lately]
 }
 
@@ -97,7 +96,6 @@ type Upstream struct {
 	told      string // why it is down, as the log has it
 	failedAt  time.Time
 	failures  int       // attempts that have failed since one went well
-	next      time.Time // when the next is due
 	since     time.Time // when the last went well
 	ends      []time.Time
 	news      chan struct{} // closed and replaced when any of the above changes
@@ -306,7 +304,7 @@ func (u *Upstream) Status() Status {
 	case u.asleep:
 		return Status{State: StateIdle}
 	case u.tried:
-		return Status{State: StateDown, Err: u.err, Next: u.next, Ends: u.lately()}
+		return Status{State: StateDown, Err: u.err, Ends: u.lately()}
 	}
 	return Status{State: StateIdle}
 }
@@ -450,7 +448,7 @@ func (u *Upstream) rest(ctx context.Context, wait time.Duration, why error) bool
 	level := zerolog.DebugLevel // a server that stays away for hours is told of once
 	u.set(func() {
 		reason := changing.ReplaceAllString(why.Error(), "")
-		if u.next = time.Now().Add(wait); u.told != reason {
+		if u.told != reason {
 			level, u.told = zerolog.WarnLevel, reason
 		}
 	})
@@ -674,7 +672,7 @@ func (u *Upstream) learn(o offers, told [len(lists)]bool, greeting bool) {
 	case !same || !alike(held, now):
 		now = held
 		for i, w := range now.Withheld {
-			if i == maxNoted {
+			if i == maxWithheld {
 				u.o.Log.Warn().Int("tools", len(now.Withheld)-i).Msg("and so are more")
 				break
 			}
@@ -916,17 +914,5 @@ func (u *Upstream) asks() bool {
 
 // gone waits until c is no longer the connection.
 func (u *Upstream) gone(ctx context.Context, c *conn) {
-	for {
-		u.mu.Lock()
-		same, news := u.conn == c, u.news
-		u.mu.Unlock()
-		if !same {
-			return
-		}
-		select {
-		case <-news:
-		case <-ctx.Done():
-			return
-		}
-	}
+	u.await(ctx, func() bool { return u.conn != c })
 }

@@ -17,7 +17,6 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/mattn/go-isatty"
 	"github.com/rs/zerolog"
 	"github.com/rs/zerolog/diode"
 	"github.com/spf13/pflag"
@@ -104,8 +103,8 @@ func (a *app) openLog() error {
 			return &exit{code: exitUsage, err: fmt.Errorf("log.file: %w", err)}
 		}
 		a.logFile, w = f, f
-	} else if f, ok := a.err.(*os.File); ok {
-		tty = isatty.IsTerminal(f.Fd())
+	} else {
+		tty = terminal(a.err) != nil
 	}
 	if a.settings.LogFormat == "console" || a.settings.LogFormat == "auto" && tty {
 		_, plain := os.LookupEnv("NO_COLOR")

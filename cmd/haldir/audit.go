@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -319,8 +318,7 @@ func auditProve(a *app) *cobra.Command {
 
 // progress shows how far long work has come, on a terminal only.
 func (a *app) progress() func(done uint64) {
-	f, ok := a.err.(*os.File)
-	if !ok || !isatty.IsTerminal(f.Fd()) {
+	if terminal(a.err) == nil {
 		return nil
 	}
 	return func(done uint64) {

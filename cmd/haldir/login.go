@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/cli/browser"
-	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/internal/config"
@@ -34,15 +32,15 @@ func (a *app) source(name string) (*oauth.Source, error) {
 		}
 		return s, err
 	}
-	return nil, usage("there is no upstream %q in %s%s", name, a.place(), nearest(name, a.cfg.Upstreams))
+	return nil, a.noUpstream(name)
 }
 
-func nearest(name string, ups []config.Upstream) string {
+func (a *app) noUpstream(name string) error {
 	var names []string
-	for _, u := range ups {
+	for _, u := range a.cfg.Upstreams {
 		names = append(names, u.Name)
 	}
-	return config.Suggest(name, names)
+	return usage("there is no upstream %q in %s%s", name, a.place(), config.Suggest(name, names))
 }
 
 func upstreamLogin(a *app) *cobra.Command {
@@ -99,7 +97,7 @@ func (a *app) signIn(ctx context.Context, l *oauth.Login, open bool, wait time.D
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("the browser has not returned within %v", wait))
 	defer cancel()
-	if f, ok := a.in.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
+	if terminal(a.in) != nil {
 		a.say("waiting for the browser; if it is on another machine, paste the address that it is sent to here")
 		go a.pasted(l) // not waited for: a read from a terminal cannot be interrupted
 	}

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -54,7 +53,7 @@ func (a *app) look(ctx context.Context, name string, wait time.Duration) ([]*ups
 		}
 	}
 	if len(ups) == 0 && name != "" {
-		return nil, usage("there is no upstream %q in %s%s", name, a.place(), nearest(name, a.cfg.Upstreams))
+		return nil, a.noUpstream(name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -85,10 +84,10 @@ type pinJSON struct {
 	Error    string         `json:"error,omitempty"`
 }
 
-func describePins(u *upstream.Upstream, mode string) pinJSON {
+func describePins(u *upstream.Upstream) pinJSON {
 	p := u.Pinned()
 	out := pinJSON{
-		Upstream: u.Name(), Mode: mode, Since: p.Record.Since, Tools: len(p.Record.Tools), Prompts: len(p.Record.Prompts),
+		Upstream: u.Name(), Mode: p.Mode, Since: p.Record.Since, Tools: len(p.Record.Tools), Prompts: len(p.Record.Prompts),
 		Changes: p.Changes, Found: p.Found,
 	}
 	if out.Changes == nil {
@@ -99,14 +98,6 @@ func describePins(u *upstream.Upstream, mode string) pinJSON {
 	}
 	if err := u.Status().Err; err != nil && u.Status().State != upstream.StateReady {
 		out.Error = err.Error()
-	}
-	return out
-}
-
-func (a *app) modes() map[string]string {
-	out := map[string]string{}
-	for _, c := range a.cfg.Upstreams {
-		out[c.Name] = c.Pins
 	}
 	return out
 }
@@ -125,7 +116,7 @@ func pinsList(a *app) *cobra.Command {
 			list := []pinJSON{}
 			var rows [][]string
 			for _, u := range ups {
-				p := describePins(u, a.modes()[u.Name()])
+				p := describePins(u)
 				list = append(list, p)
 				rows = append(rows, []string{p.Upstream, p.Mode, when(p.Since), fmt.Sprint(p.Tools), fmt.Sprint(len(p.Changes)), fmt.Sprint(len(p.Found))})
 			}
@@ -164,7 +155,7 @@ func pinsDiff(a *app) *cobra.Command {
 			list := []pinJSON{}
 			changed := 0
 			for _, u := range ups {
-				p := describePins(u, a.modes()[u.Name()])
+				p := describePins(u)
 				list = append(list, p)
 				changed += len(p.Changes)
 				if p.Error != "" {
@@ -234,27 +225,22 @@ func (a *app) printDiff(list []pinJSON) error {
 // colours returns the escape sequences of a terminal, empty where they are not wanted
 // (no-color.org).
 func (a *app) colours() (red, green, bold, end string) {
-	f, ok := a.out.(*os.File)
-	if _, plain := os.LookupEnv("NO_COLOR"); plain || !ok || !isatty.IsTerminal(f.Fd()) {
+	if _, plain := os.LookupEnv("NO_COLOR"); plain || terminal(a.out) == nil {
 		return "", "", "", ""
 	}
 	return "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
 }
 
-// confirm asks a person. Without a terminal nobody is there to say yes.
-func (a *app) confirm(question string) bool {
-	if f, ok := a.in.(*os.File); !ok || !isatty.IsTerminal(f.Fd()) {
-		a.say("haldir: this needs a person at a terminal, or --yes")
-		return false
-	}
-	return a.atTerminal(question)
-}
+// confirm asks a person, for whom --yes may stand.
+func (a *app) confirm(question string) bool { return a.asks(question, ", or --yes") }
 
-// atTerminal asks a person, who must be at a terminal.
-func (a *app) atTerminal(question string) bool {
-	f, ok := a.in.(*os.File)
-	if !ok || !isatty.IsTerminal(f.Fd()) {
-		a.say("haldir: this needs a person at a terminal")
+// atTerminal asks a person, for whom nothing may stand.
+func (a *app) atTerminal(question string) bool { return a.asks(question, "") }
+
+func (a *app) asks(question, instead string) bool {
+	f := terminal(a.in)
+	if f == nil {
+		a.say("haldir: this needs a person at a terminal%s", instead)
 		return false
 	}
 	_, _ = fmt.Fprintf(a.err, "%s [y/N] ", question)
@@ -283,7 +269,7 @@ func pinsAccept(a *app) *cobra.Command {
 			if s := u.Status(); s.State != upstream.StateReady {
 				return fmt.Errorf("upstream %q is not connected, so what it offers now is not known: %w", u.Name(), s.Err)
 			}
-			p := describePins(u, a.modes()[u.Name()])
+			p := describePins(u)
 			if len(p.Changes) == 0 {
 				a.say("everything is as it is pinned; nothing to accept")
 				return nil

@@ -127,8 +127,7 @@ func (f *follower) look(ctx context.Context, path string) {
 			}
 		}
 		f.a.log.Error().Msg("the config has mistakes; the rules of before hold")
-		f.record(ctx, configBroken, sum, first(err))
-		f.notice("haldir.yaml was changed and has mistakes, so the rules of before hold: " + first(err))
+		f.broken(ctx, sum, first(err))
 		return
 	}
 	why := config.Loosened(f.a.cfg, cfg)
@@ -144,6 +143,12 @@ func (f *follower) look(ctx context.Context, path string) {
 		return
 	}
 	f.adopt(ctx, cfg, strings.Join(why, "; "))
+}
+
+// broken tells everybody why a file is not taken.
+func (f *follower) broken(ctx context.Context, sum [sha256.Size]byte, why string) {
+	f.record(ctx, configBroken, sum, why)
+	f.notice("haldir.yaml was changed and has mistakes, so the rules of before hold: " + why)
 }
 
 func first(err error) string {
@@ -182,8 +187,7 @@ func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) {
 	settings, err := a.layersAnew().Settings(cfg)
 	if err != nil {
 		a.log.Error().Err(err).Msg("the config was changed; the rules of before hold")
-		f.record(ctx, configBroken, cfg.SHA256, err.Error())
-		f.notice("haldir.yaml was changed and has mistakes, so the rules of before hold: " + err.Error())
+		f.broken(ctx, cfg.SHA256, err.Error())
 		return
 	}
 	settings.StateDir, settings.SessionID, settings.Keyring = a.settings.StateDir, a.settings.SessionID, a.settings.Keyring

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -65,7 +64,7 @@ func secretSet(a *app) *cobra.Command {
 }
 
 func (a *app) askSecret(name string) (string, error) {
-	if f, ok := a.in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if f := terminal(a.in); f != nil {
 		_, _ = fmt.Fprintf(a.err, "%s: ", name)
 		raw, err := term.ReadPassword(int(f.Fd()))
 		_, _ = fmt.Fprintln(a.err)

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"unicode/utf8"
 
+	"github.com/mattn/go-isatty"
 	"golang.org/x/term"
 )
 
@@ -21,15 +22,15 @@ const (
 func (a *app) printTable(head []string, rows [][]string) error {
 	rows = append([][]string{head}, rows...)
 	last := len(head) - 1
-	total, terminal := a.width()
-	widths := fit(rows, total, terminal)
+	total, cut := a.width()
+	widths := fit(rows, total, cut)
 	w := tabwriter.NewWriter(a.out, 0, 4, columnGap, ' ', 0)
 	for _, r := range rows {
 		cells := make([]string, len(r))
 		for i, c := range r {
 			cells[i] = plain(c, widths[i])
 		}
-		if !terminal {
+		if !cut {
 			cells[last] = plain(r[last], 0)
 		}
 		if _, err := fmt.Fprintln(w, strings.Join(cells, "\t")); err != nil {
@@ -39,7 +40,15 @@ func (a *app) printTable(head []string, rows [][]string) error {
 	return w.Flush()
 }
 
-func (a *app) width() (columns int, terminal bool) {
+// terminal is what in or out is if a person is at it, else nil.
+func terminal(v any) *os.File {
+	if f, ok := v.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
+		return f
+	}
+	return nil
+}
+
+func (a *app) width() (columns int, cut bool) {
 	if f, ok := a.out.(*os.File); ok {
 		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
 			return w, true

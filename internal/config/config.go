@@ -267,12 +267,8 @@ func (c *checker) upstreams() []Upstream {
 		if d.Pins != "" {
 			u.Pins = d.Pins
 		}
-		for key, words := range map[string][]string{"pins": {"hold", "block", "warn"}, "start": {"lazy", "eager"}} {
-			word := map[string]string{"pins": d.Pins, "start": d.Start}[key]
-			if word != "" && !slices.Contains(words, word) {
-				c.fail(path+"."+key, "%q is none of %s%s", word, strings.Join(words, ", "), near(word, words))
-			}
-		}
+		c.word(path+".pins", d.Pins, oneOf("hold", "block", "warn"))
+		c.word(path+".start", d.Start, oneOf("lazy", "eager"))
 		if c.has(path+".stop_when_idle") && d.StopWhenIdle == 0 {
 			c.fail(path+".stop_when_idle", "must be longer than 0; leave it out for never")
 		}
@@ -522,6 +518,16 @@ func (c *checker) local(path string, d *upstreamDoc) {
 		if !variableName.MatchString(e) {
 			c.fail(fmt.Sprintf("%s.env_pass[%d]", path, i), "%q is no variable name", e)
 		}
+	}
+}
+
+// word checks one that may be left out.
+func (c *checker) word(path, v string, valid func(string) error) {
+	if v == "" {
+		return
+	}
+	if err := valid(v); err != nil {
+		c.fail(path, "%v", err)
 	}
 }
 

@@ -133,14 +133,6 @@ func (s *Store) Update(n string, change func(old string, ok bool) (value string,
 	return s.write(values)
 }
 
-// Changed reports whether the secrets may have changed since they were read last.
-func (s *Store) Changed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	info, err := os.Stat(s.path(vaultFile))
-	return (err == nil) != (s.seen != nil) || err == nil && !same(info, s.seen)
-}
-
 func same(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }

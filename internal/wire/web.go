@@ -375,7 +375,7 @@ func readAll(resp *http.Response, limit int) ([]byte, error) {
 func readRoomy(resp *http.Response, limit int, p *pool) ([]byte, error) {
 	defer func() { _ = resp.Body.Close() }()
 	if resp.ContentLength > int64(limit) {
-		head, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // for a message about the status
+		head, _ := io.ReadAll(io.LimitReader(resp.Body, shownBody)) // for a message about the status
 		return append(make([]byte, room), head...), &TooLargeError{Limit: limit}
 	}
 	buf := p.grow(nil, room+max(4<<10, int(resp.ContentLength)+1))[:room] // one more, to see the end without growing

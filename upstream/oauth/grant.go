@@ -51,6 +51,11 @@ type client struct {
 	Expires    time.Time `json:"expires,omitzero"`     // of Secret
 }
 
+// grant begins what r is to grant.
+func (o *Options) grant(r *realm) *grant {
+	return &grant{Inside: o.Web.inside.Load(), Resource: r.resource, Issuer: r.meta.Issuer, TokenURL: r.meta.TokenEndpoint, Revoke: r.meta.RevocationEndpoint}
+}
+
 // basic is the client's secret as it is sent in a header (RFC 6749 section 2.3.1), which
 // a server may repeat; "" if it is not.
 func (c client) basic() string {

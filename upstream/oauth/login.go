@@ -89,7 +89,7 @@ func (s *Source) Begin(ctx context.Context, alone bool) (_ *Login, err error) {
 	if err := o.sameIssuer(before, l.r.meta.Issuer); err != nil {
 		return nil, err
 	}
-	l.g = &grant{Inside: o.Web.inside.Load(), Resource: l.r.resource, Issuer: l.r.meta.Issuer, TokenURL: l.r.meta.TokenEndpoint, Revoke: l.r.meta.RevocationEndpoint}
+	l.g = o.grant(l.r)
 	l.asked = o.scopes(l.r, before)
 	if err := l.identify(ctx, before); err != nil {
 		return nil, fmt.Errorf("upstream %q: %w", o.Upstream, err)

@@ -40,10 +40,9 @@ func (o *Options) command() string { return o.Program + " upstream login " + o.U
 // for. It wraps [wire.ErrNotSent] if the request was not sent, and
 // [wire.ErrOutcomeUnknown] if the server has refused it: that is what it says.
 type SignInError struct {
-	Upstream string
-	Why      string
-	Command  string // what a person runs
-	Sent     bool
+	Why     string
+	Command string // what a person runs
+	Sent    bool
 }
 
 func (e *SignInError) Error() string {
@@ -67,7 +66,7 @@ func sent(err error) error {
 }
 
 func (o *Options) needs(why string) error {
-	return &SignInError{Upstream: o.Upstream, Why: why, Command: o.command()}
+	return &SignInError{Why: why, Command: o.command()}
 }
 
 // IsSignIn reports whether an error asks a person to sign in.

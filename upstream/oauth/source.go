@@ -233,7 +233,7 @@ func (o *Options) machine(ctx context.Context) (*grant, error) {
 	if err := o.sameIssuer(before, r.meta.Issuer); err != nil {
 		return nil, err
 	}
-	g := &grant{Inside: o.Web.inside.Load(), Resource: r.resource, Issuer: r.meta.Issuer, TokenURL: r.meta.TokenEndpoint, Revoke: r.meta.RevocationEndpoint}
+	g := o.grant(r)
 	if g.Client, err = o.registered(r); err != nil {
 		return nil, err
 	}

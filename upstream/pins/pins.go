@@ -187,10 +187,7 @@ func (r *Record) Learn(o Offer, now time.Time) (added []Change) {
 				continue
 			}
 			size += len(i.Raw)
-			if *l.into == nil {
-				*l.into = map[string]string{}
-			}
-			(*l.into)[i.Name] = string(i.Raw)
+			set(l.into, i.Name, i.Raw)
 			added = append(added, Change{Kind: l.kind, Name: i.Name, New: i.Raw})
 		}
 	}
@@ -209,22 +206,20 @@ func (r Record) Compare(o Offer, additions bool) (changes []Change) {
 	if r.Instructions != o.Instructions {
 		changes = append(changes, Change{Kind: Instructions, Old: text(r.Instructions), New: text(o.Instructions)})
 	}
-	for _, i := range o.Tools {
-		old, pinned := r.Tools[i.Name]
-		switch raw := json.RawMessage(old); {
-		case !pinned && additions:
-			changes = append(changes, Change{Kind: Tool, Name: i.Name, New: i.Raw, Blocks: isNew})
-		case pinned && !same(raw, i.Raw):
-			changes = append(changes, Change{Kind: Tool, Name: i.Name, Old: raw, New: i.Raw, Blocks: toolBlocks(raw, i.Raw)})
-		}
-	}
-	for _, i := range o.Prompts {
-		old, pinned := r.Prompts[i.Name]
-		switch raw := json.RawMessage(old); {
-		case !pinned && additions:
-			changes = append(changes, Change{Kind: Prompt, Name: i.Name, New: i.Raw, Blocks: isNew})
-		case pinned && !same(raw, i.Raw):
-			changes = append(changes, Change{Kind: Prompt, Name: i.Name, Old: raw, New: i.Raw, Blocks: promptBlocks(raw, i.Raw)})
+	for _, l := range []struct {
+		kind   Kind
+		items  []Item
+		pinned map[string]string
+		blocks func(old, now json.RawMessage) string
+	}{{Tool, o.Tools, r.Tools, toolBlocks}, {Prompt, o.Prompts, r.Prompts, promptBlocks}} {
+		for _, i := range l.items {
+			old, pinned := l.pinned[i.Name]
+			switch raw := json.RawMessage(old); {
+			case !pinned && additions:
+				changes = append(changes, Change{Kind: l.kind, Name: i.Name, New: i.Raw, Blocks: isNew})
+			case pinned && !same(raw, i.Raw):
+				changes = append(changes, Change{Kind: l.kind, Name: i.Name, Old: raw, New: i.Raw, Blocks: l.blocks(raw, i.Raw)})
+			}
 		}
 	}
 	return changes

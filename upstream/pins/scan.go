@@ -94,8 +94,7 @@ func suspicious(s string) (reasons []string) {
 			}
 		case r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069:
 			add("it turns the direction of writing")
-		case r == 0x200d: // joins emoji
-		case unicode.Is(unicode.Cf, r) || r == 0x3164 || r == 0x115f || r == 0x1160 || r == 0xffa0:
+		case unseen(r):
 			add(fmt.Sprintf("it holds an invisible character (U+%04X)", r))
 		case unicode.IsControl(r):
 			add("it holds a control character")
@@ -115,6 +114,11 @@ func suspicious(s string) (reasons []string) {
 // selects reports a variation selector.
 func selects(r rune) bool { return r >= 0xfe00 && r <= 0xfe0f || r >= 0xe0100 && r <= 0xe01ef }
 
+// unseen reports a character without a shape, but the one that joins emoji.
+func unseen(r rune) bool {
+	return unicode.Is(unicode.Cf, r) && r != 0x200d || r == 0x3164 || r == 0x115f || r == 0x1160 || r == 0xffa0
+}
+
 func sortFindings(all []Finding) {
 	slices.SortStableFunc(all, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Path, b.Path))
@@ -127,8 +131,7 @@ func Visible(s string) string {
 	var b strings.Builder
 	last := rune(0)
 	for _, r := range s {
-		hidden := r >= 0xe0000 && r <= 0xe007f || selects(r) && selects(last) || unicode.Is(unicode.Cf, r) && r != 0x200d ||
-			r == 0x3164 || r == 0x115f || r == 0x1160 || r == 0xffa0
+		hidden := r >= 0xe0000 && r <= 0xe007f || selects(r) && selects(last) || unseen(r)
 		if last = r; hidden {
 			fmt.Fprintf(&b, "⟨U+%04X⟩", r)
 			continue
