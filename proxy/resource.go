@@ -153,9 +153,15 @@ func (s *Server) subscribe(r *request) []byte {
 	if m, err := wire.ParseLenient(answer); err == nil && m.Error == nil && up != nil {
 		uri, _ := text(r.msg.Params, "uri")
 		s.mu.Lock()
-		s.subscribed[uri] = up
+		now := s.heir(up)
+		s.subscribed[uri] = now
+		now.Keep(subscription+uri, &upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)})
 		s.mu.Unlock()
-		up.Keep(subscription+uri, &upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)})
+		if now != up { // it may be connected already, and has not heard of this
+			if _, err := s.forward(r, now, s.same(r, r.msg.Params)); err != nil {
+				s.o.Log.Warn().Str("error", s.o.Clean(err.Error())).Str("upstream", now.Name()).Msg("subscribe anew")
+			}
+		}
 	}
 	return answer
 }
@@ -172,10 +178,12 @@ func (s *Server) unsubscribe(r *request) []byte {
 	s.mu.Lock()
 	up := s.subscribed[uri]
 	delete(s.subscribed, uri)
+	if up != nil {
+		up.Keep(subscription+uri, nil)
+	}
 	s.mu.Unlock()
 	if up == nil {
 		return wire.Result(r.msg.ID, json.RawMessage("{}"))
 	}
-	up.Keep(subscription+uri, nil)
 	return s.pass(r, up, r.msg.Params)
 }

@@ -85,8 +85,12 @@ type Rules struct {
 	// Notice is what the person or the agent should know of the config, such as that a
 	// change of it waits to be confirmed; "" if nothing.
 	Notice string
-	// Heirs are the names of upstreams that are the servers of before, made anew.
+	// Heirs are the names of upstreams that are the servers of before, made anew; nil if
+	// no upstream is another one than before.
 	Heirs map[string]bool
+	// Inherit, if not nil, gives them what those of before keep. It is called when nothing
+	// is kept with those of before any more.
+	Inherit func()
 
 	all []Upstream // with haldir's own tools at the end
 }
@@ -98,22 +102,35 @@ func (s *Server) rules() *Rules { return s.adopted.Load() }
 // under way go on by those they began with. The host is told of tools that come or go.
 func (s *Server) Adopt(r Rules) {
 	r.all = append(append([]Upstream(nil), r.Upstreams...), s.own)
-	s.adopted.Store(&r)
-	named := map[string]Upstream{}
-	for _, up := range r.all {
-		named[up.Name()] = up
-	}
 	s.mu.Lock()
+	if r.Heirs == nil {
+		r.Heirs = s.rules().Heirs
+	}
+	s.adopted.Store(&r)
+	if r.Inherit != nil {
+		r.Inherit()
+	}
 	s.table = nil
 	for _, of := range []map[string]Upstream{s.subscribed, s.tasks} { // who has taken another's place answers for it
 		for key, up := range of {
-			if up != nil && r.Heirs[up.Name()] {
-				of[key] = named[up.Name()]
+			if up != nil {
+				of[key] = s.heir(up)
 			}
 		}
 	}
 	s.mu.Unlock()
 	s.Changed()
+}
+
+// heir returns who has taken the place of an upstream: itself, if nobody has. The lock
+// is held, so that nobody does meanwhile.
+func (s *Server) heir(up Upstream) Upstream {
+	now := s.rules()
+	if !now.Heirs[up.Name()] {
+		return up
+	}
+	i := slices.IndexFunc(now.all, func(u Upstream) bool { return u.Name() == up.Name() })
+	return now.all[i]
 }
 
 // Server is the MCP endpoint. Make it with [New]; its methods are safe for

@@ -33,6 +33,7 @@ func (s *Server) made(up Upstream, result json.RawMessage) {
 	if id, ok := text(result, "task", "taskId"); ok {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		up = s.heir(up)
 		if other, taken := s.tasks[id]; taken && other != up {
 			s.tasks[id] = nil // nobody can tell whose it is
 		} else if len(s.tasks) < maxTasks && len(id) <= longestName {

@@ -194,7 +194,15 @@ func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) {
 	gone, fresh, heirs := a.arrange(cfg, func() { f.srv.Changed() })
 	a.cfg, a.settings = cfg, settings
 	r := a.rules()
-	r.Heirs = heirs
+	r.Heirs = map[string]bool{}
+	for u := range heirs {
+		r.Heirs[u.Name()] = true
+	}
+	r.Inherit = func() {
+		for u, before := range heirs {
+			u.Inherit(before)
+		}
+	}
 	f.srv.Adopt(r)
 	if text, err := a.ledger.LoadCatalogue(ctx, pendingKey(cfg.SHA256)); err == nil && len(text) > 0 {
 		if err := a.ledger.SaveCatalogue(ctx, pendingKey(cfg.SHA256), []byte{}); err != nil {
@@ -229,12 +237,12 @@ func (f *follower) notice(text string) {
 }
 
 // arrange makes the upstreams of a config out of those that run. gone are those that it
-// does not have any more, fresh those that are to be started, heirs the names of those
-// among them that are the server of before, with other settings.
-func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstream.Upstream, heirs map[string]bool) {
+// does not have any more, fresh those that are to be started, heirs those among them that
+// are a server of before, with other settings.
+func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstream.Upstream, heirs map[*upstream.Upstream]*upstream.Upstream) {
 	a.upsMu.Lock()
 	defer a.upsMu.Unlock()
-	heirs = map[string]bool{}
+	heirs = map[*upstream.Upstream]*upstream.Upstream{}
 	before := map[string]*upstream.Upstream{}
 	for _, u := range a.ups {
 		before[u.Name()] = u
@@ -249,8 +257,7 @@ func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstre
 		u := a.upstream(c, a.shared, changed)
 		// What the host has said to one server is for no other.
 		if old, was := before[c.Name], a.blocks[c.Name]; old != nil && was.URL == c.URL && was.Command == c.Command && slices.Equal(was.Args, c.Args) {
-			u.Inherit(old)
-			heirs[c.Name] = true
+			heirs[u] = old
 		}
 		ups, fresh = append(ups, u), append(fresh, u)
 	}
