@@ -114,9 +114,9 @@ type policyDoc struct {
 	Days          []day     `yaml:"days" for:"time_window" doc:"time_window: mon, tue, wed, thu, fri, sat, sun. Default: every day."`
 	Timezone      string    `yaml:"timezone" for:"time_window,spend_limit" doc:"An IANA zone such as America/New_York. Default UTC."`
 
-	Timeout       *duration `yaml:"timeout" for:"require_approval" doc:"require_approval: how long a person has to answer, from 1s to 24h; then the call is refused. Default 5m."`
-	Remember      []string  `yaml:"remember" for:"require_approval" jsonschema:"enum=call,enum=session" doc:"require_approval: what an answer may hold for: call, this one call; session, the same call for the rest of the session. Default both."`
-	MaxRepeats    *int      `yaml:"max_repeats" for:"loop" doc:"loop: how often a tool may be called with the same arguments, or fail in a row, in a window. Default 5."`
+	Timeout    *duration `yaml:"timeout" for:"require_approval" doc:"require_approval: how long a person has to answer, from 1s to 24h; then the call is refused. Default 5m."`
+	Remember   []string  `yaml:"remember" for:"require_approval" jsonschema:"enum=call,enum=session" doc:"require_approval: what an answer may hold for: call, this one call; session, the same call for the rest of the session. Default both."`
+	MaxRepeats *int      `yaml:"max_repeats" for:"loop" doc:"loop: how often a tool may be called with the same arguments, or fail in a row, in a window. Default 5."`
 
 	// Old spellings.
 	Tool         *string `yaml:"tool" alias:"tools"`
