@@ -262,7 +262,7 @@ func (t *tx) answer(p *Approval, a Answer) error {
 	}
 	rec := &audit.Record{
 		Kind: audit.KindApproval, Status: audit.StatusDenied, Ref: p.Seq, Session: p.Session, Agent: p.Agent, Upstream: p.Upstream, Tool: p.Tool,
-		Policy: string(policy.TypeApproval), Rule: p.Rules[0], Approval: p.ID, Flagged: !a.Allow, FlagReason: a.sentence(),
+		Policy: string(policy.TypeApproval), Rule: p.Rules[0], Approval: p.ID, Flagged: !a.Allow, FlagReason: a.Sentence(),
 		DurationMS: uint64(max(0, t.now.Sub(p.Created).Milliseconds())),
 	}
 	if a.Allow {
@@ -288,8 +288,8 @@ func (t *tx) answer(p *Approval, a Answer) error {
 	return t.approvals().Delete(pendingKey(p.ID))
 }
 
-// sentence says how a request was decided.
-func (a *Answer) sentence() string {
+// Sentence says how a request was decided.
+func (a *Answer) Sentence() string {
 	var what string
 	switch {
 	case a.Allow && a.ForSession:
