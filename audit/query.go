@@ -109,7 +109,13 @@ func Get(s Source, seq uint64) (e Entry, ok bool, err error) {
 	if err != nil {
 		return Entry{}, false, &Damage{out, DamageUnreadable, err.Error()}
 	}
-	e.OutcomeSeq, e.Status = out, o.Status
+	e.join(&o)
+	return e, true, nil
+}
+
+// join adds how an attempt ended.
+func (e *Entry) join(o *Record) {
+	e.OutcomeSeq, e.Status = o.Seq, o.Status
 	e.CostUSD, e.DurationMS, e.ResultSHA256 = usd(o.Cost), o.DurationMS, text(o.ResultSHA256)
 	if o.Kind == KindApproval {
 		e.Approval = o.Approval
@@ -118,7 +124,6 @@ func Get(s Source, seq uint64) (e Entry, ok bool, err error) {
 	if o.Flagged || o.Kind == KindApproval {
 		e.FlagReason = strings.TrimPrefix(e.FlagReason+"; "+o.FlagReason, "; ")
 	}
-	return e, true, nil
 }
 
 // valid mends a text that is no UTF-8, since an entry is JSON.

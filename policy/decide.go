@@ -43,7 +43,10 @@ func (v *verdicts) add(r rank, f Finding) {
 // Decide answers whether c may go ahead in the state s. The same input gives
 // the same decision; more use of a counter never turns a denial into anything
 // else.
-func (e *Engine) Decide(c Call, s State) Decision {
+func (e *Engine) Decide(c Call, s State) Decision { return e.decide(c, s, nil) }
+
+// decide is Decide, and tells w, which may be nil, what came of each rule.
+func (e *Engine) decide(c Call, s State, w *watch) Decision {
 	var v verdicts
 	d := Decision{}
 	e.session(&v, &c, s)
@@ -85,9 +88,11 @@ func (e *Engine) Decide(c Call, s State) Decision {
 	*act = activation{call: &c, args: &known.args, now: s.Now, cost: amount}
 	for _, i := range concern.rules {
 		r := &e.rules[i]
+		w.rule(i, len(v.findings))
 		applies := true
 		if r.asks(&c) {
 			ok, err := known.answer(i, r.when, act)
+			w.condition(ok, err)
 			if err != nil {
 				v.add(rankCondition, Finding{
 					Policy: PolicyCondition, Rule: r.id, Shadow: r.shadow,
@@ -149,7 +154,9 @@ func (e *Engine) Decide(c Call, s State) Decision {
 		}
 	}
 	act.close()
+	w.rule(none, len(v.findings))
 	e.sessionLimit(&v, &c, s, price != nil, amount)
+	w.end(v.findings)
 	return conclude(d, &v, holds, windows, ask).asked(&c)
 }
 

@@ -62,7 +62,7 @@ func (s *Server) admit(r *request, d []byte, attempt *ledger.Attempt, b *round, 
 		var w *wait
 		var refused *Refusal
 		if b.asked {
-			w, refused = s.goOn(r, attempt, b.question)
+			refused = s.goOn(r, attempt, b.question)
 		} else {
 			w, refused = s.consult(r, attempt, b.question)
 		}
@@ -270,21 +270,21 @@ func (s *Server) nobody(ctx context.Context, q *question) *Refusal {
 }
 
 // goOn takes a modern host's next request about a call that waits for a person.
-func (s *Server) goOn(r *request, attempt *ledger.Attempt, q *question) (*wait, *Refusal) {
+func (s *Server) goOn(r *request, attempt *ledger.Attempt, q *question) *Refusal {
 	decided, err := s.o.Ledger.Decided(context.WithoutCancel(r.ctx), []uint64{q.ticket.Seq})
 	if err != nil {
-		return nil, s.broke(q, err)
+		return s.broke(q, err)
 	}
 	if e, ok := decided[q.ticket.Seq]; ok {
-		return nil, s.verdict(q, e)
+		return s.verdict(q, e)
 	}
 	at, _ := wire.At(r.msg.Params, "inputResponses", approvalKey)
 	if a, reading := approval.Read(at.Value); reading == approval.Decided {
-		return nil, s.decide(r.ctx, q, a)
+		return s.decide(r.ctx, q, a)
 	}
 	if !s.o.Ledger.Watched() {
-		return nil, s.nobody(r.ctx, q)
+		return s.nobody(r.ctx, q)
 	}
 	// The form is closed, and somebody may still answer elsewhere.
-	return nil, s.await(r, q, s.words(r, attempt, q), false)
+	return s.await(r, q, s.words(r, attempt, q), false)
 }

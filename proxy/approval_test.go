@@ -237,7 +237,9 @@ func TestAnswersFromElsewhere(t *testing.T) {
 			}
 			if capabilities == forms { // the form goes
 				id, _ := h.formed()
-				h.need("the withdrawal", func(line string) bool { return hasMethod("notifications/cancelled")(line) && strings.Contains(line, id) })
+				h.need("the withdrawal", func(line string) bool {
+					return hasMethod("notifications/cancelled")(line) && strings.Contains(line, id)
+				})
 			}
 			if r := h.end(call).refusal(t); !strings.Contains(r.Error, "denied by console: not on a Friday") {
 				t.Errorf("denied: %+v", r)
@@ -256,7 +258,9 @@ func TestNobodyAnswersInTime(t *testing.T) {
 	if r := h.end(call).refusal(t); !strings.Contains(r.Error, "in time") {
 		t.Errorf("refused with %+v", r)
 	}
-	h.need("the withdrawal", func(line string) bool { return hasMethod("notifications/cancelled")(line) && strings.Contains(line, id) })
+	h.need("the withdrawal", func(line string) bool {
+		return hasMethod("notifications/cancelled")(line) && strings.Contains(line, id)
+	})
 	h.says(id, decision("once")) // too late
 	h.alive()
 	if len(up.called()) != 0 || h.last().Status != audit.StatusDenied {
@@ -269,7 +273,9 @@ func TestTheClientGivesUpWhatWaits(t *testing.T) {
 	call := h.begin("db__drop", `{}`)
 	id, _ := h.formed()
 	h.send(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":` + call + `}}`)
-	h.need("the withdrawal", func(line string) bool { return hasMethod("notifications/cancelled")(line) && strings.Contains(line, id) })
+	h.need("the withdrawal", func(line string) bool {
+		return hasMethod("notifications/cancelled")(line) && strings.Contains(line, id)
+	})
 	h.waiting(0)
 	h.says(id, decision("once"))
 	h.alive()

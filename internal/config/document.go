@@ -173,6 +173,16 @@ func (d *duration) setText(text string) error {
 		*d = duration(time.Duration(n) * time.Second)
 		return nil
 	}
+	n, err := ParseDuration(text)
+	if err != nil {
+		return fmt.Errorf("%w, or as a number of seconds", err)
+	}
+	*d = duration(n)
+	return nil
+}
+
+// ParseDuration reads a time as people write it: what Go reads, and days.
+func ParseDuration(text string) (time.Duration, error) {
 	n, err := time.ParseDuration(text)
 	if days, ok := strings.CutSuffix(text, "d"); ok && err != nil {
 		if k, e := strconv.Atoi(days); e == nil && k >= 0 && k < 36500 {
@@ -180,10 +190,9 @@ func (d *duration) setText(text string) error {
 		}
 	}
 	if err != nil || n < 0 {
-		return fmt.Errorf("%q is no duration; write it like 90s, 15m, 8h or 7d, or as a number of seconds", text)
+		return 0, fmt.Errorf("%q is no duration; write it like 90s, 15m, 8h or 7d", text)
 	}
-	*d = duration(n)
-	return nil
+	return n, nil
 }
 
 // JSONSchema implements the schema of a duration.

@@ -21,7 +21,7 @@ import (
 	"github.com/haldir-mcp/haldir/policy"
 )
 
-// ErrNoApproval: nothing of that id waits for a person. It was answered, timed out, or
+// ErrNoApproval says that nothing of that id waits for a person. It was answered, timed out, or
 // never was.
 var ErrNoApproval = errors.New("no such request waits for an answer")
 
@@ -401,7 +401,7 @@ func (t *tx) tidy(isDead func(process string) bool) error {
 }
 
 // untidy reports whether tidy has something to do, and who may have left it.
-func (t *tx) untidy(owners map[string]bool) (some bool, err error) {
+func (t *tx) untidy(owners map[string]bool) (some bool) {
 	c := t.approvals().Cursor()
 	for k, v := c.First(); k != nil; k, v = c.Next() {
 		var x struct {
@@ -410,7 +410,7 @@ func (t *tx) untidy(owners map[string]bool) (some bool, err error) {
 			Waiting         bool
 		}
 		if err := decode(v, &x); err != nil {
-			return true, nil //nolint:nilerr // tidy says what it is
+			return true // tidy says what it is
 		}
 		if x.Process != "" {
 			owners[x.Process] = true
@@ -421,7 +421,7 @@ func (t *tx) untidy(owners map[string]bool) (some bool, err error) {
 		}
 		some = some || !t.now.Before(end)
 	}
-	return some, nil
+	return some
 }
 
 // The bell is a file that changes when what others have asked for is decided, or a

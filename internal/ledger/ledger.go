@@ -427,11 +427,9 @@ func (l *Ledger) heal() error {
 		l.presence = p
 	}
 	owners, untidy := map[string]bool{}, false
-	err := l.commit([]*op{{run: func(t *tx) (err error) {
+	err := l.commit([]*op{{run: func(t *tx) error {
 		clear(owners)
-		if untidy, err = t.untidy(owners); err != nil {
-			return err
-		}
+		untidy = t.untidy(owners)
 		now := string(t.space(spaceMeta).get(keyID))
 		l.began = cmp.Or(l.began, now)
 		l.moved = l.began != now

@@ -229,7 +229,7 @@ func (l *Ledger) Revoke(ctx context.Context, id string, cancel bool) (s Session,
 	return s, err
 }
 
-// ErrRevoked: the session was revoked, which is for ever.
+// ErrRevoked says that a session was revoked, which is for ever.
 var ErrRevoked = errors.New("the session was revoked; create another one")
 
 // Renew lets a session last for ttl from now on. One that does not expire stays so.
