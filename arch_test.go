@@ -28,7 +28,7 @@ var may = map[string][]string{
 	"upstream":                     {"upstream/oauth", "upstream/pins", "internal/config", "internal/wire"},
 	"internal/approval":            {"internal/ledger", "audit", "policy", "internal/wire"},
 	"proxy":                        {"internal/approval", "upstream", "internal/ledger", "audit", "policy", "internal/wire"},
-	"cmd/haldir":                   {"proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/ledger", "internal/config", "internal/wire", "audit", "policy", "examples/securitytools"},
+	"cmd/haldir":                   {"internal/approval", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/ledger", "internal/config", "internal/wire", "audit", "policy", "examples/securitytools"},
 	"examples/securitytools":       {},
 	"examples/securitytools/serve": {"examples/securitytools"},
 	"internal/mcptest":             {"internal/config", "internal/wire"},
