@@ -22,14 +22,15 @@ func (c *change) file(path string) (r Result, err error) {
 	if err != nil {
 		return r, err
 	}
-	if c.o.DryRun {
+	if _, err := os.Stat(filepath.Dir(target)); c.o.DryRun || err != nil { // no directory for what cannot be done
 		before, _, err := read(target)
 		if err != nil {
 			return r, err
 		}
-		r, err = c.apply(path, before)
-		r.Path = target
-		return r, err
+		if r, err = c.apply(path, before); err != nil || c.o.DryRun {
+			r.Path = target
+			return r, err
+		}
 	}
 	unlock, err := secret.Lock(lockOf(target), patience)
 	if err != nil {

@@ -202,10 +202,10 @@ func several(text string) bool {
 }
 
 // plainText is a text that means itself without quotes, in brackets too.
-var plainText = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_./-]*(\*|[A-Za-z0-9_])|[A-Za-z_]|[1-9][0-9]*(ms|s|m|h|d))$`)
+var plainText = regexp.MustCompile(`^([A-Za-z_/][A-Za-z0-9_./=-]*(\*|[A-Za-z0-9_])|[A-Za-z_]|[1-9][0-9]*(ms|s|m|h|d))$`)
 
-// webAddress is one that does outside of them.
-var webAddress = regexp.MustCompile(`^https?://[A-Za-z0-9_./:-]*[A-Za-z0-9_/-]$`)
+// plainLine is one that does outside of them: what could end it are a colon and a hash.
+var plainLine = regexp.MustCompile(`^[A-Za-z_/](:?[ -9;-~])*[!-9;-~]$`)
 
 // otherwise are words that some readers take for something else than a text.
 var otherwise = map[string]bool{
@@ -213,16 +213,21 @@ var otherwise = map[string]bool{
 }
 
 func (y style) text(t string, inside bool) string {
-	plain := plainText.MatchString(t) && !otherwise[strings.ToLower(t)] || !inside && webAddress.MatchString(t)
+	plain := plainText.MatchString(t) && !otherwise[strings.ToLower(t)] || !inside && outside(t)
 	switch {
 	case y.json || y.safe:
 		return double(t)
 	case plain:
 		return t
-	case y.single && !strings.Contains(t, "'") && !strings.ContainsFunc(t, func(r rune) bool { return !unicode.IsPrint(r) }):
+	case (y.single || strings.Contains(t, `"`)) && !strings.Contains(t, "'") && !strings.ContainsFunc(t, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return "'" + t + "'"
 	}
 	return double(t)
+}
+
+// outside reports whether a text means itself behind a key in a line of its own.
+func outside(t string) bool {
+	return plainLine.MatchString(t) && !strings.Contains(t, ": ") && !strings.Contains(t, " #") && !otherwise[strings.ToLower(t)]
 }
 
 // double writes a text in double quotes, in what YAML and JSON have in common.

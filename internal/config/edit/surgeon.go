@@ -30,7 +30,7 @@ func (w *way) cut(start, end int)      { w.splices = append(w.splices, splice{st
 
 // text makes the splices, each at its place in the text before.
 func (w *way) text(before string) string {
-	slices.SortStableFunc(w.splices, func(a, b splice) int { return cmp.Compare(a.start, b.start) })
+	slices.SortStableFunc(w.splices, func(a, b splice) int { return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end)) })
 	var b strings.Builder
 	at := 0
 	for _, s := range w.splices {
@@ -426,12 +426,12 @@ func (s *surgeon) removeBlock(w *way, i int) error {
 	}
 	w.cut(start, end)
 	if n == 1 {
-		if s.LineStart(s.value.Behind) == s.LineStart(dash.Start) {
-			return ErrShape
+		at := s.colon()
+		if s.value.Anchor != "" {
+			at = s.value.Behind
 		}
-		at := s.value.Behind
-		if s.value.Anchor == "" {
-			at = s.colon()
+		if s.LineStart(at) == s.LineStart(dash.Start) {
+			return ErrShape
 		}
 		w.put(at, " []")
 	}
