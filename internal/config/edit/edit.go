@@ -147,8 +147,8 @@ func (c *change) add(path string, s *surgeon, r *Result) (err error) {
 		r.Notes = append(r.Notes, exposed(r.New.Upstreams[n])...)
 	}
 	for _, w := range r.New.Warnings {
-		if strings.HasPrefix(w.Where, fmt.Sprintf("%s[%d]", c.list, n)) {
-			r.Notes = append(r.Notes, strings.TrimPrefix(strings.TrimPrefix(w.Where, fmt.Sprintf("%s[%d]", c.list, n)), ".")+": "+w.Message)
+		if key, own := strings.CutPrefix(w.Where, fmt.Sprintf("%s[%d]", c.list, n)); own {
+			r.Notes = append(r.Notes, strings.TrimPrefix(key, ".")+": "+w.Message)
 		}
 	}
 	return nil

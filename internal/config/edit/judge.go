@@ -18,8 +18,8 @@ func (c *change) judge(path string, s *surgeon, w *way, r *Result) error {
 		after = append([]byte(bom), after...)
 	}
 	out, err := config.ReadOutline(after, path)
-	if err != nil {
-		return c.explain(err, path, s, w, nil)
+	if err != nil { // the fault is not the person's
+		return fmt.Errorf("%s: %w", path, ErrShape)
 	}
 	// What is said of the entry is said of what stands there, so first of all that must be it.
 	fresh, err := c.meant(s, w, out)
@@ -28,7 +28,7 @@ func (c *change) judge(path string, s *surgeon, w *way, r *Result) error {
 	}
 	cfg, err := config.Parse(after, path)
 	if err != nil {
-		return c.explain(err, path, s, w, &written{out, fresh})
+		return c.explain(err, s, w, &written{out, fresh})
 	}
 	r.After, r.New = after, cfg
 	if fresh != nil {
@@ -97,7 +97,7 @@ type written struct {
 
 // explain gives the problems of a result the places that a person knows: those of their
 // own entry, and those in the file as it is.
-func (c *change) explain(err error, path string, s *surgeon, w *way, at *written) error {
+func (c *change) explain(err error, s *surgeon, w *way, at *written) error {
 	problems, ok := errors.AsType[config.Problems](err)
 	if !ok {
 		return err
@@ -107,13 +107,13 @@ func (c *change) explain(err error, path string, s *surgeon, w *way, at *written
 	for i, p := range out {
 		rest, own := strings.CutPrefix(p.Where, where)
 		switch {
-		case own && c.entry != nil && at != nil && at.root != nil:
+		case own && c.entry != nil:
 			p.File, p.Where = c.o.Source, strings.TrimPrefix(rest, ".")
 			if p.File == "" {
 				p.File = "the " + c.list.one()
 			}
 			out[i] = c.entry.problem(c.entry.place(at, at.Offset(p.Line, p.Column)), c.o, p)
-		case p.Line > 0 && at != nil:
+		case p.Line > 0:
 			out[i].Line, out[i].Column = s.Place(w.before(at.Offset(p.Line, p.Column)))
 		}
 	}

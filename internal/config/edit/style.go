@@ -59,11 +59,8 @@ func (s *surgeon) style(safe bool) style {
 // they are even; of another list only how it quotes.
 func (s *surgeon) learn(out *style, l *config.Node, own bool) {
 	braces, singles, doubles := 0, 0, 0
-	for i, e := range l.Values {
-		switch {
-		case e.Flow && i == len(l.Values)-1:
-			braces += 2
-		case e.Flow:
+	for _, e := range l.Values {
+		if e.Flow {
 			braces++
 		}
 		if e.Flow && strings.HasPrefix(s.Text[e.Behind:], "{ ") {
@@ -90,7 +87,8 @@ func (s *surgeon) learn(out *style, l *config.Node, own bool) {
 	}
 	out.single = singles > doubles
 	if own {
-		out.braces = braces*2 > len(l.Values)+1
+		n := len(l.Values)
+		out.braces = braces*2 > n || braces*2 == n && l.Values[n-1].Flow
 	}
 }
 
@@ -106,17 +104,16 @@ func (y style) key(k string) string {
 var word = regexp.MustCompile(`^[a-z_]+$`)
 
 // flow writes a value in one line.
-func (y style) flow(n *config.Node) string { return y.inline(n, n, true) }
+func (y style) flow(n *config.Node) string { return y.inline(n, true) }
 
-// inline writes a value; from is the outermost one, and inside says that brackets or
-// braces are around it.
-func (y style) inline(n, from *config.Node, inside bool) string {
+// inline writes a value; inside says that brackets or braces are around it.
+func (y style) inline(n *config.Node, inside bool) string {
 	n = n.Value()
 	var parts []string
 	switch n.Kind {
 	case config.NodeMapping:
 		for i, k := range n.Keys {
-			parts = append(parts, y.key(k.Text)+": "+y.inline(n.Values[i], from, true))
+			parts = append(parts, y.key(k.Text)+": "+y.inline(n.Values[i], true))
 		}
 		if y.padded && !y.json && len(parts) > 0 {
 			return "{ " + strings.Join(parts, ", ") + " }"
@@ -124,7 +121,7 @@ func (y style) inline(n, from *config.Node, inside bool) string {
 		return "{" + strings.Join(parts, ", ") + "}"
 	case config.NodeList:
 		for _, v := range n.Values {
-			parts = append(parts, y.inline(v, from, true))
+			parts = append(parts, y.inline(v, true))
 		}
 		return "[" + strings.Join(parts, ", ") + "]"
 	case config.NodeText:
@@ -173,18 +170,18 @@ func (y style) pair(key string, v *config.Node, margin string) string {
 			head = " |-"
 		}
 		return key + head + "\n" + margin + "  " + strings.ReplaceAll(body, "\n", "\n"+margin+"  ")
-	case v.Kind == config.NodeList && len(v.Values) > 0 && (y.dashes || len(margin+key+y.inline(v, v, false)) > y.longest):
+	case v.Kind == config.NodeList && len(v.Values) > 0 && (y.dashes || len(margin+key+y.inline(v, false)) > y.longest):
 		for _, item := range v.Values {
-			key += "\n" + margin + y.nested + "- " + y.inline(item, item, false)
+			key += "\n" + margin + y.nested + "- " + y.inline(item, false)
 		}
 		return key
-	case v.Kind == config.NodeMapping && len(v.Keys) > 0 && len(margin+key+y.inline(v, v, false)) > y.longest:
+	case v.Kind == config.NodeMapping && len(v.Keys) > 0 && len(margin+key+y.inline(v, false)) > y.longest:
 		for i, k := range v.Keys {
 			key += "\n" + margin + "  " + y.pair(y.key(k.Text)+":", v.Values[i].Value(), margin+"  ")
 		}
 		return key
 	}
-	return key + " " + y.inline(v, v, false)
+	return key + " " + y.inline(v, false)
 }
 
 // several reports whether a text is one of several lines that can stand as it is.
