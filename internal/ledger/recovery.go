@@ -523,7 +523,7 @@ func (s *salvage) fill(t *tx) error {
 		err = errors.Join(err, meta.put(keyDoubt, stamp(t.now)))
 	}
 	for k, v := range s.hot {
-		if k[0] == spaceSessions || k[0] == spaceCounters || k == string(spaceMeta)+string(keyDoubt) {
+		if k[0] == spaceSessions || k[0] == spaceCounters || k == string(spaceMeta)+string(keyDoubt) || k == string(spaceMeta)+string(keyStopped) {
 			err = errors.Join(err, t.Bucket(bucketHot).Put([]byte(k), v))
 		}
 	}
