@@ -133,10 +133,10 @@ func TestAKeyOfAnotherTypeIsBlamed(t *testing.T) {
 	mistakes{
 		{"of deny", inPolicy("{type: deny, tools: [a], max_usd: ‸5}"), []string{"policies[0].max_usd: is no key of deny, but of spend_limit; it has none of its own"}},
 		{"of allow, twice", inPolicy("{type: allow, tools: [a], max_calls: ‸5, window: ‸1h}"), []string{
-			"policies[0].max_calls: is no key of allow, but of rate_limit; it has none of its own",
-			"policies[0].window: is no key of allow, but of rate_limit; it has none of its own",
+			"policies[0].max_calls: is no key of allow, but of rate_limit and loop; it has none of its own",
+			"policies[0].window: is no key of allow, but of rate_limit and loop; it has none of its own",
 		}},
-		{"of spend_limit", inPolicy("{type: spend_limit, max_usd: 5, window: ‸1h}"), []string{"policies[0].window: is no key of spend_limit, but of rate_limit; it has max_usd, per, timezone"}},
+		{"of spend_limit", inPolicy("{type: spend_limit, max_usd: 5, window: ‸1h}"), []string{"policies[0].window: is no key of spend_limit, but of rate_limit and loop; it has max_usd, per, timezone"}},
 		{"of rate_limit", inPolicy("{type: rate_limit, max_calls: 5, window: 1h, timezone: ‸UTC}"), []string{"policies[0].timezone: is no key of rate_limit, but of time_window and spend_limit; it has per, max_calls, window_seconds, window"}},
 		{"of time_window", inPolicy(`{type: time_window, days: [mon], per: ‸day}`), []string{"policies[0].per: is no key of time_window, but of spend_limit and rate_limit; it has allowed_hours, days, timezone"}},
 		{"an old key", inPolicy("{type: deny, tools: [a], max: ‸5}"), []string{"policies[0].max: is no key of deny, but of spend_limit and rate_limit; it has none of its own"}},

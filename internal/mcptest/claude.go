@@ -192,6 +192,10 @@ func (c *Claude) End() []string {
 	return slices.Clone(c.model.results)
 }
 
+type named struct {
+	Name string `json:"name"`
+}
+
 // model is the Messages API of a model that does what a test says.
 type model struct {
 	mu      sync.Mutex
@@ -209,10 +213,8 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var req struct {
-		Stream bool `json:"stream"`
-		Tools  []struct {
-			Name string `json:"name"`
-		} `json:"tools"`
+		Stream   bool    `json:"stream"`
+		Tools    []named `json:"tools"`
 		Messages []struct {
 			Content json.RawMessage `json:"content"`
 		} `json:"messages"`
@@ -238,11 +240,7 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	// Claude Code asks its model for other things too, such as a title: those have no tools.
-	if has := slices.ContainsFunc(req.Tools, func(t struct {
-		Name string `json:"name"`
-	}) bool {
-		return strings.HasPrefix(t.Name, "mcp__haldir__")
-	}); has && done < len(m.uses) {
+	if has := slices.ContainsFunc(req.Tools, func(t named) bool { return strings.HasPrefix(t.Name, "mcp__haldir__") }); has && done < len(m.uses) {
 		use = &m.uses[done]
 	}
 	m.mu.Unlock()
