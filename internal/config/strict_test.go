@@ -124,8 +124,8 @@ func TestAnUnknownPolicyTypeIsBlamed(t *testing.T) {
 		}.run(t)
 	}
 	mistakes{
-		{"none", inPolicy("‸{tools: [a]}"), []string{"policies[0]: has no type; known: deny, allow, spend_limit, rate_limit, time_window"}},
-		{"an empty one", inPolicy(`‸{type: "", tools: [a]}`), []string{"policies[0]: has no type; known: deny, allow, spend_limit, rate_limit, time_window"}},
+		{"none", inPolicy("‸{tools: [a]}"), []string{"policies[0]: has no type; known: deny, allow, spend_limit, rate_limit, time_window, require_approval, loop"}},
+		{"an empty one", inPolicy(`‸{type: "", tools: [a]}`), []string{"policies[0]: has no type; known: deny, allow, spend_limit, rate_limit, time_window, require_approval, loop"}},
 	}.run(t)
 }
 
@@ -133,7 +133,7 @@ func TestAKeyOfAnotherTypeIsBlamed(t *testing.T) {
 	mistakes{
 		{"of deny", inPolicy("{type: deny, tools: [a], max_usd: ‸5}"), []string{"policies[0].max_usd: is no key of deny, but of spend_limit; it has none of its own"}},
 		{"of allow, twice", inPolicy("{type: allow, tools: [a], max_calls: ‸5, window: ‸1h}"), []string{
-			"policies[0].max_calls: is no key of allow, but of rate_limit and loop; it has none of its own",
+			"policies[0].max_calls: is no key of allow, but of rate_limit; it has none of its own",
 			"policies[0].window: is no key of allow, but of rate_limit and loop; it has none of its own",
 		}},
 		{"of spend_limit", inPolicy("{type: spend_limit, max_usd: 5, window: ‸1h}"), []string{"policies[0].window: is no key of spend_limit, but of rate_limit and loop; it has max_usd, per, timezone"}},
