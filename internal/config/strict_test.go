@@ -101,7 +101,7 @@ func TestAnUnknownKeyIsBlamedWhereverItStands(t *testing.T) {
 		{"in allowed_hours", inPolicy(`{type: time_window, allowed_hours: {start: "09:00", ‸ends: "17:00"}}`), []string{`policies[0].allowed_hours: unknown key "ends"; did you mean "end"?`}},
 		{"in audit", in("audit: {‸argument: full}"), []string{`audit: unknown key "argument"; did you mean "arguments"?`}},
 		{"in log", in("log: {‸levle: info}"), []string{`log: unknown key "levle"; did you mean "level"?`}},
-		{"an old spelling is no suggestion", inPolicy("{type: deny, tools: [a], ‸maxx: 1}"), []string{`policies[0]: unknown key "maxx"; known here: type, id, mode, tools, upstreams, agents, when, max_usd, per, max_calls, window_seconds, window, allowed_hours, days, timezone`}},
+		{"an old spelling is no suggestion", inPolicy("{type: deny, tools: [a], ‸maxx: 1}"), []string{`policies[0]: unknown key "maxx"; known here: type, id, mode, tools, upstreams, agents, when, max_usd, per, max_calls, window_seconds, window, allowed_hours, days, timezone, timeout, remember, max_repeats`}},
 		{"after letters of several bytes", in(`session: {agent_id: "üß🎉", ‸scops: [a]} # ü`), []string{`session: unknown key "scops"; did you mean "scopes"?`}},
 		{"after a comment with letters of several bytes", "version: 1 # üß🎉\nsession: {‸scops: [a]}\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
 		{"after a text over several lines", "version: 1\nsession:\n  agent_id: \"a\n    b\"\n  ‸scops: [a]\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
@@ -113,11 +113,11 @@ func TestAnUnknownKeyIsBlamedWhereverItStands(t *testing.T) {
 }
 
 func TestAnUnknownPolicyTypeIsBlamed(t *testing.T) {
-	const known = "; known here: deny, allow, spend_limit, rate_limit, time_window"
+	const known = "; known here: deny, allow, spend_limit, rate_limit, time_window, require_approval, loop"
 	for got, hint := range map[string]string{
 		"denny": `; did you mean "deny"?`, "DENY": `; did you mean "deny"?`, "alow": `; did you mean "allow"?`, "spend-limit": `; did you mean "spend_limit"?`,
 		"ratelimit": `; did you mean "rate_limit"?`, "time-window": `; did you mean "time_window"?`, "spend": `; did you mean "spend_limit"?`,
-		"require_approval": known, "limit": known, "block_tools": known,
+		"require-approval": `; did you mean "require_approval"?`, "loops": `; did you mean "loop"?`, "approve": known, "limit": known, "block_tools": known,
 	} {
 		mistakes{
 			{got, inPolicy("{tools: [a], type: ‸" + got + "}"), []string{fmt.Sprintf("policies[0].type: unknown policy type %q%s", got, hint)}},
