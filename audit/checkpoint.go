@@ -152,3 +152,10 @@ func ReadLog(data []byte, public string) ([]Checkpoint, error) {
 	}
 	return list, nil
 }
+
+// NoteOf returns the signed note in a line of a checkpoint log.
+func NoteOf(line []byte) (string, error) {
+	var l logLine
+	err := json.Unmarshal(line, &l)
+	return l.Note, err
+}

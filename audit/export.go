@@ -116,9 +116,16 @@ type Manifest struct {
 	Last   uint64 `json:"last_seq"`
 	Head   Hash   `json:"head_hash"` // of the last record
 	SHA256 string `json:"sha256"`    // of the contents, in hexadecimal
+	// Pruned is what is known of the records before the first, where those are not kept;
+	// nil if the export begins elsewhere.
+	Pruned *Pruned `json:"pruned,omitempty"`
 }
 
 // String describes m in one line.
 func (m Manifest) String() string {
-	return fmt.Sprintf("%d records, %d to %d, head %s, sha256 %s", m.Count, m.First, m.Last, m.Head, m.SHA256)
+	gone := ""
+	if m.Pruned != nil {
+		gone = fmt.Sprintf("; the first %d were pruned", m.Pruned.Size)
+	}
+	return fmt.Sprintf("%d records, %d to %d, head %s, sha256 %s%s", m.Count, m.First, m.Last, m.Head, m.SHA256, gone)
 }

@@ -13,6 +13,8 @@ import (
 type Source interface {
 	// Head returns the number of the newest record, 0 if there is none.
 	Head() uint64
+	// First returns the number of the first record that is kept; 1 if none was pruned.
+	First() uint64
 	// Record returns the canonical bytes of a record, nil if it is not there.
 	Record(seq uint64) []byte
 	// Outcome returns the number of the outcome of an attempt, 0 if none.
@@ -155,13 +157,14 @@ func Find(s Source, f Filter) (entries []Entry, next uint64, err error) {
 	if f.Before > 0 {
 		seq = min(seq, f.Before-1)
 	}
-	for looked := 0; seq > 0; looked++ {
+	kept := max(1, s.First())
+	for looked := 0; seq >= kept; looked++ {
 		if looked == reach {
 			return entries, seq + 1, nil
 		}
-		first := seq / BlockSize * BlockSize
+		first := max(kept, seq/BlockSize*BlockSize)
 		set, some := f.among(s, seq/BlockSize, marks)
-		for ; some && seq > 0 && seq >= first; seq-- {
+		for ; some && seq >= first; seq-- {
 			if !set.has(seq) {
 				continue
 			}
@@ -180,7 +183,7 @@ func Find(s Source, f Filter) (entries []Entry, next uint64, err error) {
 			}
 		}
 		if !some {
-			seq = max(first, 1) - 1
+			seq = first - 1
 		}
 	}
 	return entries, 0, nil

@@ -19,6 +19,8 @@ type library struct {
 
 func (l *library) Head() uint64 { return uint64(len(l.records)) }
 
+func (l *library) First() uint64 { return 1 }
+
 func (l *library) Record(seq uint64) []byte { l.read++; return l.records[seq-1] }
 
 func (l *library) Outcome(attempt uint64) uint64 { return l.outcomes[attempt] }

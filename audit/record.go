@@ -89,6 +89,7 @@ const (
 	StatusTrusted    Status = "trusted"     // what could not be recovered counts as unused from here on
 	StatusStopped    Status = "stopped"     // every call is refused from here on
 	StatusResumed    Status = "resumed"     // calls are judged by the policies again
+	StatusPruned     Status = "pruned"      // the beginning of the chain is not kept any more; see Pruning
 )
 
 // Record is one link of the chain. The zero value of a field means that it does

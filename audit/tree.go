@@ -69,12 +69,15 @@ type side struct {
 }
 
 // NewProver begins a proof. [Prover.Add] must be called with the leaf hash of
-// every record from the first to size.
-func NewProver(seq, size uint64) (*Prover, error) {
-	if seq == 0 || seq > size {
+// every record from the first that is kept to size.
+func NewProver(gone Pruned, seq, size uint64) (*Prover, error) {
+	switch {
+	case seq == 0 || seq > size:
 		return nil, fmt.Errorf("record %d is not among the first %d", seq, size)
+	case seq <= gone.Size:
+		return nil, fmt.Errorf("record %d: %w; the first that is kept is %d", seq, ErrPruned, gone.Size+1)
 	}
-	p := &Prover{seq: seq}
+	p := &Prover{seq: seq, tree: Tree{Size: gone.Size, Peaks: slices.Clone(gone.Peaks)}}
 	for from, to := uint64(0), size; to-from > 1; {
 		half := from + 1<<(bits.Len64(to-from-1)-1) // the left subtree is complete
 		if seq <= half {
@@ -86,6 +89,14 @@ func NewProver(seq, size uint64) (*Prover, error) {
 		}
 	}
 	slices.Reverse(p.side)
+	for i := range p.side { // what is gone lies in whole subtrees beside the way
+		if s := &p.side[i]; s.from < gone.Size {
+			var err error
+			if s.tree, err = gone.part(s.from, s.to); err != nil {
+				return nil, err
+			}
+		}
+	}
 	return p, nil
 }
 
@@ -114,17 +125,27 @@ func CheckInclusion(path []Hash, seq, size uint64, leaf, root Hash) error {
 	return tlog.CheckRecord(proof(path), int64(size), tlog.Hash(root), int64(seq-1), tlog.Hash(leaf)) //nolint:gosec // far below 2^63
 }
 
-// leaves lets tlog read the tree from leaf hashes alone.
-type leaves func(seq uint64) (Hash, error)
+// leaves lets tlog read the tree from leaf hashes and what is known of those that are gone.
+type leaves struct {
+	gone Pruned
+	leaf func(seq uint64) (Hash, error)
+}
 
 // ReadHashes implements [tlog.HashReader].
 func (l leaves) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	out := make([]tlog.Hash, len(indexes))
 	for i, index := range indexes {
 		level, n := tlog.SplitStoredHashIndex(index)
+		from, to := uint64(n)<<level, uint64(n+1)<<level //nolint:gosec // tlog asks for nothing negative
 		var t Tree
-		for at := uint64(n) << level; at < uint64(n+1)<<level; at++ { //nolint:gosec // tlog asks for nothing negative
-			h, err := l(at + 1)
+		if from < l.gone.Size {
+			var err error
+			if t, err = l.gone.part(from, to); err != nil {
+				return nil, err
+			}
+		}
+		for at := max(from, l.gone.Size); at < to; at++ {
+			h, err := l.leaf(at + 1)
 			if err != nil {
 				return nil, err
 			}
@@ -136,9 +157,11 @@ func (l leaves) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 }
 
 // ProveConsistency returns the proof that the tree over the first old records is
-// the beginning of that over the first size (RFC 6962 section 2.1.2).
-func ProveConsistency(old, size uint64, leaf func(seq uint64) (Hash, error)) ([]Hash, error) {
-	p, err := tlog.ProveTree(int64(size), int64(old), leaves(leaf)) //nolint:gosec // far below 2^63
+// the beginning of that over the first size (RFC 6962 section 2.1.2). Of what is gone it
+// needs the subtrees of which the first old records consist: they are known if old is not
+// below what is gone, and else only where they are the same as those of what is gone.
+func ProveConsistency(gone Pruned, old, size uint64, leaf func(seq uint64) (Hash, error)) ([]Hash, error) {
+	p, err := tlog.ProveTree(int64(size), int64(old), leaves{gone, leaf}) //nolint:gosec // far below 2^63
 	return hashes(tlog.RecordProof(p)), err
 }
 

@@ -17,7 +17,7 @@ func TestEveryPathThroughATreeProves(t *testing.T) {
 		tree.Add(leaf(size))
 		roots = append(roots, tree.Root())
 		for seq := uint64(1); seq <= size; seq++ {
-			p, err := audit.NewProver(seq, size)
+			p, err := audit.NewProver(audit.Pruned{}, seq, size)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -34,7 +34,7 @@ func TestEveryPathThroughATreeProves(t *testing.T) {
 			if audit.CheckInclusion(path, seq, size, leaf(seq+1), root) == nil || audit.CheckInclusion(path, seq, size, leaf(seq), roots[size-1]) == nil {
 				t.Fatalf("record %d of %d: the path proves something else as well", seq, size)
 			}
-			consistent, err := audit.ProveConsistency(seq, size, func(seq uint64) (audit.Hash, error) { return leaf(seq), nil })
+			consistent, err := audit.ProveConsistency(audit.Pruned{}, seq, size, func(seq uint64) (audit.Hash, error) { return leaf(seq), nil })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -47,7 +47,7 @@ func TestEveryPathThroughATreeProves(t *testing.T) {
 		}
 	}
 	for _, seq := range []uint64{0, 71, 1 << 62} {
-		if _, err := audit.NewProver(seq, 70); err == nil {
+		if _, err := audit.NewProver(audit.Pruned{}, seq, 70); err == nil {
 			t.Errorf("a proof of record %d of 70", seq)
 		}
 	}

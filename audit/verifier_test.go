@@ -44,6 +44,16 @@ func newSecond(t *testing.T) *second {
 	}
 	dir := filepath.Join(t.TempDir(), "state")
 	checkpoints := inhabit(t, dir)
+	s := exported(t, node, dir)
+	if got := bytes.Count(s.export, []byte("\n")); got < 100 || checkpoints < 3 {
+		t.Fatalf("%d records and %d checkpoints are too few", got, checkpoints)
+	}
+	return s
+}
+
+// exported is a state directory after some verbs, and its export.
+func exported(t *testing.T, node, dir string, verbs ...[]string) *second {
+	t.Helper()
 	s := &second{node: node, log: filepath.Join(dir, "checkpoints.log")}
 	key, err := os.ReadFile(filepath.Join(dir, "checkpoint.key"))
 	if err != nil {
@@ -51,10 +61,11 @@ func newSecond(t *testing.T) *second {
 	}
 	s.public = strings.Split(string(key), "\n")[1]
 	haldir, out := filepath.Join(t.TempDir(), "haldir"), filepath.Join(t.TempDir(), "all.jsonl")
-	for _, args := range [][]string{
-		{"go", "build", "-o", haldir, "../cmd/haldir"},
-		{haldir, "audit", "export", "--state-dir", dir, "--out", out},
-	} {
+	all := [][]string{{"go", "build", "-o", haldir, "../cmd/haldir"}}
+	for _, args := range append(verbs, []string{"audit", "export", "--out", out}) {
+		all = append(all, append([]string{haldir, "--state-dir", dir}, args...))
+	}
+	for _, args := range all {
 		if said, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v: %s", args, err, said)
 		}
@@ -64,9 +75,6 @@ func newSecond(t *testing.T) *second {
 	}
 	if s.manifest, err = os.ReadFile(out + ".manifest.json"); err != nil {
 		t.Fatal(err)
-	}
-	if got := bytes.Count(s.export, []byte("\n")); got < 100 || checkpoints < 3 {
-		t.Fatalf("%d records and %d checkpoints are too few", got, checkpoints)
 	}
 	return s
 }
@@ -421,4 +429,103 @@ func mustRead(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// prunedExport is the export of a ledger whose first records were pruned.
+func prunedExport(t *testing.T) *second {
+	t.Helper()
+	node, err := exec.LookPath("node")
+	if err != nil {
+		mcptest.Unavailable(t, "there is no node: %v", err)
+	}
+	e, err := policy.Compile(policy.Ruleset{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "state")
+	for _, age := range []time.Duration{72 * time.Hour, 0} {
+		l, err := ledger.Open(ledger.Options{Dir: dir, NoSync: true, Clock: func() time.Time { return time.Now().Add(-age) }, Logger: zerolog.Nop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 600 {
+			ticket, _, err := l.Reserve(context.Background(), ledger.Attempt{
+				Use:  ledger.Use{ID: "ses_a", Terms: &ledger.Terms{Agent: "bot", AllScopes: true}},
+				Call: policy.Call{Upstream: "shop", Tool: "look", Arguments: []byte(`{}`)},
+			}, e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+		}
+		if err := l.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := filepath.Join(t.TempDir(), "haldir.yaml")
+	if err := os.WriteFile(config, []byte("version: 1\naudit: {retain: 1d}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return exported(t, node, dir, []string{"--config", config, "audit", "compact"}, []string{"audit", "verify"})
+}
+
+// An export that begins after what was pruned is verified from there on, and against the
+// checkpoints; what is said of the rest is not believed.
+func TestASecondVerifierChecksAnExportThatWasPruned(t *testing.T) {
+	s := prunedExport(t)
+	lines := bytes.Split(bytes.TrimSuffix(s.export, []byte("\n")), []byte("\n"))
+	var m audit.Manifest
+	if err := json.Unmarshal(s.manifest, &m); err != nil {
+		t.Fatal(err)
+	}
+	if m.Pruned == nil || m.First != m.Pruned.Size+1 || m.First < 100 {
+		t.Fatalf("the manifest says %s", s.manifest)
+	}
+	manifest := func(change func(*audit.Manifest)) []byte {
+		var m audit.Manifest
+		if err := json.Unmarshal(s.manifest, &m); err != nil {
+			t.Fatal(err)
+		}
+		change(&m)
+		raw, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	text := func(lines [][]byte) []byte { return append(bytes.Join(lines, []byte("\n")), '\n') }
+	var first audit.Exported
+	if err := json.Unmarshal(lines[0], &first); err != nil {
+		t.Fatal(err)
+	}
+	next := *m.Pruned
+	next.Head = first.Hash
+	next.Tree.Peaks = slices.Clone(next.Tree.Peaks)
+	next.Add(first.Hash)
+	begin, end := int(m.First), int(m.Last)
+	edited := rewrite(t, lines[0], false, func(e *audit.Exported) { e.Tool = "x" })
+	honest := &trial{name: "an honest export", want: -1, export: s.export, manifest: s.manifest, log: s.log}
+	s.judge(t, []*trial{
+		honest,
+		{name: "one record less at the beginning", want: begin, export: text(lines[1:]), manifest: s.manifest, log: s.log},
+		{name: "and the manifest says so", want: 0, export: text(lines[1:]), log: s.log, manifest: manifest(func(m *audit.Manifest) {
+			m.First, m.Count, m.Pruned = m.First+1, m.Count-1, &next
+		})},
+		{name: "the first record is edited", want: begin, log: s.log, manifest: s.manifest, export: text(append([][]byte{edited}, lines[1:]...))},
+		{name: "the last record is missing", want: end, export: text(lines[:len(lines)-1]), manifest: s.manifest, log: s.log},
+		{name: "another hash of what is gone", want: 0, export: s.export, log: s.log, manifest: manifest(func(m *audit.Manifest) { m.Pruned.Head[3] ^= 1 })},
+		{name: "another tree over what is gone", want: 0, export: s.export, log: s.log, manifest: manifest(func(m *audit.Manifest) { m.Pruned.Peaks[0][3] ^= 1 })},
+		{name: "less is gone", want: 0, export: s.export, log: s.log, manifest: manifest(func(m *audit.Manifest) { m.Pruned.Peaks = m.Pruned.Peaks[:1] })},
+	})
+	tree := m.Pruned.Tree
+	for _, line := range lines {
+		var e audit.Exported
+		if err := json.Unmarshal(line, &e); err != nil {
+			t.Fatal(err)
+		}
+		tree.Add(e.Hash)
+	}
+	if root := tree.Root(); !strings.HasSuffix(honest.said, "root "+base64.StdEncoding.EncodeToString(root[:])) {
+		t.Errorf("it says %s, and the root is %x", honest.said, root)
+	}
 }

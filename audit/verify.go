@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"fmt"
+	"slices"
 )
 
 // DamageKind names what was done to a chain.
@@ -16,6 +17,7 @@ const (
 	DamageReorder    DamageKind = "reorder"    // a record stands in the wrong place
 	DamageTruncation DamageKind = "truncation" // the end is missing
 	DamageInsertion  DamageKind = "insertion"  // a record was put in
+	DamagePruning    DamageKind = "pruning"    // the chain does not begin where the records say that it was pruned
 )
 
 // The kinds of damage that checkpoints show.
@@ -50,11 +52,37 @@ type Verifier struct {
 	// sorted by size. Those that the chain has passed are dropped.
 	Checkpoints []Checkpoint
 	agreed      uint64 // the size of the last checkpoint that matched
+	begun       Pruned // what was gone at the beginning
+	told        *Pruning
+	skipped     int
 	// fault is what is wrong with a record, as those after it show. It is called
 	// with each of them until it returns an error; nil stands for one that cannot
 	// be read, or for the end, where it must. sum is the hash of the last record.
 	fault func(next *Record) error
 	sum   Hash
+}
+
+// Begin has v start after what is gone of a chain, before the first record is added and
+// with the checkpoints in their place: one of them must be over exactly those records.
+// Those that are over fewer cannot be compared with anything.
+func (v *Verifier) Begin(p Pruned) error {
+	if p.Size == 0 && p.sound() {
+		return nil
+	}
+	signed := false
+	for _, c := range v.Checkpoints {
+		signed = signed || c.Size == p.Size && p.sound() && c.Root == p.Root() && c.Head == p.Head
+		if c.Size < p.Size {
+			v.skipped++
+		}
+	}
+	if !signed {
+		return &Damage{0, DamagePruning, fmt.Sprintf("the database says that it has no records before %d, but what it knows of them was never signed: "+
+			"the beginning was removed or changed", p.Size+1)}
+	}
+	v.begun, v.count, v.head = p, p.Size, p.Head
+	v.tree = Tree{Size: p.Size, Peaks: slices.Clone(p.Peaks)}
+	return v.compare()
 }
 
 // Add checks the next stored record: key is the number it is stored under. The
@@ -110,6 +138,14 @@ func (v *Verifier) Add(key uint64, encoded []byte) error {
 	}
 	v.count, v.head, v.last = want, Sum(encoded), r
 	v.tree.Add(v.head)
+	switch told, err := r.pruning(); {
+	case err != nil && v.fault == nil:
+		return &Damage{want, DamagePruning, err.Error()}
+	case told != nil && v.told != nil && told.From != v.told.To+1:
+		return &Damage{want, DamagePruning, fmt.Sprintf("it says that records were pruned from %d on, but they were up to %d before", told.From, v.told.To)}
+	case told != nil:
+		v.told = told
+	}
 	if v.fault != nil {
 		return nil
 	}
@@ -153,10 +189,34 @@ func (v *Verifier) Finish(headSeq uint64, head Hash) error {
 		return &Damage{v.count + 1, DamageRollback, fmt.Sprintf("the chain ends at %d, but a checkpoint over %d records was signed at %s: "+
 			"an older copy was put back, or the end and the head were removed", v.count, c.Size, c.Time.Format("2006-01-02 15:04:05Z"))}
 	}
+	return v.pruned()
+}
+
+// pruned compares what is gone with what the chain tells of it.
+func (v *Verifier) pruned() error {
+	var to uint64
+	if v.told != nil {
+		to = v.told.To
+	}
+	switch from := v.begun.Size; {
+	case from > to:
+		return &Damage{to + 1, DamageDeletion, fmt.Sprintf("%d record(s) are missing at the beginning: no record tells that more than the first %d were pruned", from-to, to)}
+	case from < to:
+		return &Damage{0, DamagePruning, fmt.Sprintf("the first %d records were pruned, as a record tells, but the database begins at %d", to, from+1)}
+	case to > 0 && (v.told.Root != v.begun.Root() || v.told.Head != v.begun.Head):
+		return &Damage{0, DamagePruning, fmt.Sprintf("what the database knows of the first %d records is not what a record tells of them", to)}
+	}
 	return nil
 }
 
-// Count returns how many records were added.
+// Skipped returns how many checkpoints were over fewer records than are gone.
+func (v *Verifier) Skipped() int { return v.skipped }
+
+// Pruned returns how many records are gone at the beginning.
+func (v *Verifier) Pruned() uint64 { return v.begun.Size }
+
+// Count returns the number of the last record, which is how many there are with those
+// that are gone.
 func (v *Verifier) Count() uint64 { return v.count }
 
 // Agreed returns the size of the largest checkpoint that matched, 0 if none.

@@ -53,7 +53,7 @@ function parseLine(line) {
   return fields
 }
 
-const kinds = { attempt: 1n, outcome: 2n, governance: 3n, session: 4n, config: 5n, ledger: 6n, pins: 7n }
+const kinds = { attempt: 1n, outcome: 2n, governance: 3n, session: 4n, config: 5n, ledger: 6n, pins: 7n, approval: 8n }
 
 // The fields in the order in which they are hashed, with what makes bytes of each.
 const fields = [
@@ -159,10 +159,23 @@ function record(line) {
     seq: BigInt(all.get('seq')),
     prev: hash(all.get('prev_hash')),
     time: nanos(all.get('timestamp')),
+    pruned: string(all.get('kind')) === 'ledger' && string(all.get('status')) === 'pruned' ? pruning(all) : undefined,
     mayTurnBack: string(all.get('kind')) === 'ledger' && string(all.get('status')) === 'clock_reset',
     hash: leafHash(Buffer.concat(parts)),
     stated,
   }
+}
+
+// pruning is what a record tells of records that are not kept any more.
+function pruning(all) {
+  const told = JSON.parse(text(all.get('arguments')).toString('utf8'))
+  const n = (v) => {
+    if (!Number.isSafeInteger(v) || v < 1) throw new Error('it does not say what was pruned')
+    return BigInt(v)
+  }
+  const out = { from: n(told.from), to: n(told.to), root: Buffer.from(String(told.root), 'hex'), head: Buffer.from(String(told.head), 'hex') }
+  if (out.from > out.to || out.to >= BigInt(all.get('seq'))) throw new Error('it does not say what was pruned')
+  return out
 }
 
 // Tree keeps the roots of the complete subtrees, the largest first.
@@ -221,9 +234,23 @@ function check(file, manifestFile, logFile, publicKey) {
   const cutShort = lines.pop() !== ''
 
   const first = BigInt(manifest?.first_seq || 1)
-  const whole = first === 1n // else the tree cannot be made
   const tree = new Tree()
-  let agreed = 0n, matched = 0, forked
+  let agreed = 0n, matched = 0, forked, told
+  let before = first === 1n ? Buffer.alloc(32) : undefined // what the first record follows
+  const gone = manifest?.pruned && BigInt(manifest.pruned.size) === first - 1n ? manifest.pruned : undefined
+  if (gone) {
+    tree.size = BigInt(gone.size)
+    tree.peaks = gone.peaks.map((h) => Buffer.from(h, 'hex'))
+    before = Buffer.from(gone.head, 'hex')
+    if (tree.peaks.length !== tree.size.toString(2).replaceAll('0', '').length) throw new Bad(0, 'what is said of the pruned records does not fit together')
+    // The records that are gone must have been signed, to the last.
+    const over = signed.filter((c) => c.size === tree.size)
+    if (logFile && (over.length === 0 || !over.every((c) => c.root.equals(tree.root()) && c.head.equals(before)))) throw new Bad(0, 'what is said of the pruned records was never signed')
+    while (signed.length > 0 && signed[0].size <= tree.size) if (signed.shift().size === tree.size) matched++
+    agreed = tree.size
+  }
+  const goneRoot = gone && tree.root()
+  const whole = before !== undefined // else the tree cannot be made
   const compare = (seq, hash) => {
     for (; whole && signed.length > 0 && signed[0].size <= seq; signed.shift()) {
       if (signed[0].size < seq || forked) continue
@@ -252,12 +279,16 @@ function check(file, manifestFile, logFile, publicKey) {
       if (now.seq > want) throw new Bad(want, `record ${now.seq} is in its place`)
       if (now.seq < want) throw new Bad(now.seq, 'there is another of that number')
       if (!now.hash.equals(now.stated)) throw new Bad(want, 'its hash is not that of its contents')
-      if (last ? !now.prev.equals(last.hash) : whole && !now.prev.equals(Buffer.alloc(32))) {
+      if (last ? !now.prev.equals(last.hash) : whole && !now.prev.equals(before)) {
         // Which of the two was changed? Who comes after this one knows its hash.
         const known = next ? next.prev?.equals(now.hash) : manifest?.head_hash === now.hash.toString('hex')
         throw new Bad(last && known ? want - 1n : want, 'it and its neighbour are not linked')
       }
       if (last && now.time < last.time && !now.mayTurnBack) throw new Bad(want, 'it is older than the one before')
+      if (now.pruned) {
+        if (told && now.pruned.from !== told.to + 1n) throw new Bad(want, 'it does not go on where pruning was before')
+        told = now.pruned
+      }
       tree.add(now.hash)
       last = now
       compare(want, now.hash)
@@ -267,6 +298,8 @@ function check(file, manifestFile, logFile, publicKey) {
     if (manifest && BigInt(manifest.count) > BigInt(lines.length)) throw new Bad(end, `the end is missing, up to ${manifest.last_seq}`)
     if (manifest && BigInt(manifest.count) < BigInt(lines.length)) throw new Bad(BigInt(manifest.last_seq) + 1n, 'it was added at the end')
     if (manifest && last && last.hash.toString('hex') !== manifest.head_hash) throw new Bad(end - 1n, 'its hash is not that of the manifest')
+    if (whole && (told?.to ?? 0n) !== (gone ? first - 1n : 0n)) throw new Bad(0, `it begins at ${first}, and the records say that ${told?.to ?? 0n} were pruned`)
+    if (gone && !(told.root.equals(goneRoot) && told.head.equals(before))) throw new Bad(0, 'what is said of the pruned records is not what a record tells of them')
     if (whole && !forked && signed.length > 0) throw new Bad(end, `${signed.at(-1).size} records were signed`)
   } catch (e) {
     // Signatures tell that something is wrong up to a record, the chain may tell what.
