@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/haldir-mcp/haldir/policy"
 )
@@ -37,6 +38,22 @@ func settingsChanged(old, now *Config, add adder) {
 	if now.file["audit.arguments"] != old.file["audit.arguments"] {
 		add("the audit keeps another part of arguments")
 	}
+	switch was, is := kept(old), kept(now); {
+	case is > 0 && was == 0:
+		add("the audit would not keep records for ever any more (audit.retain)")
+	case is > 0 && is < was:
+		add("the audit keeps records for a shorter time")
+	}
+}
+
+// kept is for how long a config has the audit keep records, 0 for ever.
+func kept(c *Config) time.Duration {
+	text, _ := c.file["audit.retain"].(string)
+	d, err := time.ParseDuration(text)
+	if err != nil { // it is not set
+		return 0
+	}
+	return d
 }
 
 type adder func(format string, args ...any)

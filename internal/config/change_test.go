@@ -24,6 +24,7 @@ policies:
   - {type: time_window, allowed_hours: {start: "09:00", end: "17:00"}}
   - {type: deny, tools: [x], mode: shadow}
   - {type: deny, upstreams: [files], when: 'args.force == true'}
+audit: {retain: 90d}
 `
 
 // TestWhatAPersonMustConfirm replaces a text of a config by another. Loose says what
@@ -46,6 +47,8 @@ func TestWhatAPersonMustConfirm(t *testing.T) {
 		"other limits in time":           {`mcp"}`, `mcp", timeouts: {call: 1m}}`, ""},
 		"a session with less":            {"spend_limit: 10, ttl: 8h", "spend_limit: 1, ttl: 1h", ""},
 		"a request more that is denied":  {"[sampling]", "[sampling, roots]", ""},
+		"a longer audit":                 {"retain: 90d", "retain: 180d", ""},
+		"an audit for ever":              {"retain: 90d", "", ""},
 		"stricter pins":                  {"deny_requests", "pins: block, deny_requests", ""},
 
 		"a deny less":                  {"  - {type: deny, tools: [delete_*, drop_*]}\n", "", "deny rule policies[0] is gone"},
@@ -78,7 +81,8 @@ func TestWhatAPersonMustConfirm(t *testing.T) {
 		"another way to sign in":       {`mcp"}`, `mcp", auth: {type: oauth}}`, "upstream web is another server"},
 		"an authority more":            {`mcp"}`, `mcp", tls: {ca_file: x}}`, "upstream web is another server"},
 		"a word for all changes":       {"version: 1", "version: 1\nreload: auto", "reload: auto"},
-		"a thinner audit":              {"version: 1", "version: 1\naudit: {arguments: digest}", "the audit"},
+		"a shorter audit":              {"retain: 90d", "retain: 30d", "keeps records for a shorter time"},
+		"a thinner audit":              {"retain: 90d", "retain: 90d, arguments: digest", "the audit"},
 		"a new command":                {"costs:", "  - {name: more, command: sh}\ncosts:", "upstream more starts a command"},
 		"another argument":             {"[server]", "[server, --all]", "upstream files starts another command"},
 		"another variable":             {"A=b", "A=c", "upstream files starts another command"},
@@ -107,5 +111,21 @@ func TestWhatAPersonMustConfirm(t *testing.T) {
 				t.Errorf("it loosens: %q, want %q", got, tt.loose)
 			}
 		})
+	}
+}
+
+func TestAnAuditThatWasKeptForEverIsNotPrunedWithoutAPerson(t *testing.T) {
+	parse := func(text string) *config.Config {
+		c, err := config.Parse([]byte("version: 1\n"+text), "haldir.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	if why := config.Loosened(parse(""), parse("audit: {retain: 3650d}\n")); len(why) != 1 || !strings.Contains(why[0], "for ever") {
+		t.Errorf("it loosens: %q", why)
+	}
+	if why := config.Loosened(parse("audit: {retain: 24h}\n"), parse("audit: {retain: 1d}\n")); len(why) != 0 {
+		t.Errorf("the same in other words loosens: %q", why)
 	}
 }

@@ -132,7 +132,8 @@ type hoursDoc struct {
 }
 
 type auditDoc struct {
-	Arguments string `yaml:"arguments" jsonschema:"enum=full,enum=redacted,enum=digest" doc:"What is kept of a call's arguments: full, redacted (default) or digest."`
+	Arguments string   `yaml:"arguments" jsonschema:"enum=full,enum=redacted,enum=digest" doc:"What is kept of a call's arguments: full, redacted (default) or digest."`
+	Retain    duration `yaml:"retain" doc:"For how long records are kept: 90d, at least 1d. Older ones are pruned, and a signed checkpoint shows that they were there. Default: for ever."`
 }
 
 type logDoc struct {

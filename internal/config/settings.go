@@ -26,6 +26,7 @@ type Settings struct {
 	ListWait      time.Duration
 	MaxMessage    int
 	Arguments     audit.Detail
+	Retain        time.Duration // for how long the audit keeps records; 0 is for ever
 	LogLevel      string
 	LogFormat     string
 	LogFile       string
@@ -57,6 +58,7 @@ func AllSettings() []Setting {
 		{Key: "reload", Env: "HALDIR_RELOAD", Default: "confirm", Doc: "changes of the config that loosen a rule or start a command: confirm (a person does) or auto", valid: oneOf("confirm", "auto")},
 		{Key: "keyring", Env: "HALDIR_KEYRING", Default: "auto", Doc: "where the key of stored secrets is made: auto (the system's keyring, if there is one) or file", valid: oneOf("auto", "file")},
 		{Key: "audit.arguments", Env: "HALDIR_AUDIT_ARGUMENTS", Default: "redacted", Doc: "what the audit keeps of arguments: full, redacted or digest", valid: oneOf("full", "redacted", "digest")},
+		{Key: "audit.retain", Env: "HALDIR_AUDIT_RETAIN", Doc: "for how long the audit keeps records: 90d, at least 1d; without it for ever", valid: aRetention},
 		{Key: "log.level", Env: "HALDIR_LOG_LEVEL", Flag: "log-level", Default: "auto", Doc: "auto (info in serve, else warn), debug, info, warn or error", valid: oneOf("auto", "debug", "info", "warn", "error")},
 		{Key: "log.format", Env: "HALDIR_LOG_FORMAT", Flag: "log-format", Default: "auto", Doc: "auto, console or json", valid: oneOf("auto", "console", "json")},
 		{Key: "log.file", Env: "HALDIR_LOG_FILE", Doc: "a file to append the log to"},
@@ -96,6 +98,24 @@ func aSession(v string) error {
 	return nil
 }
 
+// leastRetain is the shortest time for which records are kept: nothing that is still under
+// way is older.
+const leastRetain = 24 * time.Hour
+
+func aRetention(v string) error {
+	var d duration
+	if v == "" {
+		return nil
+	}
+	if err := d.setText(v); err != nil {
+		return err
+	}
+	if time.Duration(d) < leastRetain {
+		return fmt.Errorf("%s is too short; records are kept for 1d at least, and without the key for ever", v)
+	}
+	return nil
+}
+
 func aDuration(v string) error { var d duration; return d.setText(v) }
 
 // settings returns the scalar settings that the document sets, checked.
@@ -106,7 +126,7 @@ func (c *checker) settings() map[string]any {
 		"keyring": c.doc.Keyring, "reload": c.doc.Reload, "list_wait": time.Duration(c.doc.ListWait).String(), "max_message_bytes": fmt.Sprint(c.doc.MaxMessage),
 	}
 	if a := c.doc.Audit; a != nil {
-		values["audit.arguments"] = a.Arguments
+		values["audit.arguments"], values["audit.retain"] = a.Arguments, time.Duration(a.Retain).String()
 	}
 	if l := c.doc.Log; l != nil {
 		values["log.level"], values["log.format"], values["log.file"] = l.Level, l.Format, l.File
@@ -217,6 +237,13 @@ func (l *Layered) Settings(c *Config) (Settings, error) {
 		return Settings{}, err
 	}
 	out.ListWait = time.Duration(wait)
+	if text := l.v.GetString("audit.retain"); text != "" {
+		var keep duration
+		if err := keep.setText(text); err != nil {
+			return Settings{}, err
+		}
+		out.Retain = time.Duration(keep)
+	}
 	if out.StateDir == "" {
 		dir, err := defaultStateDir()
 		if err != nil {

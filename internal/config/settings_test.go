@@ -81,6 +81,7 @@ var settings = map[string]struct {
 	"HALDIR_KEYRING":           {[3]string{"file", "auto", ""}, func(s config.Settings) string { return s.Keyring }, "disk"},
 	"HALDIR_RELOAD":            {[3]string{"auto", "confirm", ""}, func(s config.Settings) string { return s.Reload }, "never"},
 	"HALDIR_AUDIT_ARGUMENTS":   {[3]string{"full", "digest", ""}, func(s config.Settings) string { return string(s.Arguments) }, "none"},
+	"HALDIR_AUDIT_RETAIN":      {[3]string{"2160h0m0s", "24h0m0s", ""}, func(s config.Settings) string { return s.Retain.String() }, "23h"},
 	"HALDIR_LOG_LEVEL":         {[3]string{"warn", "error", "debug"}, func(s config.Settings) string { return s.LogLevel }, "trace"},
 	"HALDIR_LOG_FORMAT":        {[3]string{"json", "console", "json"}, func(s config.Settings) string { return s.LogFormat }, "xml"},
 	"HALDIR_LOG_FILE":          {[3]string{"/from/file", "/from/env", ""}, func(s config.Settings) string { return s.LogFile }, ""},

@@ -155,6 +155,9 @@ func TestSettingsInTheFile(t *testing.T) {
 		{"tool_name_limit, a text", in(`tool_name_limit: ‸"64"`), []string{"tool_name_limit: must be a whole number, not a text"}},
 		{"max_message_bytes", in("max_message_bytes: ‸10"), []string{`max_message_bytes: "10" is no whole number from 1024 to 1073741824`}},
 		{"audit.arguments", in("audit: {arguments: ‸ful}"), []string{`audit.arguments: "ful" is none of full, redacted, digest; did you mean "full"?`}},
+		{"audit.retain, short", in("audit: {retain: ‸1h}"), []string{`audit.retain: 1h0m0s is too short; records are kept for 1d at least, and without the key for ever`}},
+		{"audit.retain, nothing", in("audit: {retain: ‸0}"), []string{`audit.retain: 0s is too short; records are kept for 1d at least, and without the key for ever`}},
+		{"audit.retain, no duration", in("audit: {retain: ‸ever}"), []string{`audit.retain: "ever" is no duration; write it like 90s, 15m, 8h or 7d, or as a number of seconds`}},
 		{"log.level", in("log: {level: ‸trace}"), []string{`log.level: "trace" is none of auto, debug, info, warn, error`}},
 		{"log.format", in("log: {format: ‸jsn}"), []string{`log.format: "jsn" is none of auto, console, json; did you mean "json"?`}},
 	}.run(t)
