@@ -331,21 +331,32 @@ type Proof struct {
 }
 
 // Prove makes a checkpoint and proves that the record seq is among those that it
-// was signed over.
+// was signed over. A record that was pruned cannot be proven any more.
 func (l *Ledger) Prove(ctx context.Context, seq uint64) (Proof, error) {
-	var p Proof
 	var c audit.Checkpoint
+	var note string
 	for first := true; first || c.Size < seq; first = false {
 		before := c.Size
-		then := func() (err error) { c, p.Checkpoint, err = l.checkpoint(); return err }
+		then := func() (err error) { c, note, err = l.checkpoint(); return err }
 		if err := l.wait(ctx, &op{run: func(*tx) error { return nil }, then: then, done: make(chan error, 1)}); err != nil {
-			return p, err
+			return Proof{}, err
 		}
 		if c.Size == before {
 			break
 		}
 	}
-	prover, err := audit.NewProver(seq, c.Size)
+	return l.ProveIn(ctx, seq, c, note)
+}
+
+// ProveIn proves that the record seq is among those that a checkpoint was signed over,
+// whose note it is: one that was made before records were pruned is as good as any.
+func (l *Ledger) ProveIn(ctx context.Context, seq uint64, c audit.Checkpoint, note string) (Proof, error) {
+	p := Proof{Checkpoint: note}
+	gone, err := l.Pruned(ctx)
+	if err != nil {
+		return p, err
+	}
+	prover, err := audit.NewProver(gone, seq, c.Size)
 	if err != nil {
 		return p, err
 	}
@@ -354,7 +365,7 @@ func (l *Ledger) Prove(ctx context.Context, seq uint64) (Proof, error) {
 		return p, errors.Join(err, errors.New("the key is gone"))
 	}
 	done := errors.New("done")
-	_, _, err = l.Walk(ctx, 1, func(at uint64, raw []byte) error {
+	_, _, err = l.walk(ctx, gone.Size+1, func(at uint64, raw []byte) error {
 		if at > c.Size {
 			return done
 		}

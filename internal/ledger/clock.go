@@ -55,13 +55,19 @@ func (l *Ledger) ResetClock(ctx context.Context, reason string) (was, now time.T
 // the calls, or what they cost in micro-USD, whichever is more.
 func (t *tx) lately() (used int64, err error) {
 	var calls, cost int64
+	first := lookedBack(t.now)
+	for day, u := range t.history() { // whole days: too much rather than too little
+		if day >= dayOf(first) {
+			calls, cost = calls+u.Calls, plus(cost, u.Cost)
+		}
+	}
 	c := t.Bucket(bucketAudit).Cursor()
 	for k, raw := c.Last(); k != nil; k, raw = c.Prev() {
 		r, err := audit.Decode(raw)
 		if err != nil {
 			return 0, fmt.Errorf("%w: record %d: %w", ErrDamaged, number(k), err)
 		}
-		if r.Time.Before(t.now.AddDate(0, 0, -31)) {
+		if r.Time.Before(first) {
 			break
 		}
 		if r.Kind == audit.KindAttempt && r.Status == audit.StatusRunning {

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"time"
 
@@ -15,10 +14,11 @@ func (l *Ledger) Head() (uint64, error) {
 	return h.seq, err
 }
 
-// Raw returns the canonical bytes of a record, nil if there is none of that number.
+// Raw returns the canonical bytes of a record, nil if there is none of that number, or none
+// any more.
 func (l *Ledger) Raw(ctx context.Context, seq uint64) (raw []byte, err error) {
 	err = l.do(ctx, false, func(t *tx) error {
-		raw = bytes.Clone(t.Bucket(bucketAudit).Get(be64(seq)))
+		raw = source{t}.Record(seq)
 		return nil
 	})
 	return raw, err
@@ -29,10 +29,10 @@ func (l *Ledger) Raw(ctx context.Context, seq uint64) (raw []byte, err error) {
 func (l *Ledger) Since(ctx context.Context, at time.Time) (first, newest uint64, err error) {
 	err = l.do(ctx, false, func(t *tx) error {
 		newest, _ = t.head()
-		if first = 1; at.IsZero() {
+		s := source{t}
+		if first = s.First(); at.IsZero() {
 			return nil
 		}
-		s := source{t}
 		// Blocks from the newest on: the first that ends before at is not in.
 		block := newest / audit.BlockSize
 		for ; block > 0; block-- {
@@ -40,7 +40,7 @@ func (l *Ledger) Since(ctx context.Context, at time.Time) (first, newest uint64,
 				break
 			}
 		}
-		for first = max(1, block*audit.BlockSize); first <= newest; first++ {
+		for first = max(s.First(), block*audit.BlockSize); first <= newest; first++ {
 			raw := s.Record(first)
 			if raw == nil {
 				return nil // a walk from there tells what is wrong

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -65,7 +66,11 @@ func fullDisk(raw []byte) error {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return err
 	}
-	if err := syscall.Mount("tmpfs", c.Root, "tmpfs", 0, "size=1m,mode=0700"); err != nil {
+	size := "size=1m,mode=0700"
+	if c.What == "compact" {
+		size = "size=24m,mode=0700"
+	}
+	if err := syscall.Mount("tmpfs", c.Root, "tmpfs", 0, size); err != nil {
 		fmt.Println("skip: mount:", err)
 		return nil
 	}
@@ -77,6 +82,8 @@ func fullDisk(raw []byte) error {
 		s.reserve(c.Root, dir)
 	case "create":
 		s.create(c.Root, dir)
+	case "compact":
+		s.compact(c.Root, dir)
 	}
 	if s.failed {
 		return errors.New("failed")
@@ -235,6 +242,122 @@ func (s *scenario) create(root, dir string) {
 	}
 }
 
+// compact prunes and compacts on a disk that is full, or becomes full on the way.
+func (s *scenario) compact(root, dir string) {
+	e, err := policy.Compile(rulesets["figures"]())
+	if err != nil {
+		s.errorf("%v", err)
+		return
+	}
+	ctx, clock := context.Background(), newClock()
+	l, err := ledger.Open(ledger.Options{Dir: dir, Clock: clock.now, Logger: zerolog.Nop(), Retention: &ledger.Retention{Place: dir, Keep: 2 * day, Last: 100}})
+	if err != nil {
+		s.errorf("%v", err)
+		return
+	}
+	calls := func(n int) (failed int) {
+		text := strings.Repeat("x", 2000)
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				for range n / 20 {
+					ticket, d, err := l.Reserve(ctx, call("ses_a", "look", `{"text":"`+text+`"}`), e)
+					switch {
+					case err == nil && d.Verdict == policy.Allow:
+						l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+					case errors.Is(err, syscall.ENOSPC):
+						mu.Lock()
+						failed++
+						mu.Unlock()
+					default:
+						s.errorf("Reserve: %v %v", d.Verdict, err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		return failed
+	}
+	size := func() int64 {
+		info, err := os.Stat(filepath.Join(dir, "haldir.db"))
+		if err != nil {
+			s.errorf("%v", err)
+			return 0
+		}
+		return info.Size()
+	}
+	sound := func(when string) (pruned uint64) {
+		v, err := l.Verify(ctx, nil)
+		if err != nil {
+			s.errorf("Verify %s: %v", when, err)
+			return 0
+		}
+		if _, err := os.Stat(filepath.Join(dir, "haldir.db.compact")); !errors.Is(err, os.ErrNotExist) {
+			s.errorf("%s something is left of the work: %v", when, err)
+		}
+		return v.Pruned()
+	}
+	calls(1500)
+	if _, err := l.Prove(ctx, 1); err != nil {
+		s.errorf("Prove: %v", err)
+	}
+	clock.add(3 * day)
+	calls(200)
+	// The disk is full while records go. Calls find room where those were, or are refused.
+	empty, err := ballast(root, 0)
+	if err != nil {
+		s.errorf("%v", err)
+		return
+	}
+	clock.add(day)
+	failed := calls(400)
+	clock.add(time.Hour)
+	failed += calls(400)
+	pruned := sound("on a full disk")
+	fmt.Println("on a full disk", failed, "of 800 calls were refused, and", pruned, "records pruned")
+	before := size()
+	if _, err := l.Compact(ctx, nil); err == nil || !strings.Contains(err.Error(), "disk space") && !errors.Is(err, syscall.ENOSPC) {
+		s.errorf("a file was compacted without room for it: %v", err)
+	}
+	sound("after there was no room")
+	empty()
+	// Now there is room at the beginning.
+	var again func()
+	_, err = l.Compact(ctx, func(_, _ uint64) {
+		if again == nil {
+			again, err = ballast(root, 0)
+			if err != nil {
+				s.errorf("%v", err)
+			}
+		}
+	})
+	if err == nil || again == nil {
+		s.errorf("a file was compacted although the disk became full: %v", err)
+		return
+	}
+	fmt.Println("on the way:", err)
+	sound("after the disk became full")
+	again()
+	if size() < before {
+		s.errorf("the file has %d bytes, and had %d", size(), before)
+	}
+	c, err := l.Compact(ctx, nil)
+	if err != nil || c.After >= c.Before || size() != c.After {
+		s.errorf("Compact: %+v %v", c, err)
+	}
+	if failed := calls(200); failed > 0 {
+		s.errorf("%d calls were refused at the end", failed)
+	}
+	if sound("at the end") == 0 {
+		s.errorf("nothing was ever pruned")
+	}
+	fmt.Printf("%+v\n", c)
+	if err := l.Close(ctx); err != nil {
+		s.errorf("Close: %v", err)
+	}
+}
+
 // mounted runs a worker that may mount, or skips the test.
 func mounted(t *testing.T, what string) {
 	t.Helper()
@@ -271,6 +394,8 @@ func mounted(t *testing.T, what string) {
 }
 
 func TestALedgerBegunOnAFullDiskWorksOnceThereIsSpace(t *testing.T) { mounted(t, "create") }
+
+func TestACompactionThatRunsOutOfDiskSpaceChangesNothing(t *testing.T) { mounted(t, "compact") }
 
 func TestAFullDiskRefusesCallsAndLosesNoSettlement(t *testing.T) { mounted(t, "reserve") }
 

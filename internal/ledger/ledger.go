@@ -36,6 +36,9 @@ type Options struct {
 	Dir    string // the state directory; made with mode 0700 if absent
 	Clock  func() time.Time
 	Logger zerolog.Logger
+	// Retention is for how long records are kept; nil for a process that is not asked, and
+	// prunes none. See [Ledger.Retain].
+	Retention *Retention
 	// NoSync leaves out syncing to disk: for tests and benchmarks only, a power
 	// cut would damage the file.
 	NoSync bool
@@ -71,6 +74,13 @@ type Ledger struct {
 	owedAt   time.Time // when owed settlements are due; zero when none
 	due      bool      // the last commit left enough to sign
 	signAt   time.Time // when what is new is signed at the latest; zero when nothing is
+
+	appended    int       // records, since it was last looked whether any are to be pruned
+	pruneLooked time.Time // when a boundary was last looked for
+	pruneFailed string    // why nothing was pruned, as it was said last
+	claimed     Retention // what others were told last
+	claimedAt   time.Time
+	unheard     bool // somebody prunes, and they are to be told before anything is written
 }
 
 // op is one operation inside a transaction. run may be called several times, in
@@ -429,6 +439,7 @@ func (l *Ledger) heal() error {
 	owners, untidy := map[string]bool{}, false
 	err := l.commit([]*op{{run: func(t *tx) error {
 		clear(owners)
+		l.unheard = t.unheard(l.retention())
 		untidy = t.untidy(owners)
 		now := string(t.space(spaceMeta).get(keyID))
 		l.began = cmp.Or(l.began, now)
@@ -516,6 +527,13 @@ func (l *Ledger) run(ops, debts []*op) {
 	}
 	if write && l.db != nil {
 		l.sign(l.due)
+		l.prune()
+	}
+	if l.unheard && l.db != nil {
+		l.unheard = false
+		if err := l.commit([]*op{{write: true, run: func(*tx) error { return nil }}}); err != nil {
+			l.o.Logger.Warn().Err(err).Msg("others do not know for how long records are to be kept")
+		}
 	}
 }
 
@@ -565,10 +583,22 @@ func (l *Ledger) commit(ops []*op) error {
 		return errFreed
 	}
 	var newHead head
+	var began uint64
+	var claims *Retention
+	var now time.Time
 	body := func(btx *bolt.Tx) error {
 		t := &tx{Tx: btx, moved: l.moved}
 		if err := t.tick(l.o.Clock()); err != nil {
 			return err
+		}
+		now = t.now
+		began, _ = t.head()
+		if claims = l.retention(); claims != nil && write && (*claims != l.claimed || now.Sub(l.claimedAt) >= claimEach || now.Before(l.claimedAt)) {
+			if err := t.claim(*claims); err != nil {
+				return err
+			}
+		} else {
+			claims = nil
 		}
 		for _, o := range ops {
 			if err := o.run(t); err != nil {
@@ -588,7 +618,11 @@ func (l *Ledger) commit(ops []*op) error {
 	if errors.Is(err, berrors.ErrIncompatibleValue) { // where a bucket should be, there is something else
 		err = blame(err)
 	}
+	if err == nil && claims != nil {
+		l.claimed, l.claimedAt = *claims, now
+	}
 	if err == nil && write {
+		l.appended += int(newHead.seq - began) //nolint:gosec // what one transaction appends
 		if err := l.headFile.write(l.o.Dir, newHead); err != nil {
 			l.o.Logger.Warn().Err(err).Msg("could not write the ledger's head file")
 		}

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"slices"
+	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
 )
@@ -61,13 +64,36 @@ type stored struct {
 
 // Walk calls f with every record from first on, in order, with its number and
 // its canonical bytes, which are f's. Records that are appended meanwhile are
-// walked as well. It returns the head as it was with the last of them.
+// walked as well. It returns the head as it was with the last of them. It begins
+// with the first record that is kept; if that is pruned while it is walked to,
+// the error is [audit.ErrPruned].
 func (l *Ledger) Walk(ctx context.Context, first uint64, f func(key uint64, raw []byte) error) (headSeq uint64, headHash audit.Hash, err error) {
+	err = l.do(ctx, false, func(t *tx) error { first = max(first, kept(t.pruned())); return nil })
+	if err != nil {
+		return 0, headHash, err
+	}
+	return l.walk(ctx, first, f)
+}
+
+// kept returns where a walk through all records begins: what somebody has put before the
+// first is to be found, but not what is still to be deleted.
+func kept(gone uint64) uint64 {
+	if gone == 0 {
+		return 0
+	}
+	return gone + 1
+}
+
+// walk is Walk from exactly first on.
+func (l *Ledger) walk(ctx context.Context, first uint64, f func(key uint64, raw []byte) error) (headSeq uint64, headHash audit.Hash, err error) {
 	for {
 		var records []stored
 		err := l.do(ctx, false, func(t *tx) error {
 			records = records[:0]
 			headSeq, headHash = t.head()
+			if gone := t.pruned(); gone > 0 && first <= gone {
+				return fmt.Errorf("record %d: %w meanwhile; begin again", first, audit.ErrPruned)
+			}
 			c := t.Bucket(bucketAudit).Cursor()
 			for k, raw := c.Seek(be64(first)); k != nil && len(records) < page; k, raw = c.Next() {
 				records = append(records, stored{number(k), bytes.Clone(raw)})
@@ -92,16 +118,36 @@ func (l *Ledger) Walk(ctx context.Context, first uint64, f func(key uint64, raw 
 // Verify checks the whole chain, against the checkpoints of the log and extra
 // ones that were kept elsewhere. Records that are appended meanwhile are
 // checked as well. progress, if not nil, is told now and then how many records
-// are done. The error is an [*audit.Damage] when the chain is not intact.
+// are done. The error is an [*audit.Damage] when the chain is not intact. Where the
+// beginning was pruned, it begins with what was signed of that.
 func (l *Ledger) Verify(ctx context.Context, progress func(done uint64), extra ...audit.Checkpoint) (*audit.Verifier, error) {
+	for {
+		v, err := l.verify(ctx, progress, extra)
+		if !errors.Is(err, audit.ErrPruned) {
+			return v, err
+		}
+	}
+}
+
+func (l *Ledger) verify(ctx context.Context, progress func(done uint64), extra []audit.Checkpoint) (*audit.Verifier, error) {
 	list, _, err := l.Checkpoints(ctx)
 	if err != nil {
+		return nil, err
+	}
+	gone, err := l.Pruned(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := known(list, extra, gone.Size); err != nil {
 		return nil, err
 	}
 	list = append(list, extra...)
 	slices.SortStableFunc(list, func(a, b audit.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
 	v := &audit.Verifier{Checkpoints: list}
-	headSeq, headHash, err := l.Walk(ctx, 0, func(key uint64, raw []byte) error {
+	if err := v.Begin(gone); err != nil {
+		return v, err
+	}
+	headSeq, headHash, err := l.walk(ctx, kept(gone.Size), func(key uint64, raw []byte) error {
 		err := v.Add(key, raw)
 		if progress != nil && v.Count()%page == 0 {
 			progress(v.Count())
@@ -114,17 +160,41 @@ func (l *Ledger) Verify(ctx context.Context, progress func(done uint64), extra .
 	return v, v.Finish(headSeq, headHash)
 }
 
+// known compares checkpoints that were kept elsewhere, of before the first record that is
+// kept, with those of the log: the records that they are about are not there any more.
+func known(list, extra []audit.Checkpoint, gone uint64) error {
+	for _, c := range extra {
+		if c.Size >= gone {
+			continue
+		}
+		for _, own := range list {
+			if own.Size == c.Size && (own.Root != c.Root || own.Head != c.Head) {
+				return &audit.Damage{Kind: audit.DamageFork, Detail: fmt.Sprintf(
+					"the checkpoint of %s over %d records is not the one in the log", c.Time.Format("2006-01-02 15:04:05Z"), c.Size)}
+			}
+		}
+	}
+	return nil
+}
+
 // Stats describes the file.
 type Stats struct {
 	Path        string `json:"path"`
 	Bytes       int64  `json:"bytes"`
 	FreeBytes   int64  `json:"free_bytes"` // inside the file, to be used again
 	Format      int    `json:"format"`
-	Records     uint64 `json:"records"`
+	Records     uint64 `json:"records"`      // that are kept
+	First       uint64 `json:"first_record"` // the number of the first of them; 0 if there is none
+	Last        uint64 `json:"last_record"`
+	Unswept     uint64 `json:"unswept_records"` // that were pruned and are still in the file
 	Checkpoints uint64 `json:"checkpointed_records"`
 	Sessions    int    `json:"sessions"`
 	Open        int    `json:"open_calls"`
 	RecordBytes int    `json:"record_bytes"` // canonical bytes of all records
+	// Kept is for how long records are kept, in seconds, and Keeps whose config says so; 0 is
+	// for ever.
+	Kept  int64  `json:"retain_seconds"`
+	Keeps string `json:"retain_by,omitempty"`
 }
 
 // Stats reads every record; with many that takes a while.
@@ -132,7 +202,21 @@ func (l *Ledger) Stats(ctx context.Context) (s Stats, err error) {
 	err = l.do(ctx, false, func(t *tx) error {
 		s = Stats{Path: t.DB().Path(), Bytes: t.Size(), Format: FormatVersion}
 		s.FreeBytes = int64(t.DB().Stats().FreePageN+t.DB().Stats().PendingPageN) * int64(t.DB().Info().PageSize)
-		s.Records, _ = t.head()
+		gone := t.pruned()
+		s.Last, _ = t.head()
+		if s.Records = s.Last - gone; s.Records > 0 {
+			s.First = gone + 1
+		}
+		if k, _ := t.Bucket(bucketAudit).Cursor().First(); k != nil && number(k) <= gone {
+			s.Unswept = gone + 1 - number(k)
+		}
+		claims, _, err := t.claims()
+		if err != nil {
+			return err
+		}
+		if len(claims) > 0 {
+			s.Kept, s.Keeps = int64(claims[0].Keep/time.Second), claims[0].Place
+		}
 		state, err := t.checkpointed()
 		if err != nil {
 			return err
@@ -150,8 +234,13 @@ func (l *Ledger) Stats(ctx context.Context) (s Stats, err error) {
 	if err != nil {
 		return s, err
 	}
-	_, _, err = l.Walk(ctx, 0, func(_ uint64, raw []byte) error { s.RecordBytes += len(raw); return nil })
-	return s, err
+	for {
+		s.RecordBytes = 0
+		_, _, err = l.Walk(ctx, 0, func(_ uint64, raw []byte) error { s.RecordBytes += len(raw); return nil })
+		if !errors.Is(err, audit.ErrPruned) {
+			return s, err
+		}
+	}
 }
 
 // LoadCatalogue returns what [Ledger.SaveCatalogue] stored under key last, nil

@@ -38,8 +38,9 @@ type Recovery struct {
 	Records  uint64   `json:"records"` // in it
 	First    uint64   `json:"first_seq,omitempty"`
 	Last     uint64   `json:"last_seq,omitempty"`
-	Missing  []Range  `json:"missing"`         // at most 100 of them
-	Lost     uint64   `json:"records_missing"` // in all
+	Pruned   uint64   `json:"pruned_seq,omitempty"` // the last record that was pruned: it and those before are not missing
+	Missing  []Range  `json:"missing"`              // at most 100 of them
+	Lost     uint64   `json:"records_missing"`      // in all
 	// Doubt means that sessions and counters are lost as well, or that records are
 	// missing by which they could be checked. Then a limit counts
 	// as used up until its window has passed. One without a window does until
@@ -129,6 +130,7 @@ type salvage struct {
 	chain  []place            // the verified ones, the newest first
 	hot    map[string][]byte  // nil unless its tree is whole
 	rest   map[string]map[string][]byte
+	gone   uint64    // the records that were pruned, as the database or the chain says
 	newest uint64    // the greatest number that anything speaks of
 	last   time.Time // of the newest verified record
 	spent  spending
@@ -141,6 +143,7 @@ type place struct {
 	prev, hash audit.Hash
 	offset     int64
 	size       int
+	gone       uint64 // how many records were pruned, as it says
 }
 
 // spending is what the records say was spent, by sessions and by their tools.
@@ -198,9 +201,10 @@ func (s *salvage) read() (err error) {
 		return err
 	}
 	s.link()
-	if uint64(len(s.chain)) < s.newest {
+	if uint64(len(s.chain)) < s.newest-s.gone {
 		// What was used cannot be counted again from the records, and a counter that
-		// the same damage has changed would go unnoticed.
+		// the same damage has changed would go unnoticed. Of records that were pruned
+		// the counters are all there is.
 		s.hot = nil
 	}
 	return s.write()
@@ -213,9 +217,13 @@ func (s *salvage) trees(log []byte, key *audit.Key) {
 		s.blame(at(s.file.Name(), err))
 		return
 	}
+	gone, unknown := s.pruned(m)
 	v := audit.Verifier{Checkpoints: s.signed}
-	var broken error
-	anchored := s.anchor.seq == 0
+	broken := errors.Join(unknown, v.Begin(gone))
+	if broken == nil {
+		s.gone = gone.Size
+	}
+	anchored := s.anchor.seq <= s.gone && (s.anchor.seq < s.gone || s.anchor.seq == 0 || s.anchor.hash == gone.Head)
 	w := walker{f: s.file, deep: bottom}
 	err = w.buckets(m, func(b element) error {
 		entries := map[string][]byte{}
@@ -227,6 +235,9 @@ func (s *salvage) trees(log []byte, key *audit.Key) {
 				return nil
 			default:
 				return nil
+			}
+			if number(k) <= s.gone {
+				return nil // it is still to be deleted
 			}
 			if broken == nil {
 				broken = v.Add(number(k), raw)
@@ -286,6 +297,28 @@ func (s *salvage) trees(log []byte, key *audit.Key) {
 	s.signed = append(s.signed, audit.Checkpoint{Size: headSeq, Head: headHash})
 }
 
+// pruned returns what the database knows of records that are gone. It reads no more of the
+// file than it must: what is wrong elsewhere is found by trees.
+func (s *salvage) pruned(m meta) (audit.Pruned, error) {
+	hot := map[string][]byte{}
+	w := walker{f: s.file, deep: bottom}
+	err := w.buckets(m, func(b element) error {
+		if string(b.key) != string(bucketHot) {
+			return nil
+		}
+		return w.bucket(b, func(k, raw []byte) error {
+			if k[0] == spaceMeta {
+				hot[string(k[1:])] = bytes.Clone(raw)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return audit.Pruned{}, nil //nolint:nilerr // see above
+	}
+	return frontier(hot[string(keyPruned)], hot[string(keyFrontier)])
+}
+
 // readable reports whether all sessions and counters can be read.
 func readable(hot map[string][]byte) bool {
 	for k, v := range hot {
@@ -336,7 +369,7 @@ func (s *salvage) records(page []byte, end int64) {
 		if err != nil || len(e.key) != 8 || number(e.key) != r.Seq {
 			continue
 		}
-		p := place{seq: r.Seq, prev: r.Prev, hash: audit.Sum(e.value), offset: end - int64(cap(e.value)), size: len(e.value)}
+		p := place{seq: r.Seq, prev: r.Prev, hash: audit.Sum(e.value), offset: end - int64(cap(e.value)), size: len(e.value), gone: r.PrunedTo()}
 		known := false
 		for _, q := range s.found[r.Seq] {
 			known = known || q.hash == p.hash
@@ -376,6 +409,11 @@ func (s *salvage) link() {
 		s.newest = max(s.newest, numbers[n-1])
 	}
 	slices.Reverse(s.chain)
+	for _, p := range s.chain {
+		s.gone = max(s.gone, p.gone)
+	}
+	// What was pruned is not to come back out of pages that are free.
+	s.chain = slices.DeleteFunc(s.chain, func(p place) bool { return p.seq <= s.gone })
 }
 
 // write writes the records of the chain to a file of their own.
@@ -452,8 +490,9 @@ const most = 100
 func (s *salvage) describe() {
 	r := &s.result
 	r.Why, r.SHA256, r.Records, r.Doubt = s.why.Error(), s.sum, uint64(len(s.chain)), s.hot == nil
-	r.Lost = s.newest - r.Records
-	expected := uint64(1)
+	r.Pruned = s.gone
+	r.Lost = s.newest - s.gone - r.Records
+	expected := s.gone + 1
 	missing := func(upTo uint64) {
 		if expected <= upTo && len(r.Missing) < most {
 			r.Missing = append(r.Missing, Range{expected, upTo})
@@ -523,7 +562,7 @@ func (s *salvage) fill(t *tx) error {
 		err = errors.Join(err, meta.put(keyDoubt, stamp(t.now)))
 	}
 	for k, v := range s.hot {
-		if k[0] == spaceSessions || k[0] == spaceCounters || k == string(spaceMeta)+string(keyDoubt) || k == string(spaceMeta)+string(keyStopped) {
+		if k[0] == spaceSessions || k[0] == spaceCounters || k[0] == spaceRetain || k == string(spaceMeta)+string(keyDoubt) || k == string(spaceMeta)+string(keyStopped) {
 			err = errors.Join(err, t.Bucket(bucketHot).Put([]byte(k), v))
 		}
 	}

@@ -22,6 +22,7 @@ const (
 	spaceHolds    = 'h' // call id → held as JSON
 	spaceLoops    = 'l' // hash → window start, value, window end; see loop.go
 	spaceConfigs  = 'g' // SHA-256 of a config → seq of its record
+	spaceRetain   = 'r' // hash of a config's path and setting → claim as JSON; see prune.go
 )
 
 func (s space) key(k []byte) []byte { return append(append(make([]byte, 0, 1+len(k)), s.prefix), k...) }

@@ -24,8 +24,9 @@ import (
 )
 
 // FormatVersion is the version of the file format. A newer file is refused, an
-// older one brought up to date: 2 added the index, 3 approvals.
-const FormatVersion = 3
+// older one brought up to date: 2 added the index, 3 approvals; since 4 the first records may
+// be gone.
+const FormatVersion = 4
 
 // The buckets. Their names and contents are the file format.
 var (
@@ -185,7 +186,16 @@ func continues(t *tx, anchor head, path, dir string) error {
 		return fmt.Errorf("%w: %s ends at record %d, but %s says that %d were written: an older copy was put back or its end is lost",
 			ErrDamaged, path, seq, headPath(dir), anchor.seq)
 	}
-	if anchor.seq > 0 && seq > anchor.seq {
+	gone, err := t.frontier()
+	if err != nil {
+		return nil //nolint:nilerr // Verify tells of it
+	}
+	switch {
+	case anchor.seq > 0 && anchor.seq < gone.Size:
+		return nil // the head file lags far behind: what it knew of is gone
+	case anchor.seq > 0 && anchor.seq == gone.Size:
+		hash = gone.Head
+	case anchor.seq > 0 && seq > anchor.seq:
 		hash = audit.Sum(t.Bucket(bucketAudit).Get(be64(anchor.seq)))
 	}
 	if anchor.seq > 0 && hash != anchor.hash {
@@ -509,8 +519,14 @@ type source struct{ t *tx }
 
 func (s source) Head() uint64 { seq, _ := s.t.head(); return seq }
 
-// Record copies: the bytes in the file are good only within the transaction.
+func (s source) First() uint64 { return s.t.pruned() + 1 }
+
+// Record copies: the bytes in the file are good only within the transaction. A record that
+// is gone may not be deleted yet.
 func (s source) Record(seq uint64) []byte {
+	if seq <= s.t.pruned() {
+		return nil
+	}
 	return bytes.Clone(s.t.Bucket(bucketAudit).Get(be64(seq)))
 }
 

@@ -1,0 +1,478 @@
+package ledger_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+const day = 24 * time.Hour
+
+// retained opens a ledger that keeps records for 90 days.
+func retained(tb testing.TB, dir string, clock *fakeClock) *ledger.Ledger {
+	tb.Helper()
+	return open(tb, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now, Retention: &ledger.Retention{Place: "haldir.yaml", Keep: 90 * day}})
+}
+
+// busy makes calls; the records of each are an attempt and an outcome.
+func busy(tb testing.TB, l *ledger.Ledger, calls int) {
+	tb.Helper()
+	e := engine(tb, rulesets["figures"]())
+	for range calls {
+		ticket, d := reserve(tb, l, call("ses_a", "look", `{}`), e)
+		if d.Verdict != policy.Allow {
+			tb.Fatalf("a call was refused: %s", d.Reason)
+		}
+		l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+	}
+	flush(tb, l)
+}
+
+func gone(tb testing.TB, l *ledger.Ledger) uint64 {
+	tb.Helper()
+	p, err := l.Pruned(context.Background())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p.Size
+}
+
+// aged makes a ledger with 2,000 calls and prunes what is older than 90 days of them.
+func aged(tb testing.TB, dir string) (*ledger.Ledger, *fakeClock) {
+	tb.Helper()
+	clock := newClock()
+	l := retained(tb, dir, clock)
+	busy(tb, l, 1000)
+	clock.add(91 * day)
+	busy(tb, l, 600) // finds the boundary
+	clock.add(day + time.Minute)
+	busy(tb, l, 600) // prunes and deletes
+	return l, clock
+}
+
+func TestOldRecordsGoAndTheChainTellsOfIt(t *testing.T) {
+	dir := stateDir(t)
+	l, _ := aged(t, dir)
+	n := gone(t, l)
+	if n < 1000 || n > 2002 {
+		t.Fatalf("%d records are gone, want most of the first 2,002", n)
+	}
+	v, err := l.Verify(context.Background(), nil)
+	if err != nil || v.Pruned() != n {
+		t.Fatalf("Verify begins after %d: %v", v.Pruned(), err)
+	}
+	told := audit.Pruning{}
+	for _, e := range entries(t, l) {
+		if e.Seq <= n {
+			t.Fatalf("entry %d is listed, and the first %d are gone", e.Seq, n)
+		}
+		if e.Kind == audit.KindLedger.String() && e.Status == audit.StatusPruned {
+			if err := json.Unmarshal(e.Arguments, &told); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if told.From != 1 || told.To != n || told.Retain != "2160h0m0s" {
+		t.Errorf("the chain tells %+v, and %d are gone", told, n)
+	}
+	inspect(t, dir, func(tx *bolt.Tx) {
+		for _, name := range []string{"audit", "outcomes"} {
+			if k, _ := tx.Bucket([]byte(name)).Cursor().First(); keyNumber(k) <= n {
+				t.Errorf("%s still has %d", name, keyNumber(k))
+			}
+		}
+		if k, _ := tx.Bucket([]byte("index")).Cursor().First(); keyNumber(k[:8]) != (n+1)/audit.BlockSize {
+			t.Errorf("the index still has block %d", keyNumber(k[:8]))
+		}
+	})
+}
+
+func keyNumber(k []byte) (n uint64) {
+	for _, b := range k {
+		n = n<<8 | uint64(b)
+	}
+	return n
+}
+
+// little opens a ledger that keeps little: so few records that a test need not make many.
+func little(tb testing.TB, dir string, clock *fakeClock, place string, keep time.Duration) *ledger.Ledger {
+	tb.Helper()
+	return open(tb, ledger.Options{
+		Dir: dir, NoSync: true, Clock: clock.now, Retention: &ledger.Retention{Place: filepath.Join(dir, place), Keep: keep, Last: 20},
+	})
+}
+
+// crowd has calls made by many at once.
+func crowd(tb testing.TB, l *ledger.Ledger, calls int) {
+	tb.Helper()
+	e := engine(tb, rulesets["figures"]())
+	var wg sync.WaitGroup
+	for w := range 32 {
+		wg.Go(func() {
+			for i := w; i < calls; i += 32 {
+				ticket, d, err := l.Reserve(context.Background(), call(fmt.Sprintf("ses_%d", i%5), "look", `{}`), e)
+				if err != nil || d.Verdict != policy.Allow {
+					tb.Errorf("Reserve: %v %v", d.Verdict, err)
+					return
+				}
+				l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+			}
+		})
+	}
+	wg.Wait()
+	flush(tb, l)
+	// The first checkpoint is made after a while, which is not that of a test's clock.
+	list, _, err := l.Checkpoints(context.Background())
+	if err == nil && len(list) == 0 {
+		_, err = l.Prove(context.Background(), 1)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// pass lets days pass, with a few calls in each.
+func pass(tb testing.TB, l *ledger.Ledger, clock *fakeClock, days int) {
+	tb.Helper()
+	for range days {
+		clock.add(day)
+		crowd(tb, l, 40)
+		crowd(tb, l, 40) // with the first a checkpoint was made
+	}
+}
+
+func TestWhatSomebodyNeedsStays(t *testing.T) {
+	for name, begin := range map[string]func(*testing.T, *ledger.Ledger) (seq uint64, end func()){
+		"a call that is open": func(t *testing.T, l *ledger.Ledger) (uint64, func()) {
+			ticket, _ := reserve(t, l, call("ses_a", "look", `{}`), engine(t, shop()))
+			return ticket.Seq, func() { l.Settle(ticket, ledger.Outcome{Result: ledger.Done}) }
+		},
+		"a call that waits for a person": func(t *testing.T, l *ledger.Ledger) (uint64, func()) {
+			ticket, d := reserve(t, l, call("ses_a", "look", `{}`), engine(t, policy.Ruleset{Policies: []policy.Rule{{
+				Type: policy.TypeApproval, ID: "ask", Tools: []string{"shop/look"}, Timeout: day,
+			}}}))
+			if d.Verdict != policy.Ask {
+				t.Fatalf("%v: %s", d.Verdict, d.Reason)
+			}
+			return ticket.Seq, func() {
+				if _, err := l.Answer(context.Background(), ticket.Approval, ledger.Answer{Allow: true, Channel: ledger.ChannelTerminal}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			clock := newClock()
+			l := little(t, stateDir(t), clock, "a", 2*time.Hour)
+			hours := func(n int) {
+				for range n {
+					clock.add(time.Hour)
+					crowd(t, l, 40)
+				}
+				compact(t, l) // which does not wait for a day
+			}
+			hours(2)
+			seq, end := begin(t, l)
+			hours(6)
+			if n := gone(t, l); n == 0 || n >= seq {
+				t.Errorf("%d records are gone; number %d is needed, and those before it are not", n, seq)
+			}
+			end()
+			flush(t, l)
+			hours(1)
+			if n := gone(t, l); n < seq {
+				t.Errorf("%d records are gone; number %d is not needed any more", n, seq)
+			}
+			verify(t, l)
+		})
+	}
+}
+
+func TestTheNewestRecordsStayHoweverOldTheyAre(t *testing.T) {
+	clock := newClock()
+	dir := stateDir(t)
+	l := retained(t, dir, clock)
+	crowd(t, l, 1500)
+	for range 5 {
+		clock.add(400 * day)
+		crowd(t, l, 40)
+	}
+	n, newest := gone(t, l), uint64(0)
+	inspect(t, dir, func(tx *bolt.Tx) { newest = keyNumber(space(tx, 'm')["head"][:8]) })
+	if n == 0 || newest-n < 1000 {
+		t.Errorf("%d of %d records are gone", n, newest)
+	}
+	verify(t, l)
+}
+
+// Whoever wants more kept has it kept, also one who is not there at the moment.
+func TestTheLongestRetentionCounts(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	mine := func(keep time.Duration) *ledger.Ledger { return little(t, dir, clock, "mine", keep) }
+	l := mine(10 * day)
+	other := little(t, dir, clock, "other", 30*day)
+	crowd(t, other, 40)
+	closeLedger(t, other)
+	for _, place := range []string{"mine", "other"} {
+		put(t, dir, place, nil)
+	}
+	pass(t, l, clock, 28)
+	if n := gone(t, l); n != 0 {
+		t.Errorf("%d records are gone after 28 days, and somebody keeps them for 30", n)
+	}
+	pass(t, l, clock, 8)
+	n := gone(t, l)
+	if n == 0 {
+		t.Fatal("nothing is gone after 36 days")
+	}
+	if s, err := l.Stats(context.Background()); err != nil || s.Kept != int64(30*day/time.Second) || s.Keeps != filepath.Join(dir, "other") {
+		t.Errorf("it says that %s keeps records for %d s (%v)", s.Keeps, s.Kept, err)
+	}
+	// One without the key wants all of them, for as long as its config is there.
+	all := little(t, dir, clock, "all", 0)
+	put(t, dir, "all", nil)
+	n = gone(t, all) // it needs no more to be heard
+	closeLedger(t, all)
+	pass(t, l, clock, 60)
+	if now := gone(t, l); now != n {
+		t.Errorf("%d records are gone, and were %d when somebody came who wants them all", now, n)
+	}
+	if err := os.Remove(filepath.Join(dir, "all")); err != nil {
+		t.Fatal(err)
+	}
+	pass(t, l, clock, 8)
+	if now := gone(t, l); now == n {
+		t.Errorf("%d records are gone, although the config that kept them is", now)
+	}
+	// The same config with another setting: the new one counts, a day later.
+	n = gone(t, l)
+	l.Retain(ledger.Retention{Place: filepath.Join(dir, "mine"), Last: 20})
+	pass(t, l, clock, 40)
+	if now := gone(t, l); now != n {
+		t.Errorf("%d records are gone, and were %d when its config was changed to keep all", now, n)
+	}
+	l.Retain(ledger.Retention{Place: filepath.Join(dir, "mine"), Keep: 40 * day, Last: 20})
+	pass(t, l, clock, 8)
+	if now := gone(t, l); now == n {
+		t.Error("nothing has gone, although its config was changed again")
+	}
+	verify(t, l)
+}
+
+func TestNothingGoesByDefault(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	for range 3 {
+		clock.add(10_000 * day)
+		crowd(t, l, 800)
+	}
+	compact(t, l)
+	if n := gone(t, l); n != 0 {
+		t.Errorf("%d records are gone, and nobody has asked for that", n)
+	}
+}
+
+// A clock that is years ahead makes everything look old. Until it was so for a day, that is
+// mended by setting it back.
+func TestAClockThatWasAheadForAnHourPrunesNothing(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 10*day)
+	pass(t, l, clock, 3)
+	clock.add(1000 * day)
+	pass := func() { crowd(t, l, 80); clock.add(20 * time.Minute) }
+	for range 3 {
+		pass()
+	}
+	clock.add(-1000 * day)
+	if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+		t.Fatal(err)
+	}
+	for range 12 {
+		pass()
+		clock.add(12 * time.Hour)
+	}
+	if n := gone(t, l); n != 0 {
+		t.Errorf("%d records of the last 9 days are gone", n)
+	}
+	for range 20 {
+		pass()
+		clock.add(12 * time.Hour)
+	}
+	if n := gone(t, l); n == 0 {
+		t.Error("nothing is gone, although the clock is right again")
+	}
+	verify(t, l)
+}
+
+// What a limit counts is not in the records alone: when the clock is set back, that of the
+// last 31 days counts, also of records that are gone.
+func TestTheClockIsSetBackWithWhatPrunedCallsHaveUsed(t *testing.T) {
+	e := engine(t, shop()) // 100 calls an hour
+	for _, compacted := range []bool{false, true} {
+		clock, dir := newClock(), stateDir(t)
+		l := little(t, dir, clock, "a", 2*day)
+		for range 99 {
+			ticket, _ := reserve(t, l, call("ses_a", "look", `{}`), e)
+			l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+		}
+		flush(t, l)
+		steal := func(n int) {
+			for range n {
+				reserve(t, l, call("ses_a", "steal", `{}`), e)
+			}
+		}
+		for range 6 {
+			clock.add(day)
+			steal(60)
+			crowd(t, l, 0)
+			if compacted {
+				compact(t, l)
+			} else {
+				steal(600)
+			}
+		}
+		if n := gone(t, l); n < 199 {
+			t.Fatalf("%d records are gone, want those of all calls", n)
+		}
+		clock.add(1000 * day) // in which a window begins anew
+		reserve(t, l, call("ses_a", "look", `{}`), e)
+		clock.add(-1000 * day)
+		if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+			t.Fatal(err)
+		}
+		if _, d := reserve(t, l, call("ses_a", "look", `{}`), e); d.Verdict == policy.Allow {
+			t.Errorf("compacted %v: 100 calls of the last 31 days are forgotten with their records", compacted)
+		}
+	}
+}
+
+// While calls run, old records go as new ones come, and the file does not grow.
+func TestAFileDoesNotGrowWhileRecordsGo(t *testing.T) {
+	goal := uint64(100_000)
+	if slowdown > 1 {
+		goal = 20_000
+	}
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 2*day)
+	pages := func() (n int64) {
+		inspect(t, dir, func(tx *bolt.Tx) { n = tx.Size() / 4096 })
+		return n
+	}
+	var before uint64
+	var steady, most int64
+	for days := 0; gone(t, l) < before+goal; days++ {
+		clock.add(day)
+		for range 4 {
+			crowd(t, l, 1000)
+			clock.add(time.Minute)
+		}
+		switch {
+		case days == 7:
+			before, steady = gone(t, l), pages()
+			if before == 0 {
+				t.Fatal("nothing is gone after a week")
+			}
+		case days > 7 && days%4 == 0:
+			most = max(most, pages())
+		case days > 100:
+			t.Fatalf("after 100 days %d records are gone", gone(t, l))
+		}
+	}
+	t.Logf("%d records have gone; %d pages at the beginning, %d at most since", gone(t, l)-before, steady, most)
+	if most > steady+steady/5 {
+		t.Errorf("the file has grown from %d to %d pages while as many records went as came", steady, most)
+	}
+	verify(t, l)
+}
+
+// An older database is brought up to date, and prunes like any other.
+func TestADatabaseOfBeforePruningIsBroughtUpToDate(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	crowd(t, l, 100)
+	closeLedger(t, l)
+	setVersion(t, dir, binary.BigEndian.AppendUint64(nil, 3))
+	l = little(t, dir, clock, "a", 2*day)
+	pass(t, l, clock, 5)
+	if gone(t, l) == 0 {
+		t.Error("nothing is gone")
+	}
+	verify(t, l)
+	inspect(t, dir, func(tx *bolt.Tx) {
+		if v := keyNumber(space(tx, 'm')["version"]); v != ledger.FormatVersion {
+			t.Errorf("the version is %d", v)
+		}
+	})
+}
+
+// Whatever is recovered of a ledger, what was pruned is not missing, and does not come back.
+func TestWhatWasPrunedIsNotMissingAfterARecovery(t *testing.T) {
+	for name, harm := range map[string]func(t *testing.T, dir string){
+		"a record was changed": func(t *testing.T, dir string) {
+			change(t, dir, func(records, _ *bolt.Bucket) error {
+				k, v := records.Cursor().Last()
+				v = bytes.Clone(v)
+				v[len(v)-40] ^= 1
+				return records.Put(bytes.Clone(k), v)
+			})
+		},
+		"the first pages are gone": func(t *testing.T, dir string) {
+			b := read(t, dir, "haldir.db")
+			clear(b[:2*4096])
+			put(t, dir, "haldir.db", b)
+		},
+		"it was forged what was pruned": func(t *testing.T, dir string) {
+			change(t, dir, func(_, hot *bolt.Bucket) error { return hot.Put([]byte("mpruned"), keyOf(3)) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clock, dir := newClock(), stateDir(t)
+			l := little(t, dir, clock, "a", 10*day)
+			pass(t, l, clock, 16)
+			n := gone(t, l)
+			closeLedger(t, l)
+			if n == 0 {
+				t.Fatal("nothing is gone")
+			}
+			harm(t, dir)
+			r := recovered(t, dir, clock.now)
+			if r.Pruned != n {
+				t.Errorf("%d records were pruned, recovery says %d", n, r.Pruned)
+			}
+			for _, m := range r.Missing {
+				if m.First <= n {
+					t.Errorf("%d to %d are said to be missing, and the first %d were pruned", m.First, m.Last, n)
+				}
+			}
+			if r.Records == 0 || r.First <= n {
+				t.Errorf("%d records from %d on are salvaged, and the first %d were pruned", r.Records, r.First, n)
+			}
+			if r.Lost > 1 {
+				t.Errorf("%d records are lost, want one at most", r.Lost)
+			}
+			l = little(t, dir, clock, "a", 10*day)
+			if _, err := l.Trust(context.Background(), "a test"); err != nil {
+				t.Fatal(err)
+			}
+			pass(t, l, clock, 16)
+			if gone(t, l) == 0 {
+				t.Error("nothing is pruned of the new ledger")
+			}
+			verify(t, l)
+		})
+	}
+}
