@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -130,7 +131,19 @@ func (a *app) open() (err error) {
 		return nil
 	}
 	a.ledger, err = ledger.Open(ledger.Options{Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log})
+	if err == nil && a.cfg != nil { // verbs that need no config have no say in what is kept
+		a.ledger.Retain(a.retention())
+	}
 	return err
+}
+
+// retention is for how long the config wants records kept.
+func (a *app) retention() ledger.Retention {
+	place := a.cfg.Path
+	if abs, err := filepath.Abs(place); err == nil && place != "" {
+		place = abs
+	}
+	return ledger.Retention{Place: place, Keep: a.settings.Retain}
 }
 
 // openState opens the ledger for verbs that need no config.

@@ -20,7 +20,7 @@ import (
 )
 
 func auditCommand(a *app) *cobra.Command {
-	return group("audit", "List, show, verify, prove and export the record of every attempt", auditList(a), auditShow(a), auditVerify(a), auditProve(a), auditExport(a))
+	return group("audit", "List, show, verify, prove, export and compact the record of every attempt", auditList(a), auditShow(a), auditVerify(a), auditProve(a), auditExport(a), compactCommand(a))
 }
 
 func auditList(a *app) *cobra.Command {
@@ -180,6 +180,9 @@ func auditShow(a *app) *cobra.Command {
 				return err
 			}
 			if !ok {
+				if gone, err := a.ledger.Pruned(cmd.Context()); err != nil || seq > 0 && seq <= gone.Size {
+					return errors.Join(err, fmt.Errorf("entry %d was pruned (audit.retain); the first record that is kept is %d", seq, gone.Size+1))
+				}
 				return fmt.Errorf("there is no entry %d", seq)
 			}
 			if asJSON {
@@ -230,7 +233,9 @@ func auditVerify(a *app) *cobra.Command {
 		Use:   "verify",
 		Short: "Check that no record was changed, removed, added or moved",
 		Long: "verify reads the whole chain and compares it with the signed checkpoints. It\n" +
-			"exits with status 4 and names the first bad record when the chain is not intact.\n\n" +
+			"exits with status 4 and names the first bad record when the chain is not intact.\n" +
+			"Where old records were pruned (audit.retain) it begins with what was signed of\n" +
+			"them.\n\n" +
 			"--checkpoint compares it with a checkpoint that you kept elsewhere as well: a\n" +
 			"signed note, a proof made by `haldir audit prove`, or a copy of checkpoints.log.",
 		Args: cobra.NoArgs,
@@ -250,15 +255,34 @@ func auditVerify(a *app) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return a.printJSON(map[string]any{"ok": true, "records": v.Count(), "head": v.Head().String(), "signed": v.Agreed()})
+				return a.printJSON(map[string]any{
+					"ok": true, "records": v.Count() - v.Pruned(), "head": v.Head().String(), "signed": v.Agreed() - v.Pruned(), "pruned": v.Pruned(), "uncompared": before(extra, v.Pruned()),
+				})
 			}
-			return a.printf("verify: ok (%d records, %d of them under a signed checkpoint, head %s)\n", v.Count(), v.Agreed(), v.Head())
+			if n := before(extra, v.Pruned()); n > 0 {
+				a.say("%d checkpoint(s) of %s are over fewer than the %d records that were pruned: they were compared with the log, not with records", n, file, v.Pruned())
+			}
+			gone := ""
+			if v.Pruned() > 0 {
+				gone = fmt.Sprintf("; %d older ones were pruned, and signed before", v.Pruned())
+			}
+			return a.printf("verify: ok (%d records, %d of them under a signed checkpoint, head %s%s)\n", v.Count()-v.Pruned(), v.Agreed()-v.Pruned(), v.Head(), gone)
 		},
 	}
 	cmd.Flags().StringVar(&file, "checkpoint", "", "a checkpoint kept elsewhere to compare with")
 	cmd.Flags().StringVar(&public, "public-key", "", "the public key of --checkpoint (default: this ledger's)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// before counts the checkpoints over fewer records than were pruned.
+func before(list []audit.Checkpoint, gone uint64) (n int) {
+	for _, c := range list {
+		if c.Size < gone {
+			n++
+		}
+	}
+	return n
 }
 
 // checkpoints reads the file of --checkpoint.
@@ -290,10 +314,14 @@ func (a *app) checkpoints(ctx context.Context, file, public string) ([]audit.Che
 }
 
 func auditProve(a *app) *cobra.Command {
-	return &cobra.Command{
+	var file string
+	cmd := &cobra.Command{
 		Use:   "prove SEQ",
 		Short: "Print a proof that a record is in the chain, with a signed checkpoint, as JSON",
-		Args:  cobra.ExactArgs(1),
+		Long: "prove makes a checkpoint and prints the record's audit path to it. With --checkpoint\n" +
+			"the path leads to one that you have kept, a signed note or a proof of before.\n" +
+			"A record that was pruned cannot be proven any more: keep the proof while it is there.",
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			seq, err := strconv.ParseUint(strings.TrimPrefix(args[0], "aud_"), 10, 64)
 			if err != nil {
@@ -302,13 +330,40 @@ func auditProve(a *app) *cobra.Command {
 			if err := a.openState(); err != nil {
 				return err
 			}
-			p, err := a.ledger.Prove(cmd.Context(), seq)
+			var p ledger.Proof
+			if file == "" {
+				p, err = a.ledger.Prove(cmd.Context(), seq)
+			} else {
+				p, err = a.proveIn(cmd.Context(), seq, file)
+			}
 			if err != nil {
 				return err
 			}
 			return a.printJSON(p)
 		},
 	}
+	cmd.Flags().StringVar(&file, "checkpoint", "", "a checkpoint that you have kept")
+	return cmd
+}
+
+// proveIn proves a record against a checkpoint that was kept.
+func (a *app) proveIn(ctx context.Context, seq uint64, file string) (ledger.Proof, error) {
+	list, err := a.checkpoints(ctx, file, "")
+	if err != nil {
+		return ledger.Proof{}, err
+	}
+	if len(list) != 1 {
+		return ledger.Proof{}, usage("--checkpoint: %s has %d checkpoints; one is needed", file, len(list))
+	}
+	note, err := os.ReadFile(file)
+	if err != nil {
+		return ledger.Proof{}, err
+	}
+	var kept ledger.Proof
+	if json.Unmarshal(note, &kept) == nil {
+		note = []byte(kept.Checkpoint)
+	}
+	return a.ledger.ProveIn(ctx, seq, list[0], string(note))
 }
 
 // progress shows how far long work has come, on a terminal only.

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 
@@ -23,7 +24,8 @@ func auditExport(a *app) *cobra.Command {
 		Short: "Write every record with all its hashed fields, and a manifest",
 		Long: "export writes the records in order, so that they can be verified without haldir\n" +
 			"(docs/audit-format.md). The manifest goes to FILE.manifest.json beside --out\n" +
-			"FILE, or to stderr when the records go to stdout.",
+			"FILE, or to stderr when the records go to stdout. Where old records were pruned it\n" +
+			"begins after them, and the manifest has what is known of them.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if format != "jsonl" && format != "csv" {
@@ -76,13 +78,22 @@ func (a *app) export(cmd *cobra.Command, w io.Writer, format string, from uint64
 			return m, err
 		}
 	}
-	_, _, err := a.ledger.Walk(cmd.Context(), from, func(key uint64, raw []byte) error {
+	gone, err := a.ledger.Pruned(cmd.Context())
+	if err != nil {
+		return m, err
+	}
+	if gone.Size > 0 && from <= gone.Size+1 {
+		m.Pruned, from = &gone, gone.Size+1
+	}
+	_, _, err = a.ledger.Walk(cmd.Context(), from, func(key uint64, raw []byte) error {
 		e, err := audit.Export(raw)
 		if err != nil {
 			return &audit.Damage{Seq: key, Kind: audit.DamageUnreadable, Detail: err.Error()}
 		}
 		if m.Count++; m.Count == 1 {
-			m.First = e.Seq
+			if m.First = e.Seq; m.First < from || m.Pruned != nil && m.First != from {
+				return fmt.Errorf("records were %w meanwhile; begin again", audit.ErrPruned)
+			}
 		}
 		m.Last, m.Head = e.Seq, e.Hash
 		if format == "csv" {

@@ -11,7 +11,7 @@ import (
 )
 
 func ledgerCommand(a *app) *cobra.Command {
-	return group("ledger", "Look after the ledger's file", ledgerStats(a), ledgerRecover(a), ledgerTrust(a), ledgerResetClock(a))
+	return group("ledger", "Look after the ledger's file", ledgerStats(a), ledgerRecover(a), ledgerTrust(a), ledgerResetClock(a), compactCommand(a))
 }
 
 func ledgerStats(a *app) *cobra.Command {
@@ -36,11 +36,29 @@ func ledgerStats(a *app) *cobra.Command {
 				per = fmt.Sprintf("%d bytes", int64(s.RecordBytes)/int64(s.Records)) //nolint:gosec // far below 2^63
 			}
 			return a.printf("file       %s\nsize       %d bytes, %d of them free\nformat     %d\nrecords    %d, %d of them under a signed checkpoint, %s each\n"+
-				"sessions   %d\nopen calls %d\n", s.Path, s.Bytes, s.FreeBytes, s.Format, s.Records, s.Checkpoints, per, s.Sessions, s.Open)
+				"kept       %s\nsessions   %d\nopen calls %d\n", s.Path, s.Bytes, s.FreeBytes, s.Format, s.Records, s.Checkpoints, per, kept(s), s.Sessions, s.Open)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// kept says which records are kept, and why.
+func kept(s ledger.Stats) string {
+	text := "for ever"
+	if s.Kept > 0 {
+		text = fmt.Sprintf("for %d days", s.Kept/(24*60*60))
+	}
+	if s.Keeps != "" {
+		text += fmt.Sprintf(", as %s says", s.Keeps)
+	}
+	if s.First > 1 {
+		text += fmt.Sprintf("; the first record is %d", s.First)
+	}
+	if s.Unswept > 0 {
+		text += fmt.Sprintf(", %d before it are still to be deleted", s.Unswept)
+	}
+	return text
 }
 
 func ledgerRecover(a *app) *cobra.Command {

@@ -193,6 +193,7 @@ func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) {
 	settings.StateDir, settings.SessionID, settings.Keyring = a.settings.StateDir, a.settings.SessionID, a.settings.Keyring
 	gone, fresh, heirs := a.arrange(cfg, func() { f.srv.Changed() })
 	a.cfg, a.settings = cfg, settings
+	a.ledger.Retain(a.retention())
 	r := a.rules()
 	r.Heirs = map[string]bool{}
 	for u := range heirs {

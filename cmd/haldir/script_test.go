@@ -19,14 +19,18 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/mark3labs/mcp-go/server"
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 	"go.etcd.io/bbolt"
 
 	"github.com/haldir-mcp/haldir/examples/securitytools"
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/policy"
 )
 
 // TestScripts runs testdata/script: what each verb prints, where, and how it
@@ -41,6 +45,7 @@ import (
 //	value PATH TEXT        a value in that object; a.0.b leads into it
 //	clean                  neither stdout nor stderr has a control character but line end and tab
 //	tamper SEQ             change a byte of a record in the database
+//	old DAYS CALLS         make calls, so many days ago
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	runScripts(t, "testdata/script")
@@ -54,7 +59,7 @@ func runScripts(t *testing.T, dir string) {
 		RequireUniqueNames:  true,
 		Setup:               startServers(t).setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": scriptCode, "save": scriptSave, "object": scriptObject, "value": scriptValue, "clean": scriptClean, "tamper": scriptTamper,
+			"code": scriptCode, "save": scriptSave, "object": scriptObject, "value": scriptValue, "clean": scriptClean, "tamper": scriptTamper, "old": scriptOld,
 		},
 	})
 }
@@ -262,6 +267,30 @@ func scriptTamper(ts *testscript.TestScript, neg bool, args []string) {
 		record[i] ^= 1
 		return records.Put(key, record)
 	}))
+}
+
+func scriptOld(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: old DAYS CALLS")
+	}
+	days, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	calls, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	clock := func() time.Time { return time.Now().AddDate(0, 0, -days) }
+	l, err := ledger.Open(ledger.Options{Dir: ts.Getenv("HALDIR_STATE_DIR"), NoSync: true, Clock: clock, Logger: zerolog.Nop()})
+	ts.Check(err)
+	e, err := policy.Compile(policy.Ruleset{})
+	ts.Check(err)
+	for range calls {
+		ticket, _, err := l.Reserve(context.Background(), ledger.Attempt{
+			Use:  ledger.Use{ID: "ses_old", Terms: &ledger.Terms{Agent: "bot", AllScopes: true}},
+			Call: policy.Call{Upstream: "shop", Tool: "look", Arguments: []byte(`{}`)},
+		}, e)
+		ts.Check(err)
+		l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+	}
+	ts.Check(l.Close(context.Background()))
 }
 
 // TestUsage: a wrong command line exits with 2, says what is wrong and where help
