@@ -219,7 +219,8 @@ func TestOtherRules(t *testing.T) {
 		Since: p.now.Add(-4 * time.Minute), Until: p.now, Calls: 7, StillAllowed: 3, StillDenied: 2, NewlyDenied: 2, NotJudged: 1,
 		SpendRecorded: 4 * policy.USD, SpendThen: 4 * policy.USD,
 		Rules: []replay.RuleCount{
-			{Policy: "spend_limit", Rule: "budget", Denied: 3, NewlyDenied: 2}, {Policy: "session", Rule: "revoked", Denied: 1},
+			{Policy: "spend_limit", Rule: "budget", Denied: 3, NewlyDenied: 2},
+			{Policy: "session", Rule: "revoked", Denied: 1},
 			{Policy: "deny", Rule: "looking", Shadow: 2},
 		},
 	}

@@ -52,10 +52,11 @@ type Suggestion struct {
 	since, until time.Time
 	calls        uint64
 	sessions     int
-	used         []Use    // with calls that were let through
+	used         []Use    // with calls that were let through, the most used first
 	refused      []Use    // without
 	unnamed      []string // used, but no pattern can name them
 	unused       []string // listed, not called
+	uris         map[string]int // how many of an upstream were used
 	notes        map[string]string
 }
 
@@ -64,7 +65,7 @@ const maxURIs = 25
 
 // Make looks at the records and suggests policies.
 func Make(o Options, walk Walk) (*Suggestion, error) {
-	s := &Suggestion{o: o, notes: map[string]string{}}
+	s := &Suggestion{o: o, uris: map[string]int{}, notes: map[string]string{}}
 	if err := s.look(walk); err != nil {
 		return nil, err
 	}
@@ -130,8 +131,10 @@ func (s *Suggestion) look(walk Walk) error {
 			s.unnamed = append(s.unnamed, id)
 		default:
 			s.used = append(s.used, u)
+			s.uris[subject(id)]++
 		}
 	}
+	slices.SortFunc(s.used, byCalls)
 	for _, id := range s.o.Listed {
 		if all[id] == nil {
 			s.unused = append(s.unused, id)
@@ -281,23 +284,20 @@ func (s *Suggestion) lists() []policy.Rule {
 
 // patterns are those of the allow list, in order.
 func (s *Suggestion) patterns() []string {
-	out := []string{}
+	out, has := []string{}, map[string]bool{}
 	for _, u := range s.used {
-		out = append(out, s.pattern(u.ID))
+		if p := s.pattern(u.ID); !has[p] {
+			has[p] = true
+			out = append(out, p)
+		}
 	}
-	return slices.Compact(out)
+	return out
 }
 
 // pattern names one thing, or all resources of an upstream that has many.
 func (s *Suggestion) pattern(id string) string {
 	if from := subject(id); from != id {
-		n := 0
-		for _, u := range s.used {
-			if subject(u.ID) == from {
-				n++
-			}
-		}
-		if n > maxURIs {
+		if s.uris[from] > maxURIs {
 			return quoted(from) + "/*"
 		}
 	}

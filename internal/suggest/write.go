@@ -2,7 +2,6 @@ package suggest
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -52,10 +51,7 @@ func remark(text string) string {
 	}, text)
 }
 
-func usd(m policy.Micros) string {
-	text := strings.TrimPrefix(m.String(), "$")
-	return text
-}
+func usd(m policy.Micros) string { return strings.TrimPrefix(m.String(), "$") }
 
 // YAML writes the suggestion as a config without upstreams.
 func (s *Suggestion) YAML() string {
@@ -144,10 +140,8 @@ func (s *Suggestion) allow(say func(string, ...any), p policy.Rule) {
 		return
 	}
 	say("    tools:")
-	used := slices.Clone(s.used)
-	slices.SortFunc(used, byCalls)
 	said := map[string]bool{}
-	for _, u := range used {
+	for _, u := range s.used {
 		pattern := s.pattern(u.ID)
 		if said[pattern] {
 			continue
@@ -181,7 +175,7 @@ func (s *Suggestion) about(u Use, pattern string) string {
 
 func facts(u Use) string {
 	parts := []string{
-		counted(u.Calls, "call"), "last " + u.Last.UTC().Format(time.DateOnly), "at most " + count(uint64(max(u.PeakHour, 0))) + " an hour", //nolint:gosec // not negative
+		counted(u.Calls, "call"), "last " + u.Last.UTC().Format(time.DateOnly), "at most " + count(uint64(max(u.PeakHour, 0))) + " an hour",
 	}
 	if u.Spent > 0 {
 		parts = append(parts, u.Spent.String())
