@@ -91,7 +91,7 @@ func (a *app) printEvent(e *audit.Event) error {
 	at, about := e.Record.Time, []string{}
 	if e.Outcome != nil {
 		at = e.Outcome.Time
-		about = append(about, (time.Duration(min(e.Outcome.DurationMS, 1<<40)) * time.Millisecond).String()) //nolint:gosec // bounded
+		about = append(about, (time.Duration(min(e.Outcome.DurationMS, 1<<40)) * time.Millisecond).String())
 		if c := e.Cost(); c > 0 {
 			about = append(about, policy.Micros(c).String())
 		}

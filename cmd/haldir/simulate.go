@@ -242,4 +242,3 @@ func (a *app) printExamples(examples []replay.Example) error {
 	}
 	return a.printTable([]string{"SEQ", "TIME", "NOW", "TOOL", "REASON"}, rows)
 }
-

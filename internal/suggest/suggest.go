@@ -52,10 +52,10 @@ type Suggestion struct {
 	since, until time.Time
 	calls        uint64
 	sessions     int
-	used         []Use    // with calls that were let through, the most used first
-	refused      []Use    // without
-	unnamed      []string // used, but no pattern can name them
-	unused       []string // listed, not called
+	used         []Use          // with calls that were let through, the most used first
+	refused      []Use          // without
+	unnamed      []string       // used, but no pattern can name them
+	unused       []string       // listed, not called
 	uris         map[string]int // how many of an upstream were used
 	notes        map[string]string
 }
