@@ -175,7 +175,7 @@ func (t *tx) free(a *Attempt, session string) error {
 	raw := t.approvals().Get(key)
 	var g grant
 	if raw == nil || decode(raw, &g) != nil || g.Process == "" {
-		return nil // tidy knows what to do with one that cannot be read
+		return nil //nolint:nilerr // tidy knows what to do with one that cannot be read
 	}
 	g.Process = ""
 	return t.putApproval(key, &g)
