@@ -30,11 +30,12 @@ const (
 	KindConfig     Kind = 5 // a configuration was used for the first time
 	KindLedger     Kind = 6 // the ledger itself was looked after
 	KindPins       Kind = 7 // what an upstream offers was pinned, has changed, or was accepted
+	KindKey        Kind = 9 // a key of the REST API was created or revoked
 )
 
 var kindNames = map[Kind]string{
 	KindAttempt: "attempt", KindOutcome: "outcome", KindGovernance: "governance", KindSession: "session", KindConfig: "config",
-	KindLedger: "ledger", KindPins: "pins",
+	KindLedger: "ledger", KindPins: "pins", KindKey: "key",
 }
 
 // String returns the kind's name.
@@ -62,7 +63,7 @@ const (
 // CallStatuses are those of calls of upstreams, which people ask for.
 var CallStatuses = []Status{StatusRunning, StatusAllowed, StatusError, StatusDenied, StatusCancelled, StatusAbandoned}
 
-// The statuses of a session record.
+// The statuses of a session's or a key's record.
 const (
 	StatusCreated Status = "created"
 	StatusRevoked Status = "revoked"

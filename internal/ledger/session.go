@@ -30,6 +30,8 @@ const (
 	OriginConfig Origin = "config"
 	// OriginCommand: haldir session create; the terms are fixed.
 	OriginCommand Origin = "command"
+	// OriginAPI: the REST API; the terms are fixed.
+	OriginAPI Origin = "api"
 )
 
 // Session is one agent's stretch of work.
@@ -43,6 +45,7 @@ type Session struct {
 	ExpiresAt time.Time      `json:"expires_at,omitzero"`
 	RevokedAt time.Time      `json:"revoked_at,omitzero"`
 	Origin    Origin         `json:"origin"`
+	Key       string         `json:"key_id,omitempty"` // of the REST API, by which it was made
 }
 
 // Use says which session a call belongs to.
