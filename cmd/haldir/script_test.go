@@ -308,6 +308,20 @@ func TestUsage(t *testing.T) {
 		"call x --args {}{}":                "--args: ",
 		"call x --args @nowhere":            "--args: open nowhere: no such file or directory",
 		"explain x --args []":               "--args must be a JSON object, not an array",
+		"policy add":                        "say the policy in one way",
+		"policy add {} --type deny":         "say the policy in one way",
+		"policy add --file x --type deny":   "say the policy in one way",
+		"policy add --file nowhere":         "open nowhere: no such file or directory",
+		"policy add --allowed-hours nine":   `--allowed-hours "nine": write it as START-END, such as 09:00-17:00`,
+		"policy add {} --upstream a=b":      "--upstream stands in place of a config file",
+		"policy remove":                     "see: haldir policy remove --help",
+		"upstream add":                      "the upstream has no name",
+		"upstream add a":                    "an upstream has either --url or a program behind --",
+		"upstream add a --url x -- sh":      "an upstream has either --url or a program behind --",
+		"upstream add a npx server":         `"npx" follows the name; a program stands behind --, as in: haldir upstream add a -- npx server`,
+		"upstream add --file x --url y":     "--file holds the whole upstream; leave --url out",
+		"upstream add a --file x":           `--file holds the whole upstream; leave "a" out`,
+		"upstream remove":                   "see: haldir upstream remove --help",
 	}
 	for line, want := range tests {
 		var out, errOut bytes.Buffer
