@@ -194,6 +194,10 @@ func sentence(r policy.Rule) string {
 			b.WriteString(" " + strings.ToLower(d.String()[:3]))
 		}
 		fmt.Fprintf(&b, " %s", r.Location)
+	case policy.TypeApproval:
+		b.WriteString("ask a person before")
+	case policy.TypeLoop:
+		fmt.Fprintf(&b, "at most %d same call%s or failure%[2]s in a row in %[3]s", r.MaxRepeats, plural(r.MaxRepeats), policy.Span(r.Window))
 	}
 	if r.Type == policy.TypeAllow || len(r.Tools) > 0 {
 		b.WriteString(" " + strings.Join(r.Tools, ", "))

@@ -526,7 +526,7 @@ func (s *salvage) fill(t *tx) error {
 		err = errors.Join(err, meta.put(keyDoubt, stamp(t.now)))
 	}
 	for k, v := range s.hot {
-		if strings.IndexByte(living, k[0]) >= 0 || k == string(spaceMeta)+string(keyDoubt) {
+		if strings.IndexByte(living, k[0]) >= 0 || k == string(spaceMeta)+string(keyDoubt) || k == string(spaceMeta)+string(keyStopped) {
 			err = errors.Join(err, t.Bucket(bucketHot).Put([]byte(k), v))
 		}
 	}
