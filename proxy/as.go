@@ -36,7 +36,7 @@ func (s *Server) CallAs(ctx context.Context, a As, tool string, arguments json.R
 	call, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { cancel(errCancelled) })()
-	m, r, err := s.callOf(call, s.as(a), tool, arguments)
+	m, r, err := s.callOf(call, cancel, s.as(a), tool, arguments)
 	switch {
 	case err != nil:
 		return Reply{}, err
@@ -91,13 +91,16 @@ func lasting(d policy.Decision) *policy.Finding {
 	against := append([]policy.Finding{{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason, RetryAt: d.RetryAt}}, d.Also...)
 	for _, f := range against {
 		switch {
-		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit):
+		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop), f.Policy == string(policy.TypeApproval):
 			continue
 		}
 		return &f
 	}
 	return nil
 }
+
+// Close ends a server that nobody has let Serve: calls under way are cancelled.
+func (s *Server) Close() { s.desk.Close() }
 
 // rulesKey is where the rules of a call are while one of haldir's own tools runs, which
 // tells of the caller's session.

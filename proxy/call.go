@@ -201,15 +201,15 @@ func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attem
 // the response. refused, if it is haldir's own and nothing was called, is
 // [ErrRefused] or why the ledger could not record the call.
 func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessage) (m wire.Message, refused, err error) {
-	m, r, err := s.callOf(ctx, s.rules(), tool, arguments)
+	m, r, err := s.callOf(ctx, nil, s.rules(), tool, arguments)
 	if err != nil {
 		return wire.Message{}, nil, err
 	}
 	return m, r.refused, nil
 }
 
-// callOf makes a tools/call without a host.
-func (s *Server) callOf(ctx context.Context, now *Rules, tool string, arguments json.RawMessage) (wire.Message, *request, error) {
+// callOf makes a tools/call without a host. cancel, if not nil, ends it.
+func (s *Server) callOf(ctx context.Context, cancel context.CancelCauseFunc, now *Rules, tool string, arguments json.RawMessage) (wire.Message, *request, error) {
 	s.start(upstream.Host{})
 	params := append([]byte(`{"name":`), wire.Quote(tool)...)
 	if arguments != nil {
@@ -219,7 +219,7 @@ func (s *Server) callOf(ctx context.Context, now *Rules, tool string, arguments 
 	if err != nil {
 		return wire.Message{}, nil, err
 	}
-	r := &request{msg: msg, ctx: ctx, rules: now}
+	r := &request{msg: msg, ctx: ctx, cancel: cancel, rules: now}
 	m, err := wire.ParseLenient(s.callTool(r))
 	return m, r, err
 }

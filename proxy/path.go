@@ -63,7 +63,9 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		outcome = failed(r.ctx, wire.ErrNotSent)
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
 	}
+	done := s.underway(r, before.ticket.Session)
 	m, wait, err := s.advance(r, up, before, c)
+	done()
 	if wait != nil {
 		over = false
 		s.suspend(r, d, before, wait)
@@ -209,8 +211,11 @@ func (s *Server) broken(r *request, up Upstream, err error) []byte {
 // failed is the outcome of a call that brought no response. Only a request that
 // certainly never left haldir costs nothing.
 func failed(ctx context.Context, err error) ledger.Outcome {
-	cancelled := errors.Is(context.Cause(ctx), errCancelled)
+	revoked := errors.Is(context.Cause(ctx), errRevoked)
+	cancelled := revoked || errors.Is(context.Cause(ctx), errCancelled)
 	switch unsent := errors.Is(err, wire.ErrNotSent); {
+	case revoked && !unsent:
+		return ledger.Outcome{Result: ledger.Cancelled, Reason: errRevoked.Error()}
 	case unsent && cancelled:
 		return ledger.Outcome{Result: ledger.Withdrawn}
 	case cancelled:

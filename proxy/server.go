@@ -49,6 +49,8 @@ type Ledger interface {
 	Answer(ctx context.Context, id string, a ledger.Answer) (ledger.Approval, error)
 	Refuse(ctx context.Context, id string) error
 	Watched() bool
+	Session(ctx context.Context, u ledger.Use) (ledger.Session, error)
+	Stopped(ctx context.Context) (*ledger.Stopped, error)
 	approval.Board
 }
 
@@ -164,6 +166,8 @@ type Server struct {
 	mu       sync.Mutex
 	table    *table // the merged catalogue as it was asked for last
 	inflight map[string]*request
+	running  map[*request]string   // the session of each call that is at its upstream
+	watching bool                  // whether their sessions are revoked
 	closing  map[*request]struct{} // answered, and not yet settled
 	client   string
 	version  string
@@ -190,7 +194,7 @@ type Server struct {
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, running: map[*request]string{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}

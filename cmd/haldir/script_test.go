@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,7 +36,7 @@ import (
 // there are
 //
 //	code N PROGRAM ARG…    run a program, which must exit with status N
-//	save NAME              keep what it printed as $NAME
+//	save NAME [REGEXP]     keep what it printed as $NAME, or what the first group matches
 //	object KEY…            stdout is one JSON object with exactly these keys; ?KEY may be missing
 //	value PATH TEXT        a value in that object; a.0.b leads into it
 //	clean                  neither stdout nor stderr has a control character but line end and tab
@@ -143,10 +144,18 @@ func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptSave(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: save NAME")
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: save NAME [REGEXP]")
 	}
-	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+	text := strings.TrimSpace(ts.ReadFile("stdout"))
+	if len(args) == 2 {
+		m := regexp.MustCompile(args[1]).FindStringSubmatch(text)
+		if len(m) < 2 {
+			ts.Fatalf("stdout has nothing that matches %s", args[1])
+		}
+		text = m[1]
+	}
+	ts.Setenv(args[0], text)
 }
 
 // oneObject reads stdout, which must be one JSON object and nothing else.

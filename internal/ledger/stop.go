@@ -30,13 +30,17 @@ func (t *tx) stopped() (*Stopped, error) {
 	return &s, nil
 }
 
-// refusal is what a call is told.
-func (s *Stopped) refusal() *policy.Finding {
-	reason := "A person has stopped all calls at " + s.At.Format(time.RFC3339)
+// Sentence says that all calls are refused.
+func (s *Stopped) Sentence() string {
+	text := "A person has stopped all calls at " + s.At.Format(time.RFC3339)
 	if s.Reason != "" {
-		reason += ": " + s.Reason
+		text += ": " + s.Reason
 	}
-	return &policy.Finding{Policy: PolicyStopped, Rule: PolicyStopped, Reason: reason}
+	return text
+}
+
+func (s *Stopped) refusal() *policy.Finding {
+	return &policy.Finding{Policy: PolicyStopped, Rule: PolicyStopped, Reason: s.Sentence()}
 }
 
 // Stop refuses every call of every process from its return on, until [Ledger.Resume].

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -35,6 +34,13 @@ type Ledger interface {
 	RevokeKey(ctx context.Context, id string) (ledger.Key, error)
 	BeginOnce(ctx context.Context, name, digest audit.Hash) (ledger.Once, error)
 	EndOnce(ctx context.Context, name audit.Hash, answer []byte) error
+	Approvals(ctx context.Context) ([]ledger.Approval, error)
+	Answer(ctx context.Context, id string, a ledger.Answer) (ledger.Approval, error)
+	Stop(ctx context.Context, reason string) (ledger.Stopped, error)
+	Resume(ctx context.Context) (bool, error)
+	Stopped(ctx context.Context) (*ledger.Stopped, error)
+	Revoke(ctx context.Context, id string, cancel bool) (ledger.Session, error)
+	Bell() string
 }
 
 // Proxy makes and judges calls.
@@ -43,58 +49,6 @@ type Proxy interface {
 	ExplainAs(ctx context.Context, a proxy.As, tool string, arguments json.RawMessage) (proxy.Entry, ledger.Session, policy.Decision, error)
 	ForbidsAs(ctx context.Context, a proxy.As, tool string, arguments json.RawMessage) (*proxy.Refusal, error)
 	Tools(ctx context.Context) ([]proxy.Entry, []proxy.Note)
-}
-
-// Approval is a call that waits for a person, or that was refused because nobody could
-// be asked.
-type Approval struct {
-	ID         string          `json:"id"` // apr_ and the number of the attempt's record
-	Session    string          `json:"session_id"`
-	Agent      string          `json:"agent_id"`
-	Client     string          `json:"client"`
-	Upstream   string          `json:"upstream"`
-	Tool       string          `json:"tool"`
-	Rules      []string        `json:"rules"`
-	Reason     string          `json:"reason"`
-	Arguments  json.RawMessage `json:"arguments"` // a text if they are cut short
-	Size       uint64          `json:"arguments_size"`
-	SHA256     string          `json:"arguments_sha256"`
-	Cost       policy.Micros   `json:"cost_usd"`
-	ForSession bool            `json:"for_session"` // it may be answered for the whole session
-	Created    time.Time       `json:"created"`
-	Deadline   time.Time       `json:"deadline"`
-	Waiting    bool            `json:"waiting"` // else the call was refused; approved, its next try passes
-}
-
-// Answer is what a person says about an approval.
-type Answer struct {
-	Allow, ForSession bool
-	Channel           string // console or api
-	Note              string
-}
-
-// Stopped is what the kill switch says.
-type Stopped struct {
-	Stopped *StoppedAt `json:"stopped"` // nil while calls go through
-}
-
-// StoppedAt says since when every call is refused, and why.
-type StoppedAt struct {
-	At     time.Time `json:"at"`
-	Reason string    `json:"reason"`
-}
-
-// ErrNoApproval: it was answered, has timed out, or never was.
-var ErrNoApproval = errors.New("no such approval waits")
-
-// People are the approvals, the kill switch, and the end of sessions.
-type People interface {
-	Approvals(ctx context.Context) ([]Approval, error)
-	Answer(ctx context.Context, id string, a Answer) (Approval, error)
-	Stop(ctx context.Context, reason string) error
-	Resume(ctx context.Context) error
-	Stopped(ctx context.Context) (Stopped, error)
-	Revoke(ctx context.Context, id string, cancel bool) (ledger.Session, error)
 }
 
 // Editor changes haldir.yaml and puts it in force. The errors of what cannot be are
@@ -117,7 +71,6 @@ type Upstream struct {
 type Options struct {
 	Ledger    Ledger
 	Proxy     Proxy
-	People    People
 	Editor    Editor
 	Rules     func() (*policy.Engine, policy.Ruleset) // in force
 	Upstreams func() []Upstream                       // likewise, in the order of the config

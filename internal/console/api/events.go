@@ -30,6 +30,7 @@ type feed struct {
 	at        uint64 // the last record that was looked at
 	approvals []byte // as it was told last
 	state     []byte
+	bell      string // as it was last looked at
 }
 
 // events tells of calls as they happen, of what waits for a person, and whether haldir
@@ -90,12 +91,12 @@ func (f *feed) run(ctx context.Context) {
 		if err != nil {
 			f.a.o.Log.Warn().Err(err).Msg("look for news")
 		}
-		news := newest > f.at
+		news, rung := newest > f.at, f.a.o.Ledger.Bell()
 		if news && !f.records(ctx) {
 			return
 		}
-		if news || time.Since(looked) > stateEach {
-			looked = time.Now()
+		if news || rung != f.bell || time.Since(looked) > stateEach {
+			looked, f.bell = time.Now(), rung
 			if !f.others(ctx) {
 				return
 			}
@@ -156,14 +157,14 @@ func (f *feed) records(ctx context.Context) bool {
 // others tells of what is no record, if it has changed and the caller may know.
 func (f *feed) others(ctx context.Context) bool {
 	if f.r.caller.May(ApprovalsRead) {
-		list, err := f.a.o.People.Approvals(ctx)
-		if err == nil && !f.changed("approvals", &f.approvals, map[string]any{"approvals": append([]Approval{}, list...)}) {
+		list, err := f.a.approvals(ctx)
+		if err == nil && !f.changed("approvals", &f.approvals, map[string]any{"approvals": list}) {
 			return false
 		}
 	}
 	if f.r.caller.May(ProxyRead) {
-		s, err := f.a.o.People.Stopped(ctx)
-		if err == nil && !f.changed("state", &f.state, s) {
+		s, err := f.a.o.Ledger.Stopped(ctx)
+		if err == nil && !f.changed("state", &f.state, stopState{s}) {
 			return false
 		}
 	}

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -10,22 +12,60 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/upstream"
 	"github.com/haldir-mcp/haldir/upstream/pins"
 )
+
+// approvalJSON is a call that waits for a person, or that was refused because nobody could
+// be asked.
+type approvalJSON struct {
+	ID         string          `json:"id"` // apr_ and the number of the attempt's record
+	Session    string          `json:"session_id"`
+	Agent      string          `json:"agent_id"`
+	Client     string          `json:"client"`
+	Upstream   string          `json:"upstream"`
+	Tool       string          `json:"tool"`
+	Rules      []string        `json:"rules"`
+	Reason     string          `json:"reason"`
+	Arguments  json.RawMessage `json:"arguments"` // a text if they are cut short
+	Size       uint64          `json:"arguments_size"`
+	SHA256     string          `json:"arguments_sha256"`
+	Cost       policy.Micros   `json:"cost_usd"`
+	ForSession bool            `json:"for_session"` // it may be answered for the whole session
+	Created    time.Time       `json:"created"`
+	Deadline   time.Time       `json:"deadline"`
+	Waiting    bool            `json:"waiting"` // else the call was refused; approved, its next try passes
+}
+
+func approvalOf(p ledger.Approval) approvalJSON {
+	arguments := json.RawMessage(p.Arguments)
+	if uint64(len(arguments)) != p.Size || valid(arguments) == nil {
+		arguments = bytes.TrimSpace(encode(strings.ToValidUTF8(string(p.Arguments), "\ufffd")))
+	}
+	return approvalJSON{
+		p.ID, p.Session, p.Agent, p.Client, p.Upstream, p.Tool, append([]string{}, p.Rules...), p.Reason, arguments, p.Size, p.SHA256.String(), p.Cost,
+		p.ForSession, p.Created.UTC(), p.Deadline.UTC(), p.Waiting,
+	}
+}
 
 func (a *API) listApprovals(r *request) (*reply, error) {
 	if err := r.takes(); err != nil {
 		return nil, err
 	}
-	list, err := a.approvals(r)
+	list, err := a.approvals(r.Context())
 	return &reply{body: map[string]any{"count": len(list), "approvals": list}}, err
 }
 
-func (a *API) approvals(r *request) ([]Approval, error) {
-	list, err := a.o.People.Approvals(r.Context())
-	return append([]Approval{}, list...), err
+func (a *API) approvals(ctx context.Context) ([]approvalJSON, error) {
+	list, err := a.o.Ledger.Approvals(ctx)
+	out := []approvalJSON{}
+	for _, p := range list {
+		out = append(out, approvalOf(p))
+	}
+	return out, err
 }
 
 // pendingApprovals is the list in the original's shape.
@@ -33,17 +73,17 @@ func (a *API) pendingApprovals(r *request) (*reply, error) {
 	if err := r.takes("agent_id"); err != nil {
 		return nil, err
 	}
-	list, err := a.approvals(r)
+	list, err := a.approvals(r.Context())
 	if err != nil {
 		return nil, err
 	}
 	type pending struct {
-		RequestID string    `json:"request_id"`
-		AgentID   string    `json:"agent_id"`
-		Tool      string    `json:"tool"`
-		Amount    any       `json:"amount"`
-		Reason    string    `json:"reason"`
-		CreatedAt time.Time `json:"created_at"`
+		RequestID string        `json:"request_id"`
+		AgentID   string        `json:"agent_id"`
+		Tool      string        `json:"tool"`
+		Amount    policy.Micros `json:"amount"`
+		Reason    string        `json:"reason"`
+		CreatedAt time.Time     `json:"created_at"`
 	}
 	out := []pending{}
 	for _, p := range list {
@@ -60,15 +100,15 @@ func (a *API) showApproval(r *request) (*reply, error) {
 		return nil, err
 	}
 	id := r.PathValue("id")
-	list, err := a.approvals(r)
+	list, err := a.approvals(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	if i := slices.IndexFunc(list, func(p Approval) bool { return p.ID == id }); i >= 0 {
+	if i := slices.IndexFunc(list, func(p approvalJSON) bool { return p.ID == id }); i >= 0 {
 		return &reply{body: struct {
 			RequestID string `json:"request_id"`
 			Status    string `json:"status"`
-			Approval
+			approvalJSON
 		}{id, "pending", list[i]}}, nil
 	}
 	seq, err := strconv.ParseUint(strings.TrimPrefix(id, "apr_"), 10, 64)
@@ -119,15 +159,15 @@ func (a *API) decide(r *request, allow bool) (*reply, error) {
 	case d.ForSession && !allow:
 		return nil, malformed("for_session belongs to approve")
 	}
-	answer := Answer{Allow: allow, ForSession: d.ForSession, Channel: "api", Note: note}
+	answer := ledger.Answer{Allow: allow, ForSession: d.ForSession, Channel: ledger.ChannelAPI, Note: note}
 	if r.caller.Person {
-		answer.Channel = "console"
+		answer.Channel = ledger.ChannelConsole
 	} else {
 		answer.Note = strings.TrimSuffix(r.caller.client()+": "+note, ": ")
 	}
 	id := r.PathValue("id")
-	p, err := a.o.People.Answer(r.Context(), id, answer)
-	if errors.Is(err, ErrNoApproval) {
+	p, err := a.o.Ledger.Answer(r.Context(), id, answer)
+	if errors.Is(err, ledger.ErrNoApproval) {
 		return nil, a.noApproval(r, id)
 	}
 	if err != nil {
@@ -137,8 +177,8 @@ func (a *API) decide(r *request, allow bool) (*reply, error) {
 		RequestID string `json:"request_id"`
 		Approved  bool   `json:"approved"`
 		Denied    bool   `json:"denied"`
-		Approval
-	}{id, allow, !allow, p}}, nil
+		approvalJSON
+	}{id, allow, !allow, approvalOf(p)}}, nil
 }
 
 // noApproval tells one that was answered already from one that never was.
@@ -151,12 +191,17 @@ func (a *API) noApproval(r *request, id string) error {
 	return notFound("no approval %q waits: it was answered, its time has run out, or it never was", wire.Printable(id, 100))
 }
 
+// stopState says since when every call is refused; nil while calls go through.
+type stopState struct {
+	Stopped *ledger.Stopped `json:"stopped"`
+}
+
 func (a *API) showStop(r *request) (*reply, error) {
 	if err := r.takes(); err != nil {
 		return nil, err
 	}
-	s, err := a.o.People.Stopped(r.Context())
-	return &reply{body: s}, err
+	s, err := a.o.Ledger.Stopped(r.Context())
+	return &reply{body: stopState{s}}, err
 }
 
 func (a *API) stop(r *request) (*reply, error) {
@@ -176,7 +221,7 @@ func (a *API) stop(r *request) (*reply, error) {
 	if !r.caller.Person {
 		reason = strings.TrimSuffix(r.caller.client()+": "+reason, ": ")
 	}
-	if err := a.o.People.Stop(r.Context(), reason); err != nil {
+	if _, err := a.o.Ledger.Stop(r.Context(), reason); err != nil {
 		return nil, err
 	}
 	return a.showStop(r)
@@ -186,7 +231,7 @@ func (a *API) resume(r *request) (*reply, error) {
 	if err := r.takes(); err != nil {
 		return nil, err
 	}
-	if err := a.o.People.Resume(r.Context()); err != nil {
+	if _, err := a.o.Ledger.Resume(r.Context()); err != nil {
 		return nil, err
 	}
 	return a.showStop(r)

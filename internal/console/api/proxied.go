@@ -265,6 +265,9 @@ type ruleJSON struct {
 	Per          string         `json:"per,omitempty"`
 	MaxCalls     *int64         `json:"max_calls,omitempty"`
 	Window       float64        `json:"window_seconds,omitempty"`
+	Timeout      string         `json:"timeout,omitempty"`
+	Remember     []string       `json:"remember,omitempty"`
+	MaxRepeats   *int64         `json:"max_repeats,omitempty"`
 	AllowedHours *hoursJSON     `json:"allowed_hours,omitempty"`
 	Days         []string       `json:"days,omitempty"`
 	Timezone     string         `json:"timezone,omitempty"`
@@ -288,6 +291,13 @@ func ruleOf(id string, r policy.Rule) ruleJSON {
 	}
 	switch r.Type {
 	case policy.TypeDeny:
+	case policy.TypeApproval:
+		out.Timeout, out.Remember = cmp.Or(r.Timeout, policy.DefaultTimeout).String(), []string{"call", "session"}
+		if r.Once {
+			out.Remember = []string{"call"}
+		}
+	case policy.TypeLoop:
+		out.MaxRepeats, out.Window = &r.MaxRepeats, r.Window.Seconds()
 	case policy.TypeAllow:
 		if out.Tools == nil {
 			out.Tools = []string{}

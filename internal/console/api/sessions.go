@@ -218,7 +218,7 @@ func (a *API) revokeSession(r *request) (*reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := a.o.People.Revoke(r.Context(), r.PathValue("id"), cancel)
+	s, err := a.o.Ledger.Revoke(r.Context(), r.PathValue("id"), cancel)
 	if err != nil {
 		return nil, err
 	}

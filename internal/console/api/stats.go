@@ -91,7 +91,7 @@ func (t *tally) add(r *audit.Record) {
 		if o.upstream.durations = append(o.upstream.durations, r.DurationMS); len(o.upstream.durations) > 2*manyDurations {
 			o.upstream.durations = slices.Clone(o.upstream.durations[manyDurations:])
 		}
-	case audit.KindGovernance, audit.KindSession, audit.KindConfig, audit.KindLedger, audit.KindPins, audit.KindKey:
+	case audit.KindGovernance, audit.KindSession, audit.KindConfig, audit.KindLedger, audit.KindPins, audit.KindApproval, audit.KindKey:
 	}
 }
 
