@@ -123,7 +123,7 @@ func (f *feed) records(ctx context.Context) bool {
 		r, err := audit.Decode(raw)
 		switch {
 		case err != nil: // verify names it
-		case r.Kind == audit.KindOutcome:
+		case r.Kind == audit.KindOutcome, r.Kind == audit.KindApproval:
 			seqs = append(seqs, r.Ref)
 		case r.Kind != audit.KindGovernance:
 			seqs = append(seqs, key)

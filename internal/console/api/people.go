@@ -119,7 +119,7 @@ func (a *API) showApproval(r *request) (*reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !ok || e.Approval != id {
+	if !ok || e.Policy != string(policy.TypeApproval) {
 		return nil, notFound("there is no approval %s", id)
 	}
 	return &reply{body: map[string]any{
@@ -184,7 +184,7 @@ func (a *API) decide(r *request, allow bool) (*reply, error) {
 // noApproval tells one that was answered already from one that never was.
 func (a *API) noApproval(r *request, id string) error {
 	if seq, err := strconv.ParseUint(strings.TrimPrefix(id, "apr_"), 10, 64); err == nil && strings.HasPrefix(id, "apr_") {
-		if e, ok, err := a.o.Ledger.Entry(r.Context(), seq); err == nil && ok && e.Approval == id {
+		if e, ok, err := a.o.Ledger.Entry(r.Context(), seq); err == nil && ok && e.Policy == string(policy.TypeApproval) {
 			return NewProblem(http.StatusConflict, "conflict", "%s does not wait any more: it was answered, or its time has run out (%s)", id, e.Status)
 		}
 	}

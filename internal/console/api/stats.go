@@ -22,7 +22,8 @@ type tally struct {
 	rules     map[string]ruleTally // by the id of the rule
 	upstreams map[string]*upstreamTally
 	hours     map[time.Time]policy.Micros
-	open      map[uint64]*opened // attempts whose outcome is not in it yet
+	open      map[uint64]*opened    // attempts whose outcome is not in it yet
+	asked     map[uint64]*toolTally // attempts about which a person has not decided yet
 }
 
 type toolTally struct {
@@ -62,7 +63,7 @@ func (u *upstreamTally) median() *uint64 {
 func newTally(since time.Time) *tally {
 	return &tally{
 		since: since, tools: map[string]*toolTally{}, statuses: map[audit.Status]int{}, rules: map[string]ruleTally{},
-		upstreams: map[string]*upstreamTally{}, hours: map[time.Time]policy.Micros{}, open: map[uint64]*opened{},
+		upstreams: map[string]*upstreamTally{}, hours: map[time.Time]policy.Micros{}, open: map[uint64]*opened{}, asked: map[uint64]*toolTally{},
 	}
 }
 
@@ -91,15 +92,22 @@ func (t *tally) add(r *audit.Record) {
 		if o.upstream.durations = append(o.upstream.durations, r.DurationMS); len(o.upstream.durations) > 2*manyDurations {
 			o.upstream.durations = slices.Clone(o.upstream.durations[manyDurations:])
 		}
-	case audit.KindGovernance, audit.KindSession, audit.KindConfig, audit.KindLedger, audit.KindPins, audit.KindApproval, audit.KindKey:
+	case audit.KindApproval:
+		if tool := t.asked[r.Ref]; tool != nil {
+			delete(t.asked, r.Ref)
+			t.statuses[audit.StatusPending]--
+			t.statuses[r.Status]++
+			if r.Status == audit.StatusDenied {
+				tool.denied++
+				t.against(r.Policy, r.Rule)
+			}
+		}
+	case audit.KindGovernance, audit.KindSession, audit.KindConfig, audit.KindLedger, audit.KindPins, audit.KindKey:
 	}
 }
 
 func (t *tally) attempt(r *audit.Record) {
-	id := r.Tool
-	if r.Upstream != "" {
-		id = r.Upstream + "/" + r.Tool
-	}
+	id := audit.CanonicalID(r.Upstream, r.Tool)
 	tool := t.tools[id]
 	if tool == nil {
 		tool = &toolTally{}
@@ -107,9 +115,12 @@ func (t *tally) attempt(r *audit.Record) {
 	}
 	tool.calls++
 	t.statuses[r.Status]++
-	if r.Status != audit.StatusRunning {
+	switch r.Status {
+	case audit.StatusDenied:
 		tool.denied++
 		t.against(r.Policy, r.Rule)
+	case audit.StatusPending:
+		t.asked[r.Seq] = tool
 	}
 	var also []policy.Finding
 	if len(r.Also) > 0 && json.Unmarshal(r.Also, &also) == nil {
