@@ -30,6 +30,8 @@ const (
 	OriginConfig Origin = "config"
 	// OriginCommand: haldir session create; the terms are fixed.
 	OriginCommand Origin = "command"
+	// OriginAPI: the REST API; the terms are fixed.
+	OriginAPI Origin = "api"
 )
 
 // Session is one agent's stretch of work.
@@ -46,6 +48,7 @@ type Session struct {
 	RenewedAt time.Time      `json:"renewed_at,omitzero"`
 	Renewed   time.Duration  `json:"renewed_for,omitempty"` // from RenewedAt on, instead of what the terms say
 	Origin    Origin         `json:"origin"`
+	Key       string         `json:"key_id,omitempty"` // of the REST API, by which it was made
 }
 
 // Use says which session a call belongs to.
