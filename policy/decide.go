@@ -16,7 +16,9 @@ const (
 	rankCondition
 	rankTime
 	rankRate
+	rankLoop
 	rankSpend
+	rankApproval
 )
 
 // Policy names of findings that do not come from a policy rule.
@@ -81,6 +83,7 @@ func (e *Engine) decide(c Call, s State, w *watch) Decision {
 
 	var few [8]*window
 	windows := few[:0] // of the rules that apply and are enforced
+	var ask *Question
 	act := &known.activation
 	*act = activation{call: &c, args: &known.args, now: s.Now, cost: amount}
 	for _, i := range concern.rules {
@@ -127,6 +130,21 @@ func (e *Engine) decide(c Call, s State, w *watch) Decision {
 					holds = append(holds, h)
 				}
 			}
+		case TypeLoop:
+			if applies {
+				same, failed := r.turns(&v, &c, s, known)
+				if !r.shared {
+					holds = append(holds, same, failed)
+				}
+			}
+		case TypeApproval:
+			switch {
+			case !applies || s.Granted:
+			case r.shadow:
+				v.add(rankApproval, r.needs(&c))
+			default:
+				ask = ask.with(r)
+			}
 		case TypeSpendLimit:
 			if applies && price != nil {
 				if h := r.charge(&v, &c, s, amount); !r.shared {
@@ -139,7 +157,31 @@ func (e *Engine) decide(c Call, s State, w *watch) Decision {
 	w.rule(none, len(v.findings))
 	e.sessionLimit(&v, &c, s, price != nil, amount)
 	w.end(v.findings, holds)
-	return conclude(d, &v, holds, windows)
+	return conclude(d, &v, holds, windows, ask).asked(&c)
+}
+
+// with adds what another rule wants a person to be asked.
+func (a *Question) with(r *rule) *Question {
+	if a == nil {
+		a = &Question{Timeout: r.timeout, Session: true}
+	}
+	a.Rules = append(a.Rules, r.id)
+	a.Timeout = min(a.Timeout, r.timeout)
+	a.Session = a.Session && !r.once
+	return a
+}
+
+func (r *rule) needs(c *Call) Finding {
+	return Finding{Policy: string(TypeApproval), Rule: r.id, Shadow: r.shadow, Reason: c.Noun() + " needs a person's approval"}
+}
+
+// asked says why a person is to be asked.
+func (d Decision) asked(c *Call) Decision {
+	if d.Verdict == Ask {
+		d.Policy, d.Rule = string(TypeApproval), d.Question.Rules[0]
+		d.Reason = c.Noun() + " needs a person's approval"
+	}
+	return d
 }
 
 func denyReason(r *rule, c *Call) string {
@@ -243,7 +285,7 @@ func over(used int64, amount Micros, limit int64) bool {
 }
 
 // conclude makes the decision out of what was found.
-func conclude(d Decision, v *verdicts, holds []Hold, windows []*window) Decision {
+func conclude(d Decision, v *verdicts, holds []Hold, windows []*window, ask *Question) Decision {
 	first := -1
 	retryable := true
 	for i, f := range v.findings {
@@ -264,7 +306,11 @@ func conclude(d Decision, v *verdicts, holds []Hold, windows []*window) Decision
 			d.Also = append(d.Also, f)
 		}
 	}
-	if first < 0 {
+	switch {
+	case first < 0 && ask != nil:
+		d.Verdict, d.Question = Ask, ask
+		return d
+	case first < 0:
 		d.Verdict, d.Holds = Allow, holds
 		return d
 	}

@@ -312,6 +312,49 @@ func (x *explainer) rule(l *Line, r *rule, s seen, found []Finding) {
 		x.rate(l, r)
 	case TypeSpendLimit:
 		x.spend(l, r)
+	case TypeApproval:
+		x.approval(l, r)
+	case TypeLoop:
+		x.loop(l, r)
+	}
+}
+
+func (x *explainer) approval(l *Line, r *rule) {
+	switch {
+	case !l.Applies:
+	case x.s.Granted:
+		l.Flips = "a person has allowed this call"
+	default:
+		l.refuse(r.needs(x.c))
+		l.Flips = "allows once a person has said so"
+	}
+}
+
+func (x *explainer) loop(l *Line, r *rule) {
+	same, failed := r.repeats(x.c, x.e.known(x.c))
+	current := func(key CounterKey) Counter {
+		c := x.s.Used[key]
+		if c.Start.IsZero() || !x.s.Now.Before(c.Start.Add(r.window)) {
+			return Counter{}
+		}
+		return c
+	}
+	used, in := current(same), "calls with these arguments"
+	if c := current(failed); c.Value > used.Value {
+		used, in = c, "failures in a row"
+	}
+	l.Counter = &Gauge{Per: in, Used: used.Value, Limit: r.max}
+	l.reads = true
+	if !used.Start.IsZero() {
+		l.Counter.ResetsAt = used.Start.Add(r.window)
+	}
+	switch {
+	case !l.Applies:
+	case !l.Passes:
+		l.Flips = "allows again at " + stamp(l.FlipsAt)
+	default:
+		l.FlipsAfter = r.max - used.Value
+		l.Flips = "denies after " + more(l.FlipsAfter) + " of this kind in " + Span(r.window)
 	}
 }
 

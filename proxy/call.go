@@ -158,7 +158,7 @@ func (s *Server) attempt(now *Rules, e Entry, call toolCall, missing error) ledg
 	}
 	switch {
 	case missing == nil:
-		a.Call = s.call(now, e, call.arguments)
+		a.Call, a.Pin = s.call(now, e, call.arguments), audit.Sum(e.def.Raw)
 	case errors.Is(missing, errUnavailable):
 		a.Call = policy.Call{Upstream: e.Upstream, Tool: wire.Printable(e.Tool, longestName)}
 		a.Refused = &policy.Finding{

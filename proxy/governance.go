@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -168,7 +169,17 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 	}
 	session := sp.Session
 	out := permission{Allowed: true, SessionID: session.ID, Scope: in.Scope, ExpiresAt: session.ExpiresAt, Notice: rules.Notice}
+	stopped, err := g.s.o.Ledger.Stopped(ctx)
+	if err != nil {
+		return mcp.NewToolResultError(err.Error()), nil
+	}
+	if left := session.ExpiresAt.Sub(sp.Now); !session.ExpiresAt.IsZero() && left > 0 && left <= expiresSoon {
+		out.Notice = strings.TrimPrefix(out.Notice+"; "+fmt.Sprintf("this session expires in %s; the user can renew it with: %s session renew %s",
+			left.Round(time.Second), g.s.o.Command, session.ID), "; ")
+	}
 	switch {
+	case stopped != nil:
+		out.Allowed, out.Reason = false, stopped.Sentence()
 	case !session.RevokedAt.IsZero():
 		out.Allowed, out.Reason = false, "This session has been revoked"
 	case !session.ExpiresAt.IsZero() && !sp.Now.Before(session.ExpiresAt):
@@ -188,6 +199,9 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 	}
 	return structured(out)
 }
+
+// expiresSoon is how long before its end a session warns of it.
+const expiresSoon = 10 * time.Minute
 
 // SpendReport is the answer of haldir_get_spend.
 type SpendReport struct {

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -82,6 +83,9 @@ func (t *tx) turnBack() error {
 			return err
 		}
 	}
+	if err := errors.Join(t.forgetLoops(), t.turnBackApprovals()); err != nil {
+		return err
+	}
 	changed := map[string][]byte{}
 	for _, space := range []space{t.space(spaceCounters), t.space(spaceHolds), t.space(spaceSessions)} {
 		clear(changed)
@@ -139,11 +143,17 @@ func (t *tx) turned(space byte, v []byte, used int64) ([]byte, error) {
 	if err := decode(v, &s); err != nil {
 		return nil, fmt.Errorf("%w: a session: %w", ErrDamaged, err)
 	}
-	ahead := s.Created.Sub(t.now)
+	// A session is renewed after it was made, and expires so long after the later of both.
+	began := s.Created
+	if !s.RenewedAt.IsZero() {
+		began = s.RenewedAt
+	}
+	ahead := began.Sub(t.now)
 	if ahead <= 0 {
 		return nil, nil
 	}
-	s.Created = t.now
+	back(&s.Created)
+	back(&s.RenewedAt)
 	if !s.ExpiresAt.IsZero() {
 		s.ExpiresAt = s.ExpiresAt.Add(-ahead)
 	}

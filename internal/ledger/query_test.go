@@ -79,7 +79,7 @@ func archive(tb testing.TB) (*ledger.Ledger, *fakeClock) {
 			tb.Fatalf("no call is left open: %s", d.Reason)
 		}
 		flush(tb, l)
-		if _, err := l.Revoke(context.Background(), "ses_2"); err != nil {
+		if _, err := l.Revoke(context.Background(), "ses_2", false); err != nil {
 			tb.Fatal(err)
 		}
 		if i < 2 {

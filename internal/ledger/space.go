@@ -20,6 +20,7 @@ const (
 	spaceSessions = 's' // id → Session as JSON
 	spaceCounters = 'c' // counter, zero byte, of → window start (Unix ns), value; both big-endian
 	spaceHolds    = 'h' // call id → held as JSON
+	spaceLoops    = 'l' // hash → window start, value, window end; see loop.go
 	spaceConfigs  = 'g' // SHA-256 of a config → seq of its record
 )
 

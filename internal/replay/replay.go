@@ -211,7 +211,7 @@ func (r *Run) attempt(rec *audit.Record) {
 		return
 	}
 	call, whole := Call(rec)
-	s := policy.State{Now: rec.Time, Session: r.session(rec), Used: r.counters}
+	s := policy.State{Now: rec.Time, Session: r.session(rec), Used: r.counters, Granted: rec.Approval != ""}
 	d, change, unpriced := r.decide(call, s, whole)
 	was := rec.Status == audit.StatusRunning
 	admitted := d.Verdict == policy.Allow
@@ -378,6 +378,9 @@ func (r *Run) session(rec *audit.Record) policy.SessionState {
 // hold puts holds on the counters, as the ledger does.
 func (r *Run) hold(holds []policy.Hold) {
 	for _, h := range holds {
+		if h.Streak { // what a call failed at is known at its end
+			continue
+		}
 		c := r.counters[h.Key]
 		if c.Start.Before(h.Start) {
 			c = policy.Counter{Start: h.Start}
@@ -393,6 +396,21 @@ func plus(value, delta int64) int64 {
 		return math.MaxInt64
 	}
 	return max(0, value+delta)
+}
+
+// streak counts a failure of a tool, or ends the row of them.
+func (r *Run) streak(h policy.Hold, rec *audit.Record) {
+	switch rec.Status { //nolint:exhaustive // of the others nobody knows whether they failed
+	case audit.StatusAllowed:
+		delete(r.counters, h.Key)
+	case audit.StatusError:
+		c := r.counters[h.Key]
+		if c.Start.IsZero() || !rec.Time.Before(c.Start.Add(h.Window)) {
+			c = policy.Counter{Start: rec.Time}
+		}
+		c.Value = plus(c.Value, 1)
+		r.counters[h.Key] = c
+	}
 }
 
 // outcome settles a call as it was settled then: what had not been sent is returned.
@@ -421,6 +439,10 @@ func (r *Run) outcome(rec *audit.Record) {
 		r.report.SpendThen += policy.Micros(cost - o.cost)
 	}
 	for _, h := range o.holds {
+		if h.Streak {
+			r.streak(h, rec)
+			continue
+		}
 		delta := int64(0)
 		switch {
 		case returned:

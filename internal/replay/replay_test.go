@@ -198,7 +198,7 @@ func TestOtherRules(t *testing.T) {
 	}
 	p.call("ses_a", "shop/drop", `{}`, done)
 	p.call("ses_b", "shop/look", ``, done)
-	if _, err := p.l.Revoke(context.Background(), "ses_b"); err != nil {
+	if _, err := p.l.Revoke(context.Background(), "ses_b", false); err != nil {
 		t.Fatal(err)
 	}
 	p.now = p.now.Add(time.Minute)
