@@ -217,6 +217,7 @@ class App extends EventTarget {
 
   #frameUp() {
     $("side").hidden = false;
+    document.body.classList.remove("alone");
     $("skip").addEventListener("click", (e) => {
       e.preventDefault(); // the hash is the route
       $("main").focus();
@@ -406,6 +407,7 @@ class App extends EventTarget {
     this.#view?.close?.();
     this.#view = null;
     $("side").hidden = true;
+    document.body.classList.add("alone");
     replace($("banners"));
     for (const d of document.querySelectorAll("dialog")) d.close();
     document.title = "haldir console";

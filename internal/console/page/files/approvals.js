@@ -74,17 +74,20 @@ function card(app, a) {
   const answer = async (verb, body, words) => {
     set(true);
     failed.hidden = true;
+    element.dataset.answer = words; // the stream may tell before the answer comes
     try {
       await app.api.post(`/v1/approvals/${encodeURIComponent(a.id)}/${verb}`, { ...body, note: note.value.trim() });
-      element.dataset.answer = words;
       app.announce(`${words}: ${a.upstream}/${a.tool}`);
       app.answered(a.id);
     } catch (e) {
       if (e.status === 404 || e.status === 409) {
-        element.dataset.answer = e.message;
+        element.dataset.answer = clip(e.message, 200);
+        element.querySelector(".clock").textContent = element.dataset.answer;
+        app.announce(e.message);
         app.answered(a.id);
         return;
       }
+      delete element.dataset.answer;
       failed.textContent = e.message;
       failed.hidden = false;
       set(false);

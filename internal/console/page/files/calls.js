@@ -177,16 +177,17 @@ export function mount(app, query) {
 const stateOf = (e) => `${e.status} ${e.outcome_seq ?? ""}`;
 
 function line(app, e) {
-  const open = h("button", { type: "button", class: "row-link", "data-item": true, onclick: () => details(app, e) }, time(e.timestamp),
-    h("span", { class: "unseen" }, `, record ${e.seq}: ${clip(e.tool ? `${e.upstream}/${e.tool}` : e.kind, 90)}, ${clip(e.status, 24)}`));
+  const at = time(e.timestamp);
+  const open = h("button", { type: "button", class: "row-link", "data-item": true, onclick: () => details(app, e),
+    "aria-label": `${at.textContent}, record ${e.seq}: ${clip(e.tool ? `${e.upstream}/${e.tool}` : e.kind, 90)}, ${clip(e.status, 24)}` }, at);
   const what = e.tool ? tool(e.upstream, e.tool, 90) : h("span", { class: "event" }, clip(e.kind, 30), e.upstream ? [" · ", clip(e.upstream, 40)] : null);
   return row(columns, [
     open,
-    h("div", null, what, e.flag_reason ? h("p", { class: "reason" }, shown(e.flag_reason, 160)) : null),
+    [what, e.flag_reason ? h("p", { class: "reason" }, shown(e.flag_reason, 160)) : null],
     status(e.status),
-    h("div", null, e.agent_id ? shown(e.agent_id, 40) : h("span", { class: "faint" }, "–"), e.session_id ? h("p", { class: "faint short" }, brief(e.session_id)) : null),
-    number(e.cost_usd) > 0 ? usd(e.cost_usd) : h("span", { class: "faint" }, "–"),
-    e.duration_ms === undefined ? h("span", { class: "faint" }, "–") : duration(number(e.duration_ms)),
+    [e.agent_id ? shown(e.agent_id, 40) : "–", e.session_id ? brief(e.session_id) : null],
+    number(e.cost_usd) > 0 ? usd(e.cost_usd) : null,
+    e.duration_ms === undefined ? null : duration(number(e.duration_ms)),
   ], { "data-seq": String(e.seq), "data-state": stateOf(e) });
 }
 

@@ -5,7 +5,10 @@ import { h } from "./dom.js";
 // What nobody sees, or what changes how the rest is seen: controls, format characters,
 // bidirectional overrides, tags, unusual spaces, lone surrogates. The variation selector
 // that makes an emoji colourful may stay.
-const hidden = /(?<!\p{Extended_Pictographic}(?=\uFE0F))(?:[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]|(?! )\p{Zs})/gu;
+const hidden = /(?:[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]|(?! )\p{Zs})(?<!\p{Extended_Pictographic}\uFE0F)/gu;
+
+// plain texts, which most are, need no search.
+const plain = /^[\x20-\x7e]*$/;
 
 const names = {
   __proto__: null, // a name of others must not find what every object has
@@ -25,22 +28,26 @@ function pointName(c) {
 }
 
 // visible spells out what nobody sees in a text, for attributes and labels.
-export const visible = (text) => String(text ?? "").replace(hidden, (c) => `⟨${point(c)}⟩`);
+export function visible(text) {
+  const t = String(text ?? "");
+  return plain.test(t) ? t : t.replace(hidden, (c) => `⟨${point(c)}⟩`);
+}
 
 // mark is one such character as an element.
 const mark = (shown, title) => h("span", { class: "ctl", title }, shown);
 
 // shown is a text of others as nodes, what is hidden in it marked, at most max long.
-export function shown(text, max = 400) {
+export function shown(text, max = 400, className = null) {
   let rest = String(text ?? "");
   const more = rest.length - max;
   if (more > 0) rest = rest.slice(0, max).toWellFormed?.() ?? rest.slice(0, max);
   const nodes = marked(rest);
   if (more > 0) nodes.push(h("span", { class: "more" }, `… ${count(more)} more characters`));
-  return h("bdi", null, nodes);
+  return h("bdi", { class: className }, nodes);
 }
 
 function marked(text) {
+  if (plain.test(text)) return [text];
   const nodes = [];
   let from = 0;
   for (const m of text.matchAll(hidden)) {
@@ -99,7 +106,9 @@ export function usd(v) {
 export const micros = (v) => Math.round(number(v) * 1e6);
 export const fromMicros = (m) => usd((m / 1e6).toFixed(6).replace(/0+$/, "").replace(/\.$/, ""));
 
-export const count = (n) => Number(n ?? 0).toLocaleString("en-US");
+const grouped = new Intl.NumberFormat("en-US");
+
+export const count = (n) => grouped.format(Number(n ?? 0));
 export const plural = (n, one, many = one + "s") => `${count(n)} ${n === 1 ? one : many}`;
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
@@ -124,7 +133,8 @@ export function time(t, form = "auto") {
   let words = clock.format(d);
   if (form === "auto" && d.toDateString() !== now.toDateString()) words = `${(d.getFullYear() === now.getFullYear() ? day : year).format(d)}, ${words}`;
   if (form === "minute") words = (d.toDateString() === now.toDateString() ? "" : (d.getFullYear() === now.getFullYear() ? day : year).format(d) + ", ") + hour.format(d);
-  return h("time", { datetime: d.toISOString(), title: d.toISOString().replace("T", " ").replace("Z", " UTC") }, words);
+  const utc = d.toISOString();
+  return h("time", { datetime: utc, title: `${utc.slice(0, 10)} ${utc.slice(11, -1)} UTC` }, words);
 }
 
 export function duration(ms) {
@@ -159,7 +169,7 @@ export function bytes(n) {
 // brief is an id that tells apart at a glance; the whole is in the title.
 export function brief(text) {
   const t = clip(text, 200);
-  return h("span", { class: "mono", title: t }, t.length > 18 ? `${t.slice(0, 8)}…${t.slice(-6)}` : t);
+  return h("p", { class: "mono brief", title: t }, t.length > 18 ? `${t.slice(0, 8)}…${t.slice(-6)}` : t);
 }
 
 // The words for what became of a call; the class gives the colour, the sign says the
@@ -181,7 +191,7 @@ export function status(word) {
 // tool is a tool's canonical id, the server's part quieter than its own name.
 export function tool(upstream, name, max = 120) {
   return h("span", { class: "tool", title: clip(upstream ? `${upstream}/${name}` : name, 300) },
-    upstream ? [h("span", { class: "up" }, shown(upstream, 40)), h("span", { class: "slash" }, "/")] : null, shown(name, max));
+    upstream ? [shown(upstream, 40), "/"] : null, shown(name, max, "own"));
 }
 
 // json shows a value of an agent's: every token by itself, so that a text cannot pass

@@ -128,7 +128,7 @@ function drawTools(list) {
   const tools = [...list].sort((a, b) => number(b.calls) - number(a.calls));
   const most = number(tools[0].calls);
   return panel("Tools, 24 h", h("ul", { class: "toplist" }, tools.slice(0, 6).map((t) => h("li", null,
-    h("a", { href: `#/calls?since=24h&tool=${encodeURIComponent(t.tool)}` }, split(t.tool)),
+    h("a", { href: `#/calls?since=24h&tool=${encodeURIComponent(t.tool)}`, class: "calm" }, split(t.tool)),
     h("span", { class: "num" }, number(t.denied) ? h("span", { class: "no-text" }, `${count(number(t.denied))} refused · `) : null, count(number(t.calls))), share(number(t.calls), most)))),
   { actions: h("a", { href: "#/spend" }, "All tools") });
 }

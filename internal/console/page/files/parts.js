@@ -51,7 +51,7 @@ export function row(columns, cells, props) {
   return h("tr", { role: "row", ...props }, cells.map((c, i) =>
     i === 0
       ? h("th", { scope: "row", role: "rowheader", class: columns[i].className }, c)
-      : h("td", { role: "cell", class: columns[i].className, "data-label": columns[i].name }, c)));
+      : h("td", { role: "cell", class: c === null ? `${columns[i].className ?? ""} nothing` : columns[i].className, "data-label": columns[i].name }, c ?? "–")));
 }
 
 // fields is a list of names and values.

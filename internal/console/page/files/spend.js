@@ -38,6 +38,6 @@ function tools(list) {
   const sorted = [...list].sort((a, b) => number(b.cost_usd) - number(a.cost_usd) || number(b.calls) - number(a.calls));
   const quiet = (n) => (number(n) ? count(number(n)) : h("span", { class: "faint" }, "–"));
   return table("Calls and spend by tool", columns, sorted.slice(0, 200).map((t) => row(columns, [
-    h("a", { href: `#/calls?tool=${encodeURIComponent(t.tool)}`, "data-item": true }, split(t.tool)), count(number(t.calls)), quiet(t.denied), quiet(t.errors), number(t.cost_usd) ? usd(t.cost_usd) : h("span", { class: "faint" }, "–"),
+    h("a", { href: `#/calls?tool=${encodeURIComponent(t.tool)}`, "data-item": true, class: "calm" }, split(t.tool)), count(number(t.calls)), quiet(t.denied), quiet(t.errors), number(t.cost_usd) ? usd(t.cost_usd) : h("span", { class: "faint" }, "–"),
   ])));
 }
