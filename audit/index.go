@@ -84,8 +84,8 @@ func Marks(r *Record) (seq uint64, given, taken []string) {
 	if r.Flagged {
 		given = append(given, mark(markFlagged, ""))
 	}
-	if r.Kind == KindOutcome {
-		return r.Ref, given, []string{mark(markStatus, string(StatusRunning))}
+	if r.joins() {
+		return r.Ref, given, []string{mark(markStatus, string(StatusRunning)), mark(markStatus, string(StatusPending))}
 	}
 	give(markKind, string(rune(r.Kind)))
 	give(markSession, r.Session)
@@ -103,7 +103,7 @@ func (f Filter) marks() (all [][]string) {
 	var kinds []string
 	for k := range kindNames {
 		isCall := k == KindAttempt || k == KindGovernance
-		if k != KindOutcome && (isCall || !f.Calls) && (k != KindGovernance || f.Governance || f.Status == StatusGovernance) {
+		if k != KindOutcome && k != KindApproval && (isCall || !f.Calls) && (k != KindGovernance || f.Governance || f.Status == StatusGovernance) {
 			kinds = append(kinds, mark(markKind, string(rune(k))))
 		}
 	}

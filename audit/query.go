@@ -91,14 +91,14 @@ func Get(s Source, seq uint64) (e Entry, ok bool, err error) {
 	if err != nil {
 		return Entry{}, false, &Damage{seq, DamageUnreadable, err.Error()}
 	}
-	if r.Kind == KindOutcome {
+	if r.joins() {
 		if r.Ref == 0 || r.Ref >= seq {
 			return Entry{}, false, &Damage{seq, DamageEdit, "an outcome without its attempt"}
 		}
 		return Get(s, r.Ref)
 	}
 	e = entryOf(&r, Sum(raw))
-	if r.Kind != KindAttempt || r.Status != StatusRunning {
+	if r.Kind != KindAttempt || r.Status != StatusRunning && r.Status != StatusPending {
 		return e, true, nil
 	}
 	out := s.Outcome(seq)
@@ -109,13 +109,21 @@ func Get(s Source, seq uint64) (e Entry, ok bool, err error) {
 	if err != nil {
 		return Entry{}, false, &Damage{out, DamageUnreadable, err.Error()}
 	}
-	e.OutcomeSeq, e.Status = out, o.Status
+	e.join(&o)
+	return e, true, nil
+}
+
+// join adds how an attempt ended.
+func (e *Entry) join(o *Record) {
+	e.OutcomeSeq, e.Status = o.Seq, o.Status
 	e.CostUSD, e.DurationMS, e.ResultSHA256 = usd(o.Cost), o.DurationMS, text(o.ResultSHA256)
-	if o.Flagged {
-		e.Flagged = true
+	if o.Kind == KindApproval {
+		e.Approval = o.Approval
+	}
+	e.Flagged = e.Flagged || o.Flagged
+	if o.Flagged || o.Kind == KindApproval {
 		e.FlagReason = strings.TrimPrefix(e.FlagReason+"; "+o.FlagReason, "; ")
 	}
-	return e, true, nil
 }
 
 // valid mends a text that is no UTF-8, since an entry is JSON.

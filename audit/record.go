@@ -30,11 +30,13 @@ const (
 	KindConfig     Kind = 5 // a configuration was used for the first time
 	KindLedger     Kind = 6 // the ledger itself was looked after
 	KindPins       Kind = 7 // what an upstream offers was pinned, has changed, or was accepted
+	KindApproval   Kind = 8 // a person, or nobody in time, has decided about a pending call; Ref is its attempt
+	KindKey        Kind = 9 // a key of the REST API was created or revoked
 )
 
 var kindNames = map[Kind]string{
 	KindAttempt: "attempt", KindOutcome: "outcome", KindGovernance: "governance", KindSession: "session", KindConfig: "config",
-	KindLedger: "ledger", KindPins: "pins",
+	KindLedger: "ledger", KindPins: "pins", KindApproval: "approval", KindKey: "key",
 }
 
 // String returns the kind's name.
@@ -57,15 +59,18 @@ const (
 	StatusCancelled  Status = "cancelled"  // admitted; the client cancelled it
 	StatusAbandoned  Status = "abandoned"  // admitted; haldir died before it learnt the outcome
 	StatusGovernance Status = "governance" // a call of one of haldir's own tools
+	StatusPending    Status = "pending"    // a person is asked about it
+	StatusApproved   Status = "approved"   // a person allowed it; what came of it is an entry of its own, with the same approval
 )
 
 // CallStatuses are those of calls of upstreams, which people ask for.
-var CallStatuses = []Status{StatusRunning, StatusAllowed, StatusError, StatusDenied, StatusCancelled, StatusAbandoned}
+var CallStatuses = []Status{StatusRunning, StatusAllowed, StatusError, StatusDenied, StatusCancelled, StatusAbandoned, StatusPending, StatusApproved}
 
-// The statuses of a session record.
+// The statuses of a session's or a key's record.
 const (
 	StatusCreated Status = "created"
 	StatusRevoked Status = "revoked"
+	StatusRenewed Status = "renewed"
 )
 
 // The statuses of a pins record. Tool names what it is about, FlagReason says more, and
@@ -83,6 +88,8 @@ const (
 	StatusRecovered  Status = "recovered"   // the first record of a ledger that follows a damaged one
 	StatusClockReset Status = "clock_reset" // the time may be before that of the record before
 	StatusTrusted    Status = "trusted"     // what could not be recovered counts as unused from here on
+	StatusStopped    Status = "stopped"     // every call is refused from here on
+	StatusResumed    Status = "resumed"     // calls are judged by the policies again
 )
 
 // Record is one link of the chain. The zero value of a field means that it does
@@ -93,7 +100,7 @@ type Record struct {
 	Time       time.Time // UTC; not before that of an earlier record, unless the clock was reset
 	Kind       Kind
 	Status     Status
-	Ref        uint64 // outcome: the seq of its attempt
+	Ref        uint64 // outcome, approval: the seq of its attempt
 	CallID     string
 	Session    string
 	Agent      string
@@ -120,6 +127,9 @@ type Record struct {
 	// that have them stay as they are.
 	Threads Threads
 }
+
+// joins reports a record that says more of an attempt, and so has no entry of its own.
+func (r *Record) joins() bool { return r.Kind == KindOutcome || r.Kind == KindApproval }
 
 // Threads are the sequence numbers of the previous records of the same kind of
 // interest, 0 for none.

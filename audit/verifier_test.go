@@ -121,7 +121,7 @@ func inhabit(t *testing.T, dir string) (checkpoints int) {
 		if _, err := l.Prove(ctx, 1); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := l.Revoke(ctx, "ses_1"); err != nil {
+		if _, err := l.Revoke(ctx, "ses_1", false); err != nil {
 			t.Fatal(err)
 		}
 		err = l.ChangePins(ctx, "shop", func(old []byte) ([]byte, []ledger.Note, error) {

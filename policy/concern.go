@@ -11,6 +11,7 @@ type concern struct {
 	price    *cost        // nil: such calls are free
 	rules    []int        // places in the engine's rules, in order
 	counters []CounterKey // that a decision may read
+	loops    []int        // the rules among them that look at arguments to find a loop
 	spend    CounterKey   // what the session has spent on the tool
 }
 
@@ -62,7 +63,12 @@ func (e *Engine) concerning(c *Call) *concern {
 			continue
 		}
 		found.rules = append(found.rules, i)
-		if r.counter != "" && !r.shared {
+		switch {
+		case r.kind == TypeLoop:
+			if !r.shared {
+				found.loops = append(found.loops, i)
+			}
+		case r.counter != "" && !r.shared:
 			found.counters = append(found.counters, r.key(c))
 		}
 	}

@@ -18,10 +18,12 @@ import (
 
 // condition is a compiled When.
 type condition struct {
+	text    string
 	program cel.Program
 	bounded bool // its evaluation is counted
 	now     bool // it reads the clock, so its value is not known before the transaction
 	who     bool // it reads the session or the agent
+	args    bool // it reads the arguments, or what they say that the call costs
 }
 
 // What bounds one evaluation, in cel-go's units of about one a basic operation:
@@ -95,14 +97,14 @@ func (c *compiler) condition(text string) *condition {
 		whole(err)
 		return nil
 	}
-	return &condition{program: program, bounded: l.now || l.loops, now: l.now, who: l.who}
+	return &condition{text: text, program: program, bounded: l.now || l.loops, now: l.now, who: l.who, args: l.args}
 }
 
 // looks are what the text of a condition uses. One that does not loop, that is go
 // through a list or an object or match a pattern, takes no longer than its
 // arguments are long, and needs no bound, which would cost more than most
 // conditions do.
-type looks struct{ loops, now, who bool }
+type looks struct{ loops, now, who, args bool }
 
 func look(a *cel.Ast) (l looks) {
 	ast.PreOrderVisit(a.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
@@ -110,6 +112,7 @@ func look(a *cel.Ast) (l looks) {
 		if e.Kind() == ast.IdentKind { // a loop's own variable of that name is taken for it: that only costs time
 			l.now = l.now || e.AsIdent() == "now"
 			l.who = l.who || e.AsIdent() == "session" || e.AsIdent() == "agent"
+			l.args = l.args || e.AsIdent() == "args" || e.AsIdent() == "cost_usd"
 		}
 	}))
 	return l

@@ -16,7 +16,9 @@ const (
 	rankCondition
 	rankTime
 	rankRate
+	rankLoop
 	rankSpend
+	rankApproval
 )
 
 // Policy names of findings that do not come from a policy rule.
@@ -41,7 +43,10 @@ func (v *verdicts) add(r rank, f Finding) {
 // Decide answers whether c may go ahead in the state s. The same input gives
 // the same decision; more use of a counter never turns a denial into anything
 // else.
-func (e *Engine) Decide(c Call, s State) Decision {
+func (e *Engine) Decide(c Call, s State) Decision { return e.decide(c, s, nil) }
+
+// decide is Decide, and tells w, which may be nil, what came of each rule.
+func (e *Engine) decide(c Call, s State, w *watch) Decision {
 	var v verdicts
 	d := Decision{}
 	e.session(&v, &c, s)
@@ -78,13 +83,16 @@ func (e *Engine) Decide(c Call, s State) Decision {
 
 	var few [8]*window
 	windows := few[:0] // of the rules that apply and are enforced
+	var ask *Question
 	act := &known.activation
 	*act = activation{call: &c, args: &known.args, now: s.Now, cost: amount}
 	for _, i := range concern.rules {
 		r := &e.rules[i]
+		w.rule(i, len(v.findings))
 		applies := true
 		if r.asks(&c) {
 			ok, err := known.answer(i, r.when, act)
+			w.condition(ok, err)
 			if err != nil {
 				v.add(rankCondition, Finding{
 					Policy: PolicyCondition, Rule: r.id, Shadow: r.shadow,
@@ -122,6 +130,21 @@ func (e *Engine) Decide(c Call, s State) Decision {
 					holds = append(holds, h)
 				}
 			}
+		case TypeLoop:
+			if applies {
+				same, failed := r.turns(&v, &c, s, known)
+				if !r.shared {
+					holds = append(holds, same, failed)
+				}
+			}
+		case TypeApproval:
+			switch {
+			case !applies || s.Granted:
+			case r.shadow:
+				v.add(rankApproval, r.needs(&c))
+			default:
+				ask = ask.with(r)
+			}
 		case TypeSpendLimit:
 			if applies && price != nil {
 				if h := r.charge(&v, &c, s, amount); !r.shared {
@@ -131,8 +154,34 @@ func (e *Engine) Decide(c Call, s State) Decision {
 		}
 	}
 	act.close()
+	w.rule(none, len(v.findings))
 	e.sessionLimit(&v, &c, s, price != nil, amount)
-	return conclude(d, &v, holds, windows)
+	w.end(v.findings)
+	return conclude(d, &v, holds, windows, ask).asked(&c)
+}
+
+// with adds what another rule wants a person to be asked.
+func (a *Question) with(r *rule) *Question {
+	if a == nil {
+		a = &Question{Timeout: r.timeout, Session: true}
+	}
+	a.Rules = append(a.Rules, r.id)
+	a.Timeout = min(a.Timeout, r.timeout)
+	a.Session = a.Session && !r.once
+	return a
+}
+
+func (r *rule) needs(c *Call) Finding {
+	return Finding{Policy: string(TypeApproval), Rule: r.id, Shadow: r.shadow, Reason: c.Noun() + " needs a person's approval"}
+}
+
+// asked says why a person is to be asked.
+func (d Decision) asked(c *Call) Decision {
+	if d.Verdict == Ask {
+		d.Policy, d.Rule = string(TypeApproval), d.Question.Rules[0]
+		d.Reason = c.Noun() + " needs a person's approval"
+	}
+	return d
 }
 
 func denyReason(r *rule, c *Call) string {
@@ -236,7 +285,7 @@ func over(used int64, amount Micros, limit int64) bool {
 }
 
 // conclude makes the decision out of what was found.
-func conclude(d Decision, v *verdicts, holds []Hold, windows []*window) Decision {
+func conclude(d Decision, v *verdicts, holds []Hold, windows []*window, ask *Question) Decision {
 	first := -1
 	retryable := true
 	for i, f := range v.findings {
@@ -257,7 +306,11 @@ func conclude(d Decision, v *verdicts, holds []Hold, windows []*window) Decision
 			d.Also = append(d.Also, f)
 		}
 	}
-	if first < 0 {
+	switch {
+	case first < 0 && ask != nil:
+		d.Verdict, d.Question = Ask, ask
+		return d
+	case first < 0:
 		d.Verdict, d.Holds = Allow, holds
 		return d
 	}

@@ -58,6 +58,8 @@ type rule struct {
 	period   Period
 	counter  string // the identity of its counter
 	shared   bool   // a rule before it has the same counter, and so concerns the same calls
+	timeout  time.Duration
+	once     bool // no answer of a person holds for a session
 	hours    window
 	location *time.Location
 }
@@ -196,6 +198,10 @@ func (c *compiler) rule(r Rule) rule {
 		c.rate(r, &out)
 	case TypeTimeWindow:
 		c.timeWindow(r, &out)
+	case TypeApproval:
+		c.approval(r, &out)
+	case TypeLoop:
+		c.loop(r, &out)
 	default:
 		c.fail("type", -1, fmt.Errorf("%q is no policy type", r.Type))
 	}
@@ -241,6 +247,36 @@ func (c *compiler) rate(r Rule, out *rule) {
 		c.fail("per", -1, fmt.Errorf("%q is none of total, session, agent, tool, upstream", r.Per))
 	}
 	out.counter = identity("rate", r, out.per)
+}
+
+// Bounds on how long a person may be waited for.
+const (
+	minTimeout = time.Second
+	maxTimeout = 24 * time.Hour
+)
+
+func (c *compiler) approval(r Rule, out *rule) {
+	if len(r.Tools)+len(r.Upstreams)+len(r.Agents) == 0 && r.When == "" {
+		c.fail("tools", -1, errors.New(`must say what needs approval (tools: ["*"] is everything)`))
+	}
+	if out.timeout = r.Timeout; out.timeout == 0 {
+		out.timeout = DefaultTimeout
+	}
+	if out.timeout < minTimeout || out.timeout > maxTimeout {
+		c.fail("timeout", -1, fmt.Errorf("must be between %v and %s", minTimeout, Span(maxTimeout)))
+	}
+	out.once = r.Once
+}
+
+func (c *compiler) loop(r Rule, out *rule) {
+	if r.MaxRepeats < 1 {
+		c.fail("max_repeats", -1, errors.New("must be at least 1"))
+	}
+	if r.Window <= 0 {
+		c.fail("window", -1, errors.New("must be a positive time"))
+	}
+	out.max = r.MaxRepeats
+	out.counter = identity("loop", r, PerTool)
 }
 
 func (c *compiler) timeWindow(r Rule, out *rule) {
@@ -330,7 +366,19 @@ func (r *rule) asks(c *Call) bool {
 
 // Reads names every counter that [Engine.Decide] may read for c. The slice is to be
 // read only.
-func (e *Engine) Reads(c Call) []CounterKey { return e.concern(&c).counters }
+func (e *Engine) Reads(c Call) []CounterKey {
+	concern := e.concern(&c)
+	if len(concern.loops) == 0 {
+		return concern.counters
+	}
+	keys := slices.Clone(concern.counters)
+	known := e.known(&c)
+	for _, i := range concern.loops {
+		same, failed := e.rules[i].repeats(&c, known)
+		keys = append(keys, same, failed)
+	}
+	return keys
+}
 
 // Never reports whether no arguments, counters or clock could make Decide allow
 // the call: an unconditional deny, an allow list without it, or a scope that
@@ -354,7 +402,7 @@ func (e *Engine) Never(c Call, s SessionState) bool {
 			if !r.tools.match(&c) {
 				return true
 			}
-		case TypeSpendLimit, TypeRateLimit, TypeTimeWindow:
+		case TypeSpendLimit, TypeRateLimit, TypeTimeWindow, TypeApproval, TypeLoop:
 		}
 	}
 	return false

@@ -138,6 +138,8 @@ type State struct {
 	Now     time.Time // never runs backwards
 	Session SessionState
 	Used    map[CounterKey]Counter // a key that is absent counts as zero
+	// Granted says that a person has allowed this very call.
+	Granted bool
 }
 
 // Verdict is the outcome of a decision. Its zero value refuses.
@@ -170,6 +172,18 @@ type Hold struct {
 	Start  time.Time
 	Amount int64
 	Money  bool
+	// Window is how long after Start the counter means something; 0 is for ever.
+	Window time.Duration
+	// Streak says that the counter is that of failures in a row: it begins anew with a
+	// call that goes well.
+	Streak bool
+}
+
+// Question is what a person is asked.
+type Question struct {
+	Rules   []string      // the rules that ask
+	Timeout time.Duration // the shortest of theirs
+	Session bool          // the answer may hold for the same call in the whole session
 }
 
 // Finding is what one rule had against a call.
@@ -185,7 +199,7 @@ type Finding struct {
 type Decision struct {
 	Verdict Verdict
 	// Policy, Rule and Reason come from the first finding in the order session,
-	// scope, deny, allow, condition, time window, rate, spend.
+	// scope, deny, allow, condition, time window, rate, loop, spend, approval.
 	Policy, Rule, Reason string
 	// RetryAt is when every rule that refused could let the call pass; zero
 	// when retrying does not help.
@@ -196,4 +210,5 @@ type Decision struct {
 	CostFrom string
 	Holds    []Hold    // to be put on the counters if the call is let through
 	Also     []Finding // what the other rules had against it, shadow rules included
+	Question *Question // not nil with the verdict Ask
 }

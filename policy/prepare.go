@@ -14,6 +14,7 @@ type ready struct {
 	amount         Micros
 	unpriced       error    // why the amount is not known
 	answers        []answer // a rule each; nil unless prepared
+	sum            string   // see digest; "" before anybody has asked
 }
 
 type answer struct {
@@ -38,6 +39,9 @@ func (e *Engine) Prepare(c *Call) {
 		}
 	}
 	act.close()
+	if len(k.concern.loops) > 0 {
+		k.digest()
+	}
 	c.ready = k
 }
 

@@ -12,6 +12,8 @@ const (
 	TypeSpendLimit Type = "spend_limit"
 	TypeRateLimit  Type = "rate_limit"
 	TypeTimeWindow Type = "time_window"
+	TypeApproval   Type = "require_approval"
+	TypeLoop       Type = "loop"
 )
 
 // Partitions of a counter: what it is kept per.
@@ -69,12 +71,19 @@ type Rule struct {
 
 	MaxUSD   Micros         // spend_limit
 	MaxCalls int64          // rate_limit
-	Window   time.Duration  // rate_limit; positive
+	Window   time.Duration  // rate_limit, loop; positive
 	Per      string         // spend_limit (default session), rate_limit (default total)
 	Location *time.Location // time_window, spend_limit per calendar period; nil means UTC
 	Hours    *Hours         // time_window; nil means the whole day
 	Days     []time.Weekday // time_window; none means every day
+
+	Timeout    time.Duration // require_approval: how long a person has; 0 means [DefaultTimeout]
+	Once       bool          // require_approval: no answer holds for a whole session
+	MaxRepeats int64         // loop; positive
 }
+
+// DefaultTimeout is how long a person has to answer.
+const DefaultTimeout = 5 * time.Minute
 
 // RuleError is an error of [Compile] about one entry of a [Ruleset].
 type RuleError struct {

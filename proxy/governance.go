@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -161,14 +162,24 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 	if kind := wire.KindOf(in.Arguments); in.Arguments != nil && kind != "an object" && kind != "null" {
 		return mcp.NewToolResultErrorf("arguments must be an object, not %s", kind), nil
 	}
-	rules := g.s.rules()
+	rules := g.s.rulesOf(ctx)
 	sp, _, err := g.s.o.Ledger.Spent(ctx, rules.Use, rules.Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
 	session := sp.Session
 	out := permission{Allowed: true, SessionID: session.ID, Scope: in.Scope, ExpiresAt: session.ExpiresAt, Notice: rules.Notice}
+	stopped, err := g.s.o.Ledger.Stopped(ctx)
+	if err != nil {
+		return mcp.NewToolResultError(err.Error()), nil
+	}
+	if left := session.ExpiresAt.Sub(sp.Now); !session.ExpiresAt.IsZero() && left > 0 && left <= expiresSoon {
+		out.Notice = strings.TrimPrefix(out.Notice+"; "+fmt.Sprintf("this session expires in %s; the user can renew it with: %s session renew %s",
+			left.Round(time.Second), g.s.o.Command, session.ID), "; ")
+	}
 	switch {
+	case stopped != nil:
+		out.Allowed, out.Reason = false, stopped.Sentence()
 	case !session.RevokedAt.IsZero():
 		out.Allowed, out.Reason = false, "This session has been revoked"
 	case !session.ExpiresAt.IsZero() && !sp.Now.Before(session.ExpiresAt):
@@ -177,7 +188,7 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 		out.Allowed, out.Reason = false, fmt.Sprintf("This session does not have the scope '%s'", in.Scope)
 	}
 	if in.Tool != "" {
-		e, _, d, err := g.s.Explain(ctx, in.Tool, in.Arguments)
+		e, _, d, err := g.s.explain(ctx, rules, in.Tool, in.Arguments)
 		if err != nil {
 			return mcp.NewToolResultError(err.Error()), nil
 		}
@@ -188,6 +199,9 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 	}
 	return structured(out)
 }
+
+// expiresSoon is how long before its end a session warns of it.
+const expiresSoon = 10 * time.Minute
 
 // SpendReport is the answer of haldir_get_spend.
 type SpendReport struct {
@@ -240,7 +254,7 @@ func (g *governance) getSpend(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if err := bind(ctx, &struct{}{}); err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
-	rules := g.s.rules()
+	rules := g.s.rulesOf(ctx)
 	sp, budgets, err := g.s.o.Ledger.Spent(ctx, rules.Use, rules.Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
@@ -266,7 +280,7 @@ func (g *governance) getAudit(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if in.Status != "" && !slices.Contains(audit.CallStatuses, in.Status) {
 		return mcp.NewToolResultErrorf("unknown status %q", in.Status), nil
 	}
-	f := audit.Filter{Session: g.s.rules().Use.ID, Status: in.Status, Limit: in.Limit, Calls: true}
+	f := audit.Filter{Session: g.s.rulesOf(ctx).Use.ID, Status: in.Status, Limit: in.Limit, Calls: true}
 	if in.Tool != "" {
 		f.Tool = in.Tool
 		if e, err := g.s.current().find(in.Tool); err == nil {

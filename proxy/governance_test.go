@@ -404,7 +404,7 @@ func TestGovernanceToolsAreNeverBlocked(t *testing.T) {
 	if len(h.tools()) != 3 {
 		t.Errorf("tools/list: %s", h.tools())
 	}
-	if _, err := h.led.Revoke(context.Background(), session); err != nil {
+	if _, err := h.led.Revoke(context.Background(), session, false); err != nil {
 		t.Fatal(err)
 	}
 	check("revoked")

@@ -42,41 +42,30 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 			s.o.Ledger.Settle(before.ticket, outcome)
 		}
 	}()
-	if before != nil {
+	if before != nil && before.question == nil {
 		over = true
 		if refused, ok := s.reconsider(r, attempt.Call, before); ok {
 			over = false
 			return refuse(refused), endRefused
 		}
 	} else {
-		before = &round{}
-		r.rules.Engine.Prepare(&attempt.Call)
+		if before == nil {
+			before = &round{}
+		}
 		// An attempt that is cancelled meanwhile is on record all the same.
-		ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), attempt, r.rules.Engine)
-		if err != nil {
-			r.refused = err
-			s.o.Log.Error().Err(err).Str("call", wire.Printable(s.o.Clean(attempt.Call.ID()), longestName)).Msg("a call was refused because it could not be recorded")
-			return refuse(Refusal{
-				Error:     fmt.Sprintf("%s was not called, since the call could not be recorded: %v", attempt.Call.Noun(), err),
-				BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
-			}), endKnown
+		r.rules.Engine.Prepare(&attempt.Call)
+		if answer, how, ok := s.admit(r, d, &attempt, before, refuse); !ok {
+			return answer, how
 		}
-		if decision.Verdict != policy.Allow {
-			r.refused = ErrRefused
-			if attempt.Refused != nil {
-				r.refused = errNotCalled
-			}
-			s.o.Log.Info().Str("call", wire.Printable(s.o.Clean(attempt.Call.ID()), longestName)).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
-			return refuse(refusal(decision, ticket)), endRefused
-		}
-		before.ticket, before.decision = ticket, decision
 	}
 	over = true
 	if r.ctx.Err() != nil && before.flight == nil && !before.sent {
 		outcome = failed(r.ctx, wire.ErrNotSent)
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
 	}
+	done := s.underway(r, before.ticket.Session)
 	m, wait, err := s.advance(r, up, before, c)
+	done()
 	if wait != nil {
 		over = false
 		s.suspend(r, d, before, wait)
@@ -139,7 +128,7 @@ func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool)
 	against := append([]policy.Finding{{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason, RetryAt: d.RetryAt}}, d.Also...)
 	for _, f := range against {
 		switch {
-		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit):
+		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop), f.Policy == string(policy.TypeApproval):
 			continue
 		}
 		r.refused = ErrRefused
@@ -222,8 +211,11 @@ func (s *Server) broken(r *request, up Upstream, err error) []byte {
 // failed is the outcome of a call that brought no response. Only a request that
 // certainly never left haldir costs nothing.
 func failed(ctx context.Context, err error) ledger.Outcome {
-	cancelled := errors.Is(context.Cause(ctx), errCancelled)
+	revoked := errors.Is(context.Cause(ctx), errRevoked)
+	cancelled := revoked || errors.Is(context.Cause(ctx), errCancelled)
 	switch unsent := errors.Is(err, wire.ErrNotSent); {
+	case revoked && !unsent:
+		return ledger.Outcome{Result: ledger.Cancelled, Reason: errRevoked.Error()}
 	case unsent && cancelled:
 		return ledger.Outcome{Result: ledger.Withdrawn}
 	case cancelled:

@@ -332,7 +332,7 @@ func TestASessionRevokedElsewhereIsRefusedAtTheNextCall(t *testing.T) {
 	eventually(t, "the call arrives", func() bool { return len(up.called()) == 2 })
 
 	other := openLedger(t, h.dir) // as haldir session revoke does
-	if _, err := other.Revoke(context.Background(), session); err != nil {
+	if _, err := other.Revoke(context.Background(), session, false); err != nil {
 		t.Fatal(err)
 	}
 	r := h.refused("up__tool", "{}")

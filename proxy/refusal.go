@@ -40,7 +40,7 @@ func refusal(d policy.Decision, t ledger.Ticket) Refusal {
 	switch {
 	case r.Retryable || d.Policy == policyUnknownTool || d.Policy == policyUnavailable:
 	case d.Policy == policy.PolicySession && d.Rule == "expired":
-		r.Error += "; the user can renew it with: haldir session create"
+		r.Error += "; the user can renew it with: haldir session renew " + t.Session
 	default:
 		r.Error += noUse
 	}

@@ -33,6 +33,8 @@ type round struct {
 	sent     bool    // something of it has reached the upstream
 	key      string  // in the server's rounds
 	expiry   *time.Timer
+	question *question // what a person is asked before the call is made; nil if nothing is
+	asked    bool      // the host has the form
 }
 
 const (
@@ -108,7 +110,11 @@ func (s *Server) waits(r *request, c policy.Call) bool {
 // host has to begin anew.
 func (s *Server) suspend(r *request, digest []byte, b *round, w *wait) {
 	b.key = roundKey(digest, w.state)
-	b.expiry = time.AfterFunc(roundTime, func() { s.expire(b, "the client did not go on with the call") })
+	life := roundTime
+	if b.question != nil {
+		life = b.question.left()
+	}
+	b.expiry = time.AfterFunc(life, func() { s.expire(b, "the client did not go on with the call") })
 	s.mu.Lock()
 	other := s.rounds[b.key] // an upstream that gives the same state twice
 	why := ""
@@ -152,6 +158,17 @@ func (s *Server) expire(b *round, why string) {
 
 // finishRound settles a call that nobody goes on with.
 func (s *Server) finishRound(b *round, why string) {
+	if q := b.question; q != nil {
+		a := ledger.Answer{Channel: ledger.ChannelGone}
+		switch {
+		case why == roundsOver:
+			a.Channel = ledger.ChannelShutdown
+		case q.left() <= 0:
+			a.Channel = ledger.ChannelTimeout
+		}
+		_ = s.decide(s.work, q, a) // nobody is left to tell
+		return
+	}
 	outcome := ledger.Outcome{Result: ledger.Unknown, Reason: why}
 	if f := b.flight; f != nil {
 		f.cancel(errors.New(why))

@@ -1687,7 +1687,7 @@ func TestARevokedSessionDoesNotGoOn(t *testing.T) {
 	}
 	h := quizzed(t, q, rig{})
 	n := needs(t, h.first("up__tool", `{}`))
-	if _, err := h.led.Revoke(t.Context(), session); err != nil {
+	if _, err := h.led.Revoke(t.Context(), session, false); err != nil {
 		t.Fatal(err)
 	}
 	why := parseResponse(t, h.again("up__tool", `{}`, n.State, map[string]string{n.key(t): `{"roots":[]}`})).refusal(t)

@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/approval"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
@@ -45,6 +46,12 @@ type Ledger interface {
 	Record(ctx context.Context, a ledger.Attempt, failed string) error
 	Spent(ctx context.Context, u ledger.Use, b ledger.Budgeter) (ledger.Spend, []policy.Budget, error)
 	Find(ctx context.Context, f audit.Filter) ([]audit.Entry, uint64, error)
+	Answer(ctx context.Context, id string, a ledger.Answer) (ledger.Approval, error)
+	Refuse(ctx context.Context, id string) error
+	Watched() bool
+	Session(ctx context.Context, u ledger.Use) (ledger.Session, error)
+	Stopped(ctx context.Context) (*ledger.Stopped, error)
+	approval.Board
 }
 
 // Options configure [New].
@@ -64,6 +71,7 @@ type Options struct {
 	ListWait  time.Duration
 	Message   int // the largest message from the host, in bytes
 	Version   string
+	Command   string // how a person runs haldir, as far as to the verb
 	Log       zerolog.Logger
 	// Initialize is called when the host has said who it is.
 	Initialize func(upstream.Host)
@@ -77,6 +85,7 @@ type Rules struct {
 	Use       ledger.Use
 	Session   policy.SessionState
 	Agent     string
+	Client    string // who calls, where it is not the host
 	Config    audit.Hash
 	Detail    audit.Detail
 	HideNever bool
@@ -139,6 +148,7 @@ type Server struct {
 	o       Options
 	adopted atomic.Pointer[Rules]
 	own     Upstream // haldir's own tools
+	desk    *approval.Desk
 	out     *wire.LineWriter
 	unread  backlog
 	changed chan struct{}
@@ -156,6 +166,8 @@ type Server struct {
 	mu       sync.Mutex
 	table    *table // the merged catalogue as it was asked for last
 	inflight map[string]*request
+	running  map[*request]string   // the session of each call that is at its upstream
+	watching bool                  // whether their sessions are revoked
 	closing  map[*request]struct{} // answered, and not yet settled
 	client   string
 	version  string
@@ -174,7 +186,7 @@ type Server struct {
 	unasked      []*asked          // what upstreams want to know when there is no call to ask by
 	listeners    map[string]*listener
 	watched      map[string]int             // how many streams are about a resource
-	capabilities json.RawMessage            // all that a modern host has declared
+	capabilities json.RawMessage            // all that the host has declared
 	declaredLast json.RawMessage            // what it has declared with its last request
 	hostTasks    map[string]string          // for which upstream the host has made a task
 	declared     map[string]json.RawMessage // the capabilities haldir has told the host
@@ -182,11 +194,11 @@ type Server struct {
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, running: map[*request]string{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
-	s.own = newGovernance(s)
+	s.own, s.desk = newGovernance(s), approval.NewDesk(o.Ledger)
 	s.adopted.Store(&Rules{
 		Upstreams: o.Upstreams, Engine: o.Engine, Use: o.Use, Session: o.Session, Agent: o.Agent, Config: o.Config, Detail: o.Detail,
 		HideNever: o.HideNever, NameLimit: o.NameLimit, ListWait: o.ListWait, all: append(append([]Upstream(nil), o.Upstreams...), s.own),
@@ -243,6 +255,7 @@ func (s *Server) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	stop(errShutdown)
 	quiet()
 	s.endRounds()
+	defer s.desk.Close()
 	over := make(chan struct{})
 	go func() { s.wg.Wait(); close(over) }()
 	select {
@@ -297,7 +310,8 @@ type request struct {
 	answer wire.Message // whose memory nobody needs once that is done
 	round  *round       // not nil if the host is to go on with it
 
-	refused error // not nil if haldir refused it, not the upstream
+	refused error    // not nil if haldir refused it, not the upstream
+	refusal *Refusal // of a call of a tool
 }
 
 // maxSpare is how many goroutines wait to read in turn.
@@ -581,6 +595,7 @@ func (s *Server) initialize(m wire.Message, reply func([]byte)) {
 	capabilities, instructions := s.offered()
 	s.mu.Lock()
 	s.version, s.ready, s.client = version, true, clientName(p.ClientInfo)
+	s.capabilities = slices.Clone(p.Capabilities)
 	s.declared = declaredIn(capabilities)
 	s.mu.Unlock()
 	result := fmt.Appendf(nil, `{"protocolVersion":%s,"capabilities":%s,"serverInfo":{"name":"haldir","title":"haldir","version":%s}`,

@@ -52,7 +52,7 @@ func beParent(text string) {
 }
 
 // patience is how long a test waits for what must happen.
-const patience = 15 * time.Second
+const patience = 30 * time.Second
 
 // moment is how long a test waits for what must not happen.
 const moment = 150 * time.Millisecond

@@ -179,7 +179,7 @@ func (a *app) server(ctx context.Context) (*proxy.Server, error) {
 	srv = proxy.New(proxy.Options{
 		Upstreams: r.Upstreams, Engine: r.Engine, Ledger: a.ledger, Use: r.Use, Session: r.Session, Agent: r.Agent, Config: r.Config,
 		Detail: r.Detail, Secrets: a.secrets.list, Clean: a.secrets.clean, HideNever: r.HideNever, NameLimit: r.NameLimit,
-		ListWait: r.ListWait, Message: a.settings.MaxMessage, Version: version(), Log: a.log, Initialize: a.start,
+		ListWait: r.ListWait, Message: a.settings.MaxMessage, Version: version(), Command: a.command(), Log: a.log, Initialize: a.start,
 	})
 	return srv, nil
 }
@@ -263,6 +263,17 @@ func shownUpstream(s string) string {
 		return s
 	}
 	return name + "=…"
+}
+
+// shownURL is where a server is, without what may be secret: a reference is shown, not what
+// it stands for.
+func shownURL(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return "…"
+	}
+	u.User, u.RawQuery, u.Fragment, u.ForceQuery = nil, "", "", false
+	return u.String()
 }
 
 // place is what the config was read from.

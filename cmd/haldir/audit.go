@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 )
 
@@ -153,13 +154,7 @@ func moment(text string) (time.Time, error) {
 	if t, err := time.ParseInLocation(time.DateOnly, text, time.Local); err == nil {
 		return t, nil
 	}
-	age := text
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		if n, err := strconv.Atoi(days); err == nil && n < 100_000 {
-			age = fmt.Sprintf("%dh", n*24)
-		}
-	}
-	d, err := time.ParseDuration(age)
+	d, err := config.ParseDuration(text)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%q is neither a time such as 2006-01-02T15:04:05Z nor an age such as 7d or 2h", text)
 	}

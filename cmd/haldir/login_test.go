@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 // opener is where a browser would be: it opens the address that login prints.
 type opener struct {
 	t   *testing.T
+	mu  sync.Mutex // the log is written to by more than one goroutine
 	buf bytes.Buffer
 	did bool
 }
@@ -25,6 +27,8 @@ type opener struct {
 var address = regexp.MustCompile(`(?m)^  (http\S+)$`)
 
 func (o *opener) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	n, err := o.buf.Write(p)
 	if m := address.FindSubmatch(o.buf.Bytes()); m != nil && !o.did {
 		o.did = true

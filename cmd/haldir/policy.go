@@ -5,12 +5,123 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/policy"
 )
 
 func policyCommand(a *app) *cobra.Command {
-	return group("policy", "List the policies", policyList(a))
+	return group("policy", "List the policies, add and remove them", policyList(a), policyAdd(a), policyRemove(a))
+}
+
+func policyAdd(a *app) *cobra.Command {
+	e := &editing{a: a}
+	var file string
+	cmd := &cobra.Command{
+		Use:   "add [POLICY]",
+		Short: "Add a policy to the config",
+		Long: "add writes a policy behind those of the config, in the way they are written, and\n" +
+			"leaves the rest of the file as it is. The policy is one mapping in YAML or JSON, as an\n" +
+			"argument or from a file, or is said by flags. Nothing is written unless the config\n" +
+			"loads with it.",
+		Example: "  haldir policy add --type deny --tools 'delete_*,drop_table'\n" +
+			"  haldir policy add --type spend_limit --max-usd 5 --per day\n" +
+			"  haldir policy add '{type: deny, tools: [files/*], when: args.path.startsWith(\"/etc\")}'\n" +
+			"  haldir policy add --file night.yaml --dry-run",
+		Args: cobra.MaximumNArgs(1),
+	}
+	f := cmd.Flags()
+	f.StringVarP(&file, "file", "f", "", "the file that holds the policy; - for standard input")
+	keys := config.PolicyKeys()
+	name := func(k config.Key) string { return strings.ReplaceAll(k.Name, "_", "-") }
+	for _, k := range keys {
+		switch k.Form {
+		case config.FormList:
+			f.StringSlice(name(k), nil, k.Doc)
+		case config.FormHours:
+			f.String(name(k), "", k.Doc+", as 09:00-17:00")
+		case config.FormText, config.FormNumber:
+			f.String(name(k), "", k.Doc)
+		}
+	}
+	e.flags(cmd)
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		var p pairs
+		for _, k := range keys {
+			if !f.Changed(name(k)) {
+				continue
+			}
+			if err := p.flag(k, f, name(k)); err != nil {
+				return err
+			}
+		}
+		ways := 0
+		for _, used := range []bool{len(args) > 0, f.Changed("file"), len(p) > 0} {
+			if used {
+				ways++
+			}
+		}
+		switch {
+		case ways != 1:
+			return usage("say the policy in one way: as an argument, by --file, or by flags such as --type; see: %s --help", cmd.CommandPath())
+		case len(args) > 0:
+			return e.add(edit.Policies, []byte(args[0]), "the policy")
+		case f.Changed("file"):
+			entry, source, err := e.given(file)
+			if err != nil {
+				return err
+			}
+			return e.add(edit.Policies, entry, source)
+		}
+		return e.add(edit.Policies, p.entry(), "")
+	}
+	return cmd
+}
+
+// flag puts what a flag says of a key.
+func (p *pairs) flag(k config.Key, f *pflag.FlagSet, name string) error {
+	if k.Form == config.FormList {
+		list, err := f.GetStringSlice(name)
+		if err != nil {
+			return err
+		}
+		return p.put(k.Name, list)
+	}
+	text, err := f.GetString(name)
+	if err != nil {
+		return err
+	}
+	switch k.Form {
+	case config.FormHours:
+		start, end, ok := strings.Cut(text, "-")
+		if !ok {
+			return usage("--%s %q: write it as START-END, such as 09:00-17:00", name, text)
+		}
+		return p.put(k.Name, struct {
+			Start string `json:"start"`
+			End   string `json:"end"`
+		}{strings.TrimSpace(start), strings.TrimSpace(end)})
+	case config.FormNumber:
+		return p.number(k.Name, text)
+	case config.FormText, config.FormList:
+	}
+	return p.put(k.Name, text)
+}
+
+func policyRemove(a *app) *cobra.Command {
+	e := &editing{a: a}
+	cmd := &cobra.Command{
+		Use:   "remove ID",
+		Short: "Remove a policy from the config",
+		Long: "remove takes the lines of a policy out of the config, and leaves the rest of the file\n" +
+			"as it is. ID is what `haldir policy list` shows. A comment above the policy stays.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error { return e.remove(edit.Policies, args[0]) },
+	}
+	e.flags(cmd)
+	return cmd
 }
 
 func policyList(a *app) *cobra.Command {
@@ -83,6 +194,10 @@ func sentence(r policy.Rule) string {
 			b.WriteString(" " + strings.ToLower(d.String()[:3]))
 		}
 		fmt.Fprintf(&b, " %s", r.Location)
+	case policy.TypeApproval:
+		b.WriteString("ask a person before")
+	case policy.TypeLoop:
+		fmt.Fprintf(&b, "at most %d same call%s or failure%[2]s in a row in %[3]s", r.MaxRepeats, plural(r.MaxRepeats), policy.Span(r.Window))
 	}
 	if r.Type == policy.TypeAllow || len(r.Tools) > 0 {
 		b.WriteString(" " + strings.Join(r.Tools, ", "))

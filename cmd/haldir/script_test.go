@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,7 +36,7 @@ import (
 // there are
 //
 //	code N PROGRAM ARG…    run a program, which must exit with status N
-//	save NAME              keep what it printed as $NAME
+//	save NAME [REGEXP]     keep what it printed as $NAME, or what the first group matches
 //	object KEY…            stdout is one JSON object with exactly these keys; ?KEY may be missing
 //	value PATH TEXT        a value in that object; a.0.b leads into it
 //	clean                  neither stdout nor stderr has a control character but line end and tab
@@ -143,10 +144,18 @@ func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptSave(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: save NAME")
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: save NAME [REGEXP]")
 	}
-	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+	text := strings.TrimSpace(ts.ReadFile("stdout"))
+	if len(args) == 2 {
+		m := regexp.MustCompile(args[1]).FindStringSubmatch(text)
+		if len(m) < 2 {
+			ts.Fatalf("stdout has nothing that matches %s", args[1])
+		}
+		text = m[1]
+	}
+	ts.Setenv(args[0], text)
 }
 
 // oneObject reads stdout, which must be one JSON object and nothing else.
@@ -308,6 +317,20 @@ func TestUsage(t *testing.T) {
 		"call x --args {}{}":                "--args: ",
 		"call x --args @nowhere":            "--args: open nowhere: no such file or directory",
 		"explain x --args []":               "--args must be a JSON object, not an array",
+		"policy add":                        "say the policy in one way",
+		"policy add {} --type deny":         "say the policy in one way",
+		"policy add --file x --type deny":   "say the policy in one way",
+		"policy add --file nowhere":         "open nowhere: no such file or directory",
+		"policy add --allowed-hours nine":   `--allowed-hours "nine": write it as START-END, such as 09:00-17:00`,
+		"policy add {} --upstream a=b":      "--upstream stands in place of a config file",
+		"policy remove":                     "see: haldir policy remove --help",
+		"upstream add":                      "the upstream has no name",
+		"upstream add a":                    "an upstream has either --url or a program behind --",
+		"upstream add a --url x -- sh":      "an upstream has either --url or a program behind --",
+		"upstream add a npx server":         `"npx" follows the name; a program stands behind --, as in: haldir upstream add a -- npx server`,
+		"upstream add --file x --url y":     "--file holds the whole upstream; leave --url out",
+		"upstream add a --file x":           `--file holds the whole upstream; leave "a" out`,
+		"upstream remove":                   "see: haldir upstream remove --help",
 	}
 	for line, want := range tests {
 		var out, errOut bytes.Buffer

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 )
 
 func sessionCommand(a *app) *cobra.Command {
-	return group("session", "Create, list, show and revoke sessions",
-		sessionCreate(a), sessionList(a), sessionShow(a), sessionRevoke(a))
+	return group("session", "Create, list, show, renew and revoke sessions",
+		sessionCreate(a), sessionList(a), sessionShow(a), sessionRenew(a), sessionRevoke(a))
 }
 
 // sessionJSON is a session as --json prints it.
@@ -153,22 +154,52 @@ func sessionShow(a *app) *cobra.Command {
 }
 
 func sessionRevoke(a *app) *cobra.Command {
-	var asJSON bool
+	var asJSON, cancel bool
 	cmd := &cobra.Command{
 		Use:   "revoke ID",
-		Short: "End a session: running calls finish, new ones are refused everywhere",
+		Short: "End a session: new calls are refused everywhere, running ones finish",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.openState(); err != nil {
 				return err
 			}
-			s, err := a.ledger.Revoke(cmd.Context(), args[0])
+			s, err := a.ledger.Revoke(cmd.Context(), args[0], cancel)
 			if err != nil {
 				return err
 			}
 			return a.printSession(s, asJSON)
 		},
 	}
+	cmd.Flags().BoolVar(&cancel, "cancel", false, "cancel its running calls too")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func sessionRenew(a *app) *cobra.Command {
+	var ttl time.Duration
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "renew ID",
+		Short: "Let a session last longer: for the time given, from now on",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if ttl <= 0 {
+				return usage("--ttl must be longer than 0")
+			}
+			if err := a.openState(); err != nil {
+				return err
+			}
+			s, err := a.ledger.Renew(cmd.Context(), args[0], ttl)
+			if err != nil {
+				return fmt.Errorf("renew session %s: %w", args[0], err)
+			}
+			if s.ExpiresAt.IsZero() {
+				a.say("session %s does not expire; nothing to renew", s.ID)
+			}
+			return a.printSession(s, asJSON)
+		},
+	}
+	cmd.Flags().DurationVar(&ttl, "ttl", 8*time.Hour, "how long it lasts from now on")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }

@@ -1,19 +1,129 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/upstream"
 	"github.com/haldir-mcp/haldir/upstream/oauth"
 )
 
 func upstreamCommand(a *app) *cobra.Command {
-	return group("upstream", "List the upstreams, sign in to them", upstreamList(a), upstreamLogin(a), upstreamLogout(a))
+	return group("upstream", "List the upstreams, add and remove them, sign in to them",
+		upstreamList(a), upstreamAdd(a), upstreamRemove(a), upstreamLogin(a), upstreamLogout(a))
+}
+
+func upstreamAdd(a *app) *cobra.Command {
+	e := &editing{a: a}
+	var url, auth, token, cwd, file string
+	var headers, env []string
+	cmd := &cobra.Command{
+		Use:   "add NAME (--url URL | -- COMMAND [ARG…])",
+		Short: "Add an upstream to the config",
+		Long: "add writes an upstream behind those of the config, in the way they are written, and\n" +
+			"leaves the rest of the file as it is: a server at a URL, or a program with its\n" +
+			"arguments behind --. Whatever else an upstream can have is taken from a file. Nothing\n" +
+			"is written unless the config loads with it.\n\n" +
+			"Secrets belong in `haldir secret set NAME`; refer to them as ${keyring:NAME}.",
+		Example: "  haldir upstream add docs --url https://docs.example.com/mcp --auth oauth\n" +
+			"  haldir upstream add crm --url https://crm.example.com/mcp --header 'X-Key: ${keyring:crm}'\n" +
+			"  haldir upstream add files -- npx -y @modelcontextprotocol/server-filesystem .\n" +
+			"  haldir upstream add --file crm.yaml",
+		Args: cobra.ArbitraryArgs,
+	}
+	f := cmd.Flags()
+	f.StringVar(&url, "url", "", "the address of the server")
+	f.StringArrayVar(&headers, "header", nil, "an HTTP header for --url, as 'Name: value'; may be repeated")
+	f.StringVar(&auth, "auth", "", "how haldir signs in to --url: oauth, or bearer with --token")
+	f.StringVar(&token, "token", "", "the token of --auth bearer, best as ${keyring:NAME}")
+	f.StringArrayVar(&env, "env", nil, "a variable for the command, as NAME=value; may be repeated")
+	f.StringVar(&cwd, "cwd", "", "the directory that the command runs in")
+	f.StringVarP(&file, "file", "f", "", "the file that holds the upstream as one mapping in YAML or JSON; - for standard input")
+	e.flags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if f.Changed("file") {
+			for _, name := range []string{"url", "header", "auth", "token", "env", "cwd"} {
+				if f.Changed(name) {
+					return usage("--file holds the whole upstream; leave --%s out", name)
+				}
+			}
+			if len(args) > 0 {
+				return usage("--file holds the whole upstream; leave %q out", args[0])
+			}
+			entry, source, err := e.given(file)
+			if err != nil {
+				return err
+			}
+			return e.add(edit.Upstreams, entry, source)
+		}
+		command := []string{}
+		if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+			args, command = args[:dash], args[dash:]
+		}
+		switch {
+		case len(args) == 0:
+			return usage("the upstream has no name; see: %s --help", cmd.CommandPath())
+		case len(args) > 1:
+			return usage("%q follows the name; a program stands behind --, as in: haldir upstream add %s -- %s", args[1], args[0], strings.Join(args[1:], " "))
+		case (url == "") == (len(command) == 0):
+			return usage("an upstream has either --url or a program behind --; see: %s --help", cmd.CommandPath())
+		}
+		var p pairs
+		err := p.put("name", args[0])
+		if url != "" {
+			err = errors.Join(err, p.put("url", url))
+		} else {
+			err = errors.Join(err, p.put("command", command[0]))
+			if len(command) > 1 {
+				err = errors.Join(err, p.put("args", command[1:]))
+			}
+		}
+		switch {
+		case token != "":
+			err = errors.Join(err, p.put("auth", struct {
+				Type  string `json:"type"`
+				Token string `json:"token"`
+			}{cmp.Or(auth, "bearer"), token}))
+		case auth != "":
+			err = errors.Join(err, p.put("auth", map[string]string{"type": auth}))
+		}
+		if len(headers) > 0 {
+			err = errors.Join(err, p.put("headers", headers))
+		}
+		if len(env) > 0 {
+			err = errors.Join(err, p.put("env", env))
+		}
+		if cwd != "" {
+			err = errors.Join(err, p.put("cwd", cwd))
+		}
+		if err != nil {
+			return err
+		}
+		return e.add(edit.Upstreams, p.entry(), "")
+	}
+	return cmd
+}
+
+func upstreamRemove(a *app) *cobra.Command {
+	e := &editing{a: a}
+	cmd := &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Remove an upstream from the config",
+		Long: "remove takes the lines of an upstream out of the config, and leaves the rest of the\n" +
+			"file as it is. One that policies name in `upstreams` stays until they do not.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error { return e.remove(edit.Upstreams, args[0]) },
+	}
+	e.flags(cmd)
+	return cmd
 }
 
 func upstreamList(a *app) *cobra.Command {

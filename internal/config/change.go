@@ -140,7 +140,7 @@ func stricter(a, b policy.Rule) bool {
 	same.ID, same.Shadow = b.ID, b.Shadow
 	if reflect.DeepEqual(same, b) {
 		// The id of a limit is the name of its counter: another one forgets what was used.
-		return a.ID == b.ID || a.Type != policy.TypeSpendLimit && a.Type != policy.TypeRateLimit
+		return a.ID == b.ID || a.Type != policy.TypeSpendLimit && a.Type != policy.TypeRateLimit && a.Type != policy.TypeLoop
 	}
 	// A narrower rule concerns less, which lets more through; so does a condition.
 	wider := func(a, b []string) bool { return len(b) == 0 || len(a) > 0 && within(a, b) }
@@ -166,6 +166,14 @@ func stricter(a, b policy.Rule) bool {
 		same := a
 		same.MaxCalls = b.MaxCalls
 		return b.MaxCalls <= a.MaxCalls && reflect.DeepEqual(same, b)
+	case policy.TypeApproval:
+		same := a
+		same.ID, same.Tools, same.Timeout, same.Once, same.When = b.ID, b.Tools, b.Timeout, b.Once, b.When
+		return wider(a.Tools, b.Tools) && (b.Once || !a.Once) && b.Timeout <= a.Timeout && reflect.DeepEqual(same, b)
+	case policy.TypeLoop:
+		same := a
+		same.MaxRepeats = b.MaxRepeats
+		return b.MaxRepeats <= a.MaxRepeats && reflect.DeepEqual(same, b)
 	case policy.TypeTimeWindow:
 	}
 	return false

@@ -44,23 +44,44 @@ type scalar interface {
 // parse reads a whole document into v, a pointer to a struct. It reports whether
 // there was a document to read, with or without mistakes in it.
 func (d *decoder) parse(data []byte, v any) bool {
+	root, _, ok := d.read(data)
+	if !ok {
+		return false
+	}
+	if root == nil {
+		d.problem(nil, "", "the file is empty; it needs at least: version: 1")
+		return false
+	}
+	body, ok := d.resolve(root, "")
+	return ok && d.struct_(body, reflect.ValueOf(v).Elem(), "")
+}
+
+// piece is a token and the offset behind it, which is -1 where that is not known.
+type piece struct {
+	*token.Token
+	end int
+}
+
+// read returns the tree of a text and what it is made of, comments included. The tree is
+// nil if there is none in it.
+func (d *decoder) read(data []byte) (ast.Node, []piece, bool) {
 	d.src = newSource(data)
 	if offset, what := d.src.unreadable(); what != "" {
 		d.problem(d.src.position(offset), "", "%s", what)
-		return false
+		return nil, nil, false
 	}
 	tokens := lexer.Tokenize(d.src.text)
 	file, err := parser.Parse(tokens, 0)
-	d.src.place(tokens)
+	pieces := d.src.place(tokens)
 	if tabs := d.src.tabs(tokens); len(tabs) > 0 {
 		for _, p := range tabs {
 			d.problem(p, "", `a tab stands inside a text; write it as \t in double quotes, or write a space`)
 		}
-		return false
+		return nil, nil, false
 	}
 	if err != nil {
 		d.syntax(err)
-		return false
+		return nil, nil, false
 	}
 	docs := slices.DeleteFunc(file.Docs, func(doc *ast.DocumentNode) bool {
 		_, directive := doc.Body.(*ast.DirectiveNode)
@@ -68,14 +89,12 @@ func (d *decoder) parse(data []byte, v any) bool {
 	})
 	switch {
 	case len(docs) == 0:
-		d.problem(nil, "", "the file is empty; it needs at least: version: 1")
-		return false
+		return nil, pieces, true
 	case len(docs) > 1:
 		d.problem(begin(docs[1].Body), "", "the file holds more than one document; keep one of them")
-		return false
+		return nil, nil, false
 	}
-	body, ok := d.resolve(docs[0].Body, "")
-	return ok && d.struct_(body, reflect.ValueOf(v).Elem(), "")
+	return docs[0].Body, pieces, true
 }
 
 func (d *decoder) syntax(err error) {

@@ -97,7 +97,7 @@ type scopeDoc struct {
 }
 
 type policyDoc struct {
-	Type      string   `yaml:"type" jsonschema:"required,enum=deny,enum=allow,enum=spend_limit,enum=rate_limit,enum=time_window" doc:"The type of the policy."`
+	Type      string   `yaml:"type" jsonschema:"required,enum=deny,enum=allow,enum=spend_limit,enum=rate_limit,enum=time_window,enum=require_approval,enum=loop" doc:"The type of the policy."`
 	ID        string   `yaml:"id" doc:"A name for the rule in refusals and the audit. Default: its type and number."`
 	Mode      string   `yaml:"mode" jsonschema:"enum=enforce,enum=shadow" doc:"shadow records what the rule would have done and lets the call pass. Default enforce."`
 	Tools     []string `yaml:"tools" doc:"Patterns of tools: name, or upstream/name, with *, ? and [a-z]."`
@@ -109,10 +109,14 @@ type policyDoc struct {
 	Per           string    `yaml:"per" for:"spend_limit,rate_limit" doc:"spend_limit: session (default), agent, total, hour, day, week, month. rate_limit: total (default), session, agent, tool, upstream."`
 	MaxCalls      *int      `yaml:"max_calls" for:"rate_limit" doc:"rate_limit: the most calls in a window."`
 	WindowSeconds *duration `yaml:"window_seconds" for:"rate_limit" doc:"rate_limit: the window in seconds."`
-	Window        *duration `yaml:"window" for:"rate_limit" doc:"rate_limit: the window as a duration such as 1h."`
+	Window        *duration `yaml:"window" for:"rate_limit,loop" doc:"rate_limit, loop: the window as a duration such as 1h. Default for loop: 60s."`
 	AllowedHours  *hoursDoc `yaml:"allowed_hours" for:"time_window" doc:"time_window: the hours of the day; start after end wraps midnight."`
 	Days          []day     `yaml:"days" for:"time_window" doc:"time_window: mon, tue, wed, thu, fri, sat, sun. Default: every day."`
 	Timezone      string    `yaml:"timezone" for:"time_window,spend_limit" doc:"An IANA zone such as America/New_York. Default UTC."`
+
+	Timeout    *duration `yaml:"timeout" for:"require_approval" doc:"require_approval: how long a person has to answer, from 1s to 24h; then the call is refused. Default 5m."`
+	Remember   []string  `yaml:"remember" for:"require_approval" jsonschema:"enum=call,enum=session" doc:"require_approval: what an answer may hold for: call, this one call; session, the same call for the rest of the session. Default both."`
+	MaxRepeats *int      `yaml:"max_repeats" for:"loop" doc:"loop: how often a tool may be called with the same arguments, or fail in a row, in a window. Default 5."`
 
 	// Old spellings.
 	Tool         *string `yaml:"tool" alias:"tools"`
@@ -169,6 +173,16 @@ func (d *duration) setText(text string) error {
 		*d = duration(time.Duration(n) * time.Second)
 		return nil
 	}
+	n, err := ParseDuration(text)
+	if err != nil {
+		return fmt.Errorf("%w, or as a number of seconds", err)
+	}
+	*d = duration(n)
+	return nil
+}
+
+// ParseDuration reads a time as people write it: what Go reads, and days.
+func ParseDuration(text string) (time.Duration, error) {
 	n, err := time.ParseDuration(text)
 	if days, ok := strings.CutSuffix(text, "d"); ok && err != nil {
 		if k, e := strconv.Atoi(days); e == nil && k >= 0 && k < 36500 {
@@ -176,10 +190,9 @@ func (d *duration) setText(text string) error {
 		}
 	}
 	if err != nil || n < 0 {
-		return fmt.Errorf("%q is no duration; write it like 90s, 15m, 8h or 7d, or as a number of seconds", text)
+		return 0, fmt.Errorf("%q is no duration; write it like 90s, 15m, 8h or 7d", text)
 	}
-	*d = duration(n)
-	return nil
+	return n, nil
 }
 
 // JSONSchema implements the schema of a duration.

@@ -10,7 +10,7 @@ import (
 	"github.com/haldir-mcp/haldir/policy"
 )
 
-var policyTypes = []string{"deny", "allow", "spend_limit", "rate_limit", "time_window"}
+var policyTypes = []string{"deny", "allow", "spend_limit", "rate_limit", "time_window", "require_approval", "loop"}
 
 // typeAliases are old names of policy types.
 var typeAliases = map[string]string{"deny_list": "deny", "allow_list": "allow", "block_tool": "deny"}
@@ -77,6 +77,10 @@ func (c *checker) policy(i int) policy.Rule {
 		c.rateLimit(path, d, &r)
 	case policy.TypeTimeWindow:
 		c.timeWindow(path, d, &r)
+	case policy.TypeApproval:
+		c.approval(path, d, &r)
+	case policy.TypeLoop:
+		c.loop(d, &r)
 	}
 	if c.has(path+".tools") && len(d.Tools) == 0 && r.Type != policy.TypeAllow {
 		c.fail(path+".tools", "is empty: the rule would concern no tool; leave tools out to concern all")
@@ -215,6 +219,46 @@ func (c *checker) rateLimit(path string, d *policyDoc, r *policy.Rule) {
 		r.Window = time.Duration(*d.Window)
 	} else {
 		r.Window = time.Duration(*d.WindowSeconds)
+	}
+}
+
+// The words of remember.
+const (
+	rememberCall    = "call"
+	rememberSession = "session"
+)
+
+func (c *checker) approval(path string, d *policyDoc, r *policy.Rule) {
+	if d.Timeout != nil {
+		if r.Timeout = time.Duration(*d.Timeout); r.Timeout == 0 {
+			c.fail(path+".timeout", "must be longer than 0: nobody could answer")
+		}
+	}
+	known := oneOf(rememberCall, rememberSession)
+	for i, word := range d.Remember {
+		if err := known(word); err != nil {
+			c.fail(fmt.Sprintf("%s.remember[%d]", path, i), "%v", err)
+		}
+	}
+	if c.has(path+".remember") && !slices.Contains(d.Remember, rememberCall) {
+		c.fail(path+".remember", "needs call: a person must be able to allow one call and no more")
+	}
+	r.Once = c.has(path+".remember") && !slices.Contains(d.Remember, rememberSession)
+}
+
+// What a loop is unless the rule says otherwise.
+const (
+	loopRepeats = 5
+	loopWindow  = time.Minute
+)
+
+func (c *checker) loop(d *policyDoc, r *policy.Rule) {
+	r.MaxRepeats, r.Window = loopRepeats, loopWindow
+	if d.MaxRepeats != nil {
+		r.MaxRepeats = int64(*d.MaxRepeats)
+	}
+	if d.Window != nil {
+		r.Window = time.Duration(*d.Window)
 	}
 }
 

@@ -84,13 +84,15 @@ func turnsText(r rune) bool { return r >= '\u202a' && r <= '\u202e' || r >= '\u2
 // place sets the places of tokens to where they stand. They stand one behind the
 // other, with nothing but white space between them. From a token on that is not
 // found (the lexer is not exact about what it read), the lexer's places remain,
-// and the offset is -1.
-func (s *source) place(tokens token.Tokens) {
-	for _, t := range tokens {
+// and the offsets are -1.
+func (s *source) place(tokens token.Tokens) []piece {
+	pieces := make([]piece, len(tokens))
+	for i, t := range tokens {
 		t.Position.Offset = -1
+		pieces[i] = piece{t, -1}
 	}
 	at := 0
-	for _, t := range tokens {
+	for i, t := range tokens {
 		start := at + len(s.text[at:]) - len(strings.TrimLeftFunc(s.text[at:], unicode.IsSpace))
 		var end int
 		var ok bool
@@ -104,12 +106,13 @@ func (s *source) place(tokens token.Tokens) {
 			end, ok = s.follow(start, t.Origin)
 		}
 		if !ok {
-			return
+			return pieces
 		}
 		p := s.position(start)
 		t.Position.Line, t.Position.Column, t.Position.Offset = p.Line, p.Column, p.Offset
-		at = end
+		at, pieces[i].end = end, end
 	}
+	return pieces
 }
 
 // follow goes along text from an offset on, whatever white space there is, and

@@ -82,6 +82,9 @@ func (t *tx) turnBack() error {
 			return err
 		}
 	}
+	if err := t.forgetLoops(); err != nil {
+		return err
+	}
 	changed := map[string][]byte{}
 	for _, space := range []space{t.space(spaceCounters), t.space(spaceHolds), t.space(spaceSessions)} {
 		clear(changed)
@@ -139,8 +142,9 @@ func (t *tx) turned(space byte, v []byte, used int64) ([]byte, error) {
 	if err := decode(v, &s); err != nil {
 		return nil, fmt.Errorf("%w: a session: %w", ErrDamaged, err)
 	}
+	back(&s.RenewedAt)
 	ahead := s.Created.Sub(t.now)
-	if ahead <= 0 {
+	if ahead <= 0 { // a session is renewed after it was made
 		return nil, nil
 	}
 	s.Created = t.now

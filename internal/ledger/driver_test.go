@@ -124,7 +124,7 @@ func drive([]byte) error {
 					a.Used = append(a.Used, int64(m))
 				}
 			case "revoke":
-				_, err = l.Revoke(ctx, q.Session)
+				_, err = l.Revoke(ctx, q.Session, false)
 			case "entry":
 				a.Entry, _, err = l.Entry(ctx, q.Seq)
 			case "find":

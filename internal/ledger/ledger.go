@@ -426,9 +426,10 @@ func (l *Ledger) heal() error {
 		}
 		l.presence = p
 	}
-	owners := map[string]bool{}
+	owners, untidy := map[string]bool{}, false
 	err := l.commit([]*op{{run: func(t *tx) error {
 		clear(owners)
+		untidy = t.untidy(owners)
 		now := string(t.space(spaceMeta).get(keyID))
 		l.began = cmp.Or(l.began, now)
 		l.moved = l.began != now
@@ -442,7 +443,7 @@ func (l *Ledger) heal() error {
 		return err
 	}
 	ids, err := dead(l.o.Dir, owners, l.id)
-	if err != nil || len(ids) == 0 {
+	if err != nil || len(ids) == 0 && !untidy {
 		return err
 	}
 	err = l.commit([]*op{{run: func(t *tx) error {
@@ -451,10 +452,13 @@ func (l *Ledger) heal() error {
 				return err
 			}
 		}
-		return nil
+		return t.tidy(func(id string) bool { return slices.Contains(ids, id) })
 	}, write: true}})
 	if err != nil {
 		return fmt.Errorf("settle for a process that died: %w", err)
+	}
+	if err := l.ring(); err != nil {
+		return err
 	}
 	for _, id := range ids {
 		if err := bury(l.o.Dir, id); err != nil {

@@ -509,6 +509,9 @@ func (s *salvage) begin(noSync bool) (Recovery, error) {
 	return s.result, syncDir(s.dir)
 }
 
+// living are the spaces that live on.
+var living = string([]byte{spaceSessions, spaceCounters, spaceKeys, spaceOnce})
+
 // fill puts what lives on into the new database, and the first record.
 func (s *salvage) fill(t *tx) error {
 	t.now, t.wall = s.at, s.at
@@ -523,7 +526,7 @@ func (s *salvage) fill(t *tx) error {
 		err = errors.Join(err, meta.put(keyDoubt, stamp(t.now)))
 	}
 	for k, v := range s.hot {
-		if k[0] == spaceSessions || k[0] == spaceCounters || k == string(spaceMeta)+string(keyDoubt) {
+		if strings.IndexByte(living, k[0]) >= 0 || k == string(spaceMeta)+string(keyDoubt) || k == string(spaceMeta)+string(keyStopped) {
 			err = errors.Join(err, t.Bucket(bucketHot).Put([]byte(k), v))
 		}
 	}

@@ -420,7 +420,7 @@ func TestALostSessionDoesNotBeginAnew(t *testing.T) {
 	a.Use.Terms = &ledger.Terms{Agent: "bot", AllScopes: true, SpendLimit: dollars(10)}
 	dir := lose(t, clock, func(l *ledger.Ledger) {
 		reserve(t, l, a, e)
-		if _, err := l.Revoke(context.Background(), "ses_named"); err != nil {
+		if _, err := l.Revoke(context.Background(), "ses_named", false); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -24,6 +25,10 @@ type Attempt struct {
 	Body   audit.Body
 	Client string // what the client says it is
 	Config audit.Hash
+	// Pin is the hash of the tool's definition, which a person's word is bound to.
+	Pin audit.Hash
+	// Grant is the id of the approval that this call has waited for, "" if none.
+	Grant string
 	// Refused, if set, is why the call cannot be let through whatever the
 	// policies say, such as an unknown tool. It is recorded as a denial.
 	Refused *policy.Finding
@@ -34,6 +39,9 @@ type Ticket struct {
 	CallID  string
 	Seq     uint64 // the audit sequence of the attempt
 	Session string
+	// Approval is the id of what a person is asked, with the verdict [policy.Ask].
+	Approval string
+	Deadline time.Time // for the answer
 }
 
 // AuditID names the attempt's record for people.
@@ -52,7 +60,11 @@ func (l *Ledger) Reserve(ctx context.Context, a Attempt, d Decider) (Ticket, pol
 	var decision policy.Decision
 	o := &op{write: true, done: make(chan error, 1)}
 	o.run = func(t *tx) (err error) {
+		ticket.Approval = ""
 		ticket.Seq, ticket.Session, decision, err = t.reserve(ticket.CallID, a, d)
+		if err == nil && decision.Verdict == policy.Ask {
+			ticket.Approval, ticket.Deadline = approvalID(ticket.Seq), t.now.Add(decision.Question.Timeout)
+		}
 		return err
 	}
 	o.unsure = func() {
@@ -81,13 +93,9 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 	call := a.Call
 	call.Session, call.Agent = s.ID, s.Agent
 
-	var decision policy.Decision
-	if a.Refused != nil {
-		decision = policy.Decision{Policy: a.Refused.Policy, Rule: a.Refused.Rule, Reason: a.Refused.Reason, RetryAt: a.Refused.RetryAt}
-	} else {
-		if decision, err = t.decide(call, s, d); err != nil {
-			return 0, "", policy.Decision{}, err
-		}
+	decision, spent, err := t.judge(call, s, &a, d)
+	if err != nil {
+		return 0, "", policy.Decision{}, err
 	}
 	if err := t.firstUse(a.Config); err != nil {
 		return 0, "", decision, err
@@ -102,36 +110,75 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 			return 0, "", decision, err
 		}
 	}
-	if decision.Verdict == policy.Allow {
+	switch decision.Verdict {
+	case policy.Allow:
 		rec.Status, rec.Cost = audit.StatusRunning, int64(decision.Cost)
-	} else {
+		if spent != nil {
+			rec.Approval = spent.ID
+		}
+	case policy.Ask:
+		rec.Status, rec.Cost = audit.StatusPending, int64(decision.Cost)
+	case policy.Deny:
 		rec.Flagged, rec.FlagReason = true, decision.Reason
 	}
 	if err := t.append(rec); err != nil {
 		return 0, "", decision, err
 	}
-	if decision.Verdict != policy.Allow {
-		return rec.Seq, s.ID, decision, nil
+	switch decision.Verdict {
+	case policy.Deny:
+		return rec.Seq, s.ID, decision, t.free(&a, s.ID)
+	case policy.Ask:
+		process, _, _ := strings.Cut(callID, "-")
+		return rec.Seq, s.ID, decision, t.propose(process, &a, rec, &decision)
+	case policy.Allow:
 	}
 	h := held{Seq: rec.Seq, Cost: decision.Cost, Session: s.ID, Start: t.now}
 	for _, x := range decision.Holds {
-		c := t.counter(x.Key)
-		if c.Start.Before(x.Start) {
-			c = policy.Counter{Start: x.Start}
+		start := x.Start
+		if !x.Streak { // what a call failed at is known at its end
+			if start, err = t.add(x.Key, x.Start, x.Amount, x.Window); err != nil {
+				return 0, "", decision, err
+			}
 		}
-		c.Value = plus(c.Value, x.Amount)
-		if err := t.setCounter(x.Key, c); err != nil {
-			return 0, "", decision, err
-		}
-		h.Holds = append(h.Holds, hold{x.Key.Counter, x.Key.Of, c.Start, x.Amount, x.Money})
+		h.Holds = append(h.Holds, hold{x.Key.Counter, x.Key.Of, start, x.Amount, x.Money, x.Window, x.Streak})
 	}
 	return rec.Seq, s.ID, decision, t.space(spaceHolds).putJSON([]byte(callID), h)
 }
 
+// judge decides about an attempt. spent is the grant that it has redeemed, nil if it
+// needed none.
+func (t *tx) judge(call policy.Call, s *Session, a *Attempt, d Decider) (decision policy.Decision, spent *grant, err error) {
+	refused := a.Refused
+	if refused == nil {
+		stopped, err := t.stopped()
+		if err != nil {
+			return decision, nil, err
+		}
+		if stopped != nil {
+			refused = stopped.refusal()
+		}
+	}
+	if refused != nil {
+		return policy.Decision{Policy: refused.Policy, Rule: refused.Rule, Reason: refused.Reason, RetryAt: refused.RetryAt}, nil, nil
+	}
+	if decision, err = t.decide(call, s, d, false); err != nil || decision.Verdict != policy.Ask {
+		return decision, nil, err
+	}
+	a.Call = call
+	key, g, err := t.granted(a, s.ID)
+	if err != nil || g == nil {
+		return decision, nil, err
+	}
+	if decision, err = t.decide(call, s, d, true); err != nil || decision.Verdict != policy.Allow {
+		return decision, nil, err
+	}
+	return decision, g, t.redeem(key, g)
+}
+
 // decide asks d with the counters that it reads. A mistake in d, which knows
 // nothing of the file, is no damage of the file: it refuses this call.
-func (t *tx) decide(call policy.Call, s *Session, d Decider) (decision policy.Decision, err error) {
-	state := policy.State{Now: t.now, Session: s.State(), Used: map[policy.CounterKey]policy.Counter{}}
+func (t *tx) decide(call policy.Call, s *Session, d Decider, granted bool) (decision policy.Decision, err error) {
+	state := policy.State{Now: t.now, Session: s.State(), Used: map[policy.CounterKey]policy.Counter{}, Granted: granted}
 	var keys []policy.CounterKey
 	if err := shield(func() { keys = d.Reads(call) }); err != nil {
 		return decision, err
@@ -177,7 +224,7 @@ func (l *Ledger) Check(ctx context.Context, u Use, call policy.Call, d Decider) 
 		}
 		s = *found
 		call.Session, call.Agent = s.ID, s.Agent
-		decision, err = t.decide(call, found, d)
+		decision, _, err = t.judge(call, found, &Attempt{}, d)
 		return err
 	})
 	return s, decision, err
@@ -247,6 +294,12 @@ func (t *tx) settle(callID string, out Outcome) error {
 		}
 	}
 	for _, x := range h.Holds {
+		if x.Streak {
+			if err := t.streak(&x, out.Result); err != nil {
+				return err
+			}
+			continue
+		}
 		delta := int64(0)
 		switch {
 		case returned:
@@ -263,7 +316,7 @@ func (t *tx) settle(callID string, out Outcome) error {
 			continue // its window has passed, and with it what the call used
 		}
 		c.Value = plus(c.Value, delta)
-		if err := t.setCounter(k, c); err != nil {
+		if err := t.set(k, c, x.Window); err != nil {
 			return err
 		}
 	}

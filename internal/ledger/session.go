@@ -30,6 +30,8 @@ const (
 	OriginConfig Origin = "config"
 	// OriginCommand: haldir session create; the terms are fixed.
 	OriginCommand Origin = "command"
+	// OriginAPI: the REST API; the terms are fixed.
+	OriginAPI Origin = "api"
 )
 
 // Session is one agent's stretch of work.
@@ -42,7 +44,11 @@ type Session struct {
 	Created   time.Time      `json:"created"`
 	ExpiresAt time.Time      `json:"expires_at,omitzero"`
 	RevokedAt time.Time      `json:"revoked_at,omitzero"`
+	Cancelled bool           `json:"cancelled,omitempty"` // revoked, and its running calls with it
+	RenewedAt time.Time      `json:"renewed_at,omitzero"`
+	Renewed   time.Duration  `json:"renewed_for,omitempty"` // from RenewedAt on, instead of what the terms say
 	Origin    Origin         `json:"origin"`
+	Key       string         `json:"key_id,omitempty"` // of the REST API, by which it was made
 }
 
 // Use says which session a call belongs to.
@@ -60,6 +66,9 @@ func (s *Session) apply(t *Terms) {
 	s.ExpiresAt = time.Time{}
 	if t.TTL > 0 {
 		s.ExpiresAt = s.Created.Add(t.TTL)
+	}
+	if !s.RenewedAt.IsZero() && !s.ExpiresAt.IsZero() {
+		s.ExpiresAt = s.RenewedAt.Add(s.Renewed)
 	}
 }
 
@@ -195,25 +204,58 @@ func (l *Ledger) Sessions(ctx context.Context) (list []Session, err error) {
 	return list, nil
 }
 
-// Revoke ends a session: its running calls finish, new ones are refused by
-// every process. Revoking twice is no error and changes nothing.
-func (l *Ledger) Revoke(ctx context.Context, id string) (s Session, err error) {
+// Revoke ends a session: new calls are refused by every process. Its running calls finish,
+// or, with cancel, are cancelled as soon as their processes see it. Revoking twice changes
+// nothing, but that the second may cancel.
+func (l *Ledger) Revoke(ctx context.Context, id string, cancel bool) (s Session, err error) {
+	err = l.wait(ctx, &op{write: true, done: make(chan error, 1), then: l.ring, run: func(t *tx) error {
+		found, err := t.session(id)
+		if err != nil {
+			return err
+		}
+		s = *found
+		if !found.RevokedAt.IsZero() && (found.Cancelled || !cancel) {
+			return nil
+		}
+		if s.RevokedAt.IsZero() {
+			s.RevokedAt = t.now
+		}
+		rec := &audit.Record{Kind: audit.KindSession, Status: audit.StatusRevoked, Session: id, Agent: found.Agent}
+		if s.Cancelled = cancel; cancel {
+			rec.FlagReason = "its running calls are cancelled"
+		}
+		if err := t.space(spaceSessions).putJSON([]byte(id), &s); err != nil {
+			return err
+		}
+		return t.append(rec)
+	}})
+	return s, err
+}
+
+// ErrRevoked says that a session was revoked, which is for ever.
+var ErrRevoked = errors.New("the session was revoked; create another one")
+
+// Renew lets a session last for ttl from now on. One that does not expire stays so.
+func (l *Ledger) Renew(ctx context.Context, id string, ttl time.Duration) (s Session, err error) {
 	err = l.do(ctx, true, func(t *tx) error {
 		found, err := t.session(id)
 		if err != nil {
 			return err
 		}
-		if found.RevokedAt.IsZero() {
-			found.RevokedAt = t.now
-			if err := t.space(spaceSessions).putJSON([]byte(id), found); err != nil {
-				return err
-			}
-			if err := t.append(&audit.Record{Kind: audit.KindSession, Status: audit.StatusRevoked, Session: id, Agent: found.Agent}); err != nil {
-				return err
-			}
-		}
 		s = *found
-		return nil
+		switch {
+		case !s.RevokedAt.IsZero():
+			return ErrRevoked
+		case s.ExpiresAt.IsZero():
+			return nil
+		}
+		s.RenewedAt, s.Renewed, s.ExpiresAt = t.now, ttl, t.now.Add(ttl)
+		if err := t.space(spaceSessions).putJSON([]byte(id), &s); err != nil {
+			return err
+		}
+		return t.append(&audit.Record{
+			Kind: audit.KindSession, Status: audit.StatusRenewed, Session: id, Agent: s.Agent, FlagReason: "until " + s.ExpiresAt.Format(time.RFC3339),
+		})
 	})
 	return s, err
 }

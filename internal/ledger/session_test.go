@@ -205,14 +205,14 @@ func TestARevokedSessionIsRefusedByEveryProcess(t *testing.T) {
 	l, other, e := quick(t, dir), quick(t, dir), engine(t, shop())
 	ctx, a := context.Background(), call("ses_a", "look", `{}`)
 	running, _ := reserve(t, l, a, e)
-	if _, err := other.Revoke(ctx, "ses_nobody"); !errors.Is(err, ledger.ErrNoSession) {
+	if _, err := other.Revoke(ctx, "ses_nobody", false); !errors.Is(err, ledger.ErrNoSession) {
 		t.Errorf("revoking what is not there: %v", err)
 	}
-	first, err := other.Revoke(ctx, "ses_a")
+	first, err := other.Revoke(ctx, "ses_a", false)
 	if err != nil || first.RevokedAt.IsZero() {
 		t.Fatalf("%+v %v", first, err)
 	}
-	again, err := l.Revoke(ctx, "ses_a")
+	again, err := l.Revoke(ctx, "ses_a", false)
 	if err != nil || !again.RevokedAt.Equal(first.RevokedAt) {
 		t.Errorf("revoked again: %+v %v", again, err)
 	}

@@ -20,7 +20,10 @@ const (
 	spaceSessions = 's' // id → Session as JSON
 	spaceCounters = 'c' // counter, zero byte, of → window start (Unix ns), value; both big-endian
 	spaceHolds    = 'h' // call id → held as JSON
+	spaceLoops    = 'l' // hash → window start, value, window end; see loop.go
 	spaceConfigs  = 'g' // SHA-256 of a config → seq of its record
+	spaceKeys     = 'k' // SHA-256 of a key of the REST API → Key as JSON
+	spaceOnce     = 'i' // k, digest → once as JSON; t, when it is forgotten (Unix ns, big-endian), digest → nothing
 )
 
 func (s space) key(k []byte) []byte { return append(append(make([]byte, 0, 1+len(k)), s.prefix), k...) }

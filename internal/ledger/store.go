@@ -24,8 +24,8 @@ import (
 )
 
 // FormatVersion is the version of the file format. A newer file is refused, an
-// older one brought up to date: 2 added the index.
-const FormatVersion = 2
+// older one brought up to date: 2 added the index, 3 approvals.
+const FormatVersion = 3
 
 // The buckets. Their names and contents are the file format.
 var (
@@ -35,12 +35,15 @@ var (
 	bucketIndex     = []byte("index")     // block, mark → audit.Set; block alone → its span
 	bucketCatalogue = []byte("catalogue") // key of an upstream's config → its last catalogue
 
-	buckets = [][]byte{bucketHot, bucketAudit, bucketOutcomes, bucketIndex, bucketCatalogue}
+	bucketApprovals = []byte("approvals") // see approval.go
+
+	buckets = [][]byte{bucketHot, bucketAudit, bucketOutcomes, bucketIndex, bucketCatalogue, bucketApprovals}
 
 	keyVersion = []byte("version")
-	keyHead    = []byte("head")  // seq (8 bytes), hash of the newest record (32)
-	keyClock   = []byte("clock") // the greatest time seen, Unix ns
-	keyDoubt   = []byte("doubt") // when what had been used was lost
+	keyHead    = []byte("head")    // seq (8 bytes), hash of the newest record (32)
+	keyClock   = []byte("clock")   // the greatest time seen, Unix ns
+	keyDoubt   = []byte("doubt")   // when what had been used was lost
+	keyStopped = []byte("stopped") // Stopped as JSON, while all calls are refused
 )
 
 // Errors that callers tell apart.
@@ -227,10 +230,16 @@ func migrate(db *bolt.DB) error {
 		return err
 	}
 	return db.Update(func(btx *bolt.Tx) error {
-		if _, err := btx.CreateBucket(bucketIndex); err != nil {
+		if _, err := btx.CreateBucketIfNotExists(bucketApprovals); err != nil {
 			return err
 		}
 		t := &tx{Tx: btx}
+		if t.Bucket(bucketIndex) != nil { // format 2
+			return t.space(spaceMeta).put(keyVersion, be64(FormatVersion))
+		}
+		if _, err := btx.CreateBucket(bucketIndex); err != nil {
+			return err
+		}
 		err := t.Bucket(bucketAudit).ForEach(func(_, raw []byte) error {
 			r, err := audit.Decode(raw)
 			if err != nil {
@@ -414,6 +423,10 @@ func counterKey(k policy.CounterKey) []byte {
 }
 
 func (t *tx) counter(k policy.CounterKey) policy.Counter {
+	if k.Counter == policy.CounterLoop {
+		c, _ := t.loop(k)
+		return c
+	}
 	return decodeCounter(t.space(spaceCounters).get(counterKey(k)))
 }
 
@@ -469,11 +482,13 @@ type held struct {
 }
 
 type hold struct {
-	Counter string    `json:"counter"`
-	Of      string    `json:"of"`
-	Start   time.Time `json:"start"`
-	Amount  int64     `json:"amount"`
-	Money   bool      `json:"money,omitempty"`
+	Counter string        `json:"counter"`
+	Of      string        `json:"of"`
+	Start   time.Time     `json:"start"`
+	Amount  int64         `json:"amount"`
+	Money   bool          `json:"money,omitempty"`
+	Window  time.Duration `json:"window,omitempty"`
+	Streak  bool          `json:"streak,omitempty"`
 }
 
 // decode reads what putJSON has stored. There is one reader of it: what one part of

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/rogpeppe/go-internal/diff"
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
+)
+
+// editing is what the verbs that edit the config have in common.
+type editing struct {
+	a              *app
+	dryRun, asJSON bool
+}
+
+func (e *editing) flags(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&e.dryRun, "dry-run", false, "show what would change, as a diff, and write nothing")
+	cmd.Flags().BoolVar(&e.asJSON, "json", false, "print one JSON object")
+}
+
+// path is the file that is edited.
+func (e *editing) path() (string, error) {
+	if len(e.a.quick.upstreams) > 0 {
+		return "", usage("--upstream stands in place of a config file, and this verb edits one")
+	}
+	path, _, err := e.a.layers.ConfigPath()
+	if err != nil {
+		return "", usage("%w", err)
+	}
+	return path, nil
+}
+
+func (e *editing) add(list edit.List, entry []byte, source string) error {
+	path, err := e.path()
+	if err != nil {
+		return err
+	}
+	r, err := edit.Add(path, list, entry, edit.Options{DryRun: e.dryRun, Source: source})
+	return e.tell(list, "added", r, err)
+}
+
+func (e *editing) remove(list edit.List, id string) error {
+	path, err := e.path()
+	if err != nil {
+		return err
+	}
+	r, err := edit.Remove(path, list, id, edit.Options{DryRun: e.dryRun})
+	return e.tell(list, "removed", r, err)
+}
+
+// tell says what has become of a change.
+func (e *editing) tell(list edit.List, done string, r edit.Result, err error) error {
+	a := e.a
+	if err != nil {
+		a.say("haldir: nothing was written")
+		for _, asked := range []error{edit.ErrNotFound, edit.ErrShape, edit.ErrAlias} {
+			if errors.Is(err, asked) {
+				return &exit{code: exitUsage, err: err}
+			}
+		}
+		return err
+	}
+	if a.settings, err = a.layers.Settings(r.New); err != nil {
+		return &exit{code: exitUsage, err: err}
+	}
+	var loosens []string
+	if r.Old != nil {
+		loosens = config.Loosened(r.Old, r.New)
+	}
+	notes := r.Notes
+	if list == edit.Upstreams {
+		notes = append(notes, e.signIn(r)...)
+	}
+	what := map[edit.List]string{edit.Policies: "policy", edit.Upstreams: "upstream"}[list]
+	changes := string(diff.Diff(r.Path, r.Before, r.Path, r.After))
+	if e.asJSON {
+		for _, l := range []*[]string{&loosens, &notes} {
+			if *l == nil {
+				*l = []string{}
+			}
+		}
+		key := map[edit.List]string{edit.Policies: "id", edit.Upstreams: "name"}[list]
+		return a.printJSON(map[string]any{
+			key: r.ID, "file": r.Path, "action": done, "written": !e.dryRun, "entry": r.Entry, "diff": changes, "loosens": loosens, "notes": notes,
+		})
+	}
+	if e.dryRun {
+		if err := a.printf("%s", lines(changes)); err != nil {
+			return err
+		}
+	} else if err := a.printf("%s %s %s: %s\n", done, what, r.ID, plain(r.Path, 0)); err != nil {
+		return err
+	}
+	for _, n := range notes {
+		a.say("haldir: %s", plain(n, 0))
+	}
+	if len(loosens) > 0 && a.settings.Reload != "auto" {
+		for _, l := range loosens {
+			a.say("haldir: %s", plain(l, 0))
+		}
+		a.say("haldir: a running haldir goes on with the rules of before until a person confirms this: %s reload", a.command())
+	}
+	return nil
+}
+
+// signIn says what there is to do about what an upstream grants.
+func (e *editing) signIn(r edit.Result) []string {
+	for _, u := range r.New.Upstreams {
+		if u.Name == r.ID && u.OAuth != nil && !u.OAuth.Machine {
+			return []string{"sign in with: " + e.a.command() + " upstream login " + r.ID}
+		}
+	}
+	if r.Old == nil {
+		return nil
+	}
+	for _, u := range r.Old.Upstreams {
+		if u.Name == r.ID && u.OAuth != nil {
+			return []string{"what it has granted is still stored; forget it with: " + e.a.command() + " secret remove --sign-in " + r.ID}
+		}
+	}
+	return nil
+}
+
+// given reads an entry from a file, or from standard input for "-".
+func (e *editing) given(file string) (entry []byte, source string, err error) {
+	if file == "-" {
+		source = "standard input"
+		entry, err = io.ReadAll(io.LimitReader(e.a.in, maxEntry))
+	} else {
+		source = file
+		entry, err = os.ReadFile(file)
+	}
+	if err != nil {
+		return nil, "", usage("%w", err)
+	}
+	return entry, source, nil
+}
+
+// maxEntry is more than any entry has, in bytes.
+const maxEntry = 1 << 20
+
+// pairs makes an entry of what flags say.
+type pairs []string
+
+func (p *pairs) put(key string, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	*p = append(*p, fmt.Sprintf("%q: %s", key, text))
+	return nil
+}
+
+// number puts a value without quotes if it is one that YAML takes for a number, so that it
+// stands so in the file.
+func (p *pairs) number(key, value string) error {
+	if decimal.MatchString(value) {
+		*p = append(*p, fmt.Sprintf("%q: %s", key, value))
+		return nil
+	}
+	return p.put(key, value)
+}
+
+var decimal = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?$`)
+
+func (p pairs) entry() []byte { return []byte("{" + strings.Join(p, ", ") + "}") }

@@ -1,0 +1,230 @@
+// Package edit changes haldir.yaml in place: it adds an entry to a list of the file, or
+// removes one, and leaves every other byte as it is.
+//
+// A change is made to the text, and believed only when it has been read again: the
+// result must load, and must be what the file was before but for that one entry. Else
+// nothing is written.
+//
+// The file is replaced at once, under a lock that haldir's own changes share. A person's
+// editor does not know the lock: a file that has changed since it was read is read again.
+package edit
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+)
+
+// List is a list of haldir.yaml that can be edited.
+type List string
+
+// The lists.
+const (
+	Policies  List = "policies"
+	Upstreams List = "upstreams"
+	Costs     List = "costs"
+	Scopes    List = "scopes"
+)
+
+// one is what an entry of a list is called.
+func (l List) one() string {
+	return map[List]string{Policies: "policy", Upstreams: "upstream", Costs: "cost", Scopes: "scope"}[l]
+}
+
+// Why a change is refused. A config that would not load after it is refused with the
+// [config.Problems] it would have.
+var (
+	ErrNotFound = errors.New("is not in the config")
+	ErrForbids  = errors.New("must not be set from here")
+	ErrChanged  = errors.New("the file changes while it is edited")
+	ErrShape    = errors.New("the file is written in a way that haldir cannot edit there; edit it by hand")
+	ErrAlias    = errors.New("other parts of the file stand for the same text")
+)
+
+// Options are how a change is made.
+type Options struct {
+	DryRun bool   // nothing is written
+	Source string // the file the entry is from; "" if places in it mean nothing to anybody
+
+	// NoCommands refuses an upstream that is a program to start, and NoReferences one
+	// that refers to variables, files or secrets of this machine. Both are for entries of
+	// somebody who is not at it.
+	NoCommands, NoReferences bool
+}
+
+// Result is what a change has made, or would make.
+type Result struct {
+	Path          string // of the file, links followed
+	ID            string // of the policy, the name of the upstream, else its place, such as costs[0]
+	Entry         string // as it was written, or has stood there
+	Before, After []byte // the text of the file; Before is nil if there was none
+	Old, New      *config.Config
+	Notes         []string // what a person should know
+}
+
+// change is one edit. It is made anew on every text it is given.
+type change struct {
+	list   List
+	entry  *entry // nil: one is removed
+	remove string
+	o      Options
+}
+
+// Add adds an entry, one mapping in YAML or JSON as the list has them, behind those
+// that are there. A file that is not there is made.
+func Add(path string, list List, text []byte, o Options) (Result, error) {
+	e, err := readEntry(text, list, o)
+	if err != nil {
+		return Result{}, err
+	}
+	return (&change{list: list, entry: e, o: o}).file(path)
+}
+
+// Remove removes a policy by its id, as [policy.Engine.Rules] lists them, an upstream
+// by its name, a cost or a scope by its number from 0. Comments above it stay.
+func Remove(path string, list List, id string, o Options) (Result, error) {
+	return (&change{list: list, remove: id, o: o}).file(path)
+}
+
+// apply makes the change to a text.
+func (c *change) apply(path string, before []byte) (r Result, err error) {
+	r.Before = before
+	if before != nil {
+		if r.Old, err = config.Parse(before, path); err != nil && c.entry == nil {
+			return r, err // its entries have no ids yet
+		}
+	}
+	o, err := config.ReadOutline(before, path)
+	if err != nil {
+		return r, err
+	}
+	s := &surgeon{Outline: o, list: c.list, eol: lineEnd(o.Text), bom: strings.HasPrefix(string(before), bom)}
+	if err := s.look(); err != nil {
+		return r, fmt.Errorf("%s: %w", path, err)
+	}
+	if c.entry != nil {
+		return r, c.add(path, s, &r)
+	}
+	return r, c.cut(path, s, &r)
+}
+
+func (c *change) add(path string, s *surgeon, r *Result) (err error) {
+	// The first way that turns out as it is meant is the one: a text may have to be quoted
+	// that looks as if it had not.
+	var first error
+	for _, safe := range []bool{false, true} {
+		var way *way
+		if way, err = s.add(c.entry, safe); err != nil {
+			break
+		}
+		if err = c.judge(path, s, way, r); err == nil {
+			break
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	if first != nil && err != nil {
+		return first
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	n := len(s.entries())
+	switch c.list {
+	case Policies:
+		r.ID = r.New.Engine.Rules()[n]
+	case Upstreams:
+		r.ID = r.New.Upstreams[n].Name
+	case Costs, Scopes:
+		r.ID = fmt.Sprintf("%s[%d]", c.list, n)
+	}
+	if c.list == Upstreams {
+		r.Notes = append(r.Notes, exposed(r.New.Upstreams[n])...)
+	}
+	for _, w := range r.New.Warnings {
+		if key, own := strings.CutPrefix(w.Where, fmt.Sprintf("%s[%d]", c.list, n)); own {
+			r.Notes = append(r.Notes, strings.TrimPrefix(key, ".")+": "+w.Message)
+		}
+	}
+	return nil
+}
+
+func (c *change) cut(path string, s *surgeon, r *Result) error {
+	i, err := c.find(r.Old)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	r.ID = c.remove
+	way, err := s.remove(i)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if err := c.judge(path, s, way, r); err != nil {
+		return err
+	}
+	e := s.entries()[i]
+	r.Entry = s.Text[e.Start:e.End]
+	if way.above > 0 {
+		r.Notes = append(r.Notes, fmt.Sprintf("the comment above it, in line %d, stays; remove it if it was about this %s", way.above, c.list.one()))
+	}
+	if c.list == Policies {
+		r.Notes = append(r.Notes, renamed(r.Old, r.New, i)...)
+	}
+	return nil
+}
+
+// find returns the number of the entry that is to be removed.
+func (c *change) find(cfg *config.Config) (int, error) {
+	var known []string
+	if cfg != nil {
+		switch c.list {
+		case Policies:
+			known = cfg.Engine.Rules()
+		case Upstreams:
+			for _, u := range cfg.Upstreams {
+				known = append(known, u.Name)
+			}
+		case Costs:
+			known = numbers(len(cfg.Ruleset.Costs))
+		case Scopes:
+			known = numbers(len(cfg.Ruleset.Scopes))
+		}
+	}
+	i := slices.Index(known, c.remove)
+	if i < 0 {
+		hint := "; it has none"
+		if len(known) > 0 {
+			hint = config.Suggest(c.remove, known)
+		}
+		return 0, fmt.Errorf("the %s %q %w%s", c.list.one(), c.remove, ErrNotFound, hint)
+	}
+	return i, nil
+}
+
+func numbers(n int) (out []string) {
+	for i := range n {
+		out = append(out, strconv.Itoa(i))
+	}
+	return out
+}
+
+// renamed tells of policies that have another id now, since theirs is their number. The
+// counter of a limit goes by its id.
+func renamed(old, now *config.Config, removed int) (notes []string) {
+	before, after := slices.Delete(slices.Clone(old.Engine.Rules()), removed, removed+1), now.Engine.Rules()
+	for i, id := range after {
+		if id != before[i] {
+			note := fmt.Sprintf("%s is called %s now", before[i], id)
+			if t := now.Ruleset.Policies[i].Type; t == "spend_limit" || t == "rate_limit" {
+				note += ", and goes on with the counter of that name; give it an id to keep its own"
+			}
+			notes = append(notes, note)
+		}
+	}
+	return notes
+}

@@ -1,0 +1,486 @@
+package ledger
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/gofrs/flock"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// ErrNoApproval says that nothing of that id waits for a person. It was answered, timed out, or
+// never was.
+var ErrNoApproval = errors.New("no such request waits for an answer")
+
+// Approval is a call that a person is asked about.
+type Approval struct {
+	ID       string        `json:"id"`  // "apr_" and the number of the attempt's record
+	Seq      uint64        `json:"seq"` // of the attempt's record
+	Session  string        `json:"session_id"`
+	Agent    string        `json:"agent_id"`
+	Client   string        `json:"client,omitempty"`
+	Upstream string        `json:"upstream"`
+	Tool     string        `json:"tool"`
+	Rules    []string      `json:"rules"` // that ask
+	Reason   string        `json:"reason"`
+	Cost     policy.Micros `json:"cost_usd"`
+	// Arguments are what the call was made with, up to [MaxShown] bytes of it.
+	Arguments  []byte        `json:"arguments"`
+	Size       uint64        `json:"arguments_size"` // bytes
+	SHA256     audit.Hash    `json:"arguments_sha256"`
+	ForSession bool          `json:"for_session"` // the answer may hold for the session
+	Created    time.Time     `json:"created"`
+	Deadline   time.Time     `json:"deadline"`
+	Timeout    time.Duration `json:"timeout"`
+	// Waiting is false for a call that was refused because nobody could be asked: to
+	// allow it lets the next such call through.
+	Waiting bool   `json:"waiting"`
+	Process string `json:"process"` // that waits
+	Key     []byte `json:"key"`     // what a grant is bound to
+}
+
+// Answer is what became of a request.
+type Answer struct {
+	Allow      bool
+	ForSession bool   // the same call may be made again, for the rest of the session
+	Channel    string // one of the channels
+	Note       string // what the person said about it
+}
+
+// The channels by which a request is decided.
+const (
+	ChannelClient   = "elicitation" // a form in the client
+	ChannelTerminal = "terminal"
+	ChannelConsole  = "console"
+	ChannelAPI      = "api"
+	ChannelTimeout  = "timeout"   // nobody has answered in time
+	ChannelGone     = "withdrawn" // the client does not want the call any more
+	ChannelShutdown = "shutdown"  // haldir has ended
+)
+
+// Bounds on approvals.
+const (
+	// MaxShown is how much of the arguments is kept for the person, in bytes.
+	MaxShown = 256 << 10
+	// maxPending bounds how many calls wait for a person, in all processes.
+	maxPending = 1000
+	// Listed is how long a call stays listed that was refused because nobody could be
+	// asked, and how long a grant waits for its call.
+	Listed = 10 * time.Minute
+	// sessionGrant is the longest time for which a person's word holds for a session.
+	sessionGrant = 24 * time.Hour
+	// maxNote bounds what a person can say, in bytes.
+	maxNote = 1000
+)
+
+// grant lets one call through, or the same one for the rest of a session.
+type grant struct {
+	ID         string    `json:"id"` // of the approval
+	ForSession bool      `json:"for_session,omitempty"`
+	Until      time.Time `json:"until"`
+	// Process is the one whose call waits for the grant. Another such call must not take
+	// it, as long as that process lives.
+	Process string `json:"process,omitempty"`
+}
+
+// In the bucket of approvals, requests and grants lie under these bytes.
+const (
+	prefixPending = 'p' // id → Approval as JSON
+	prefixGrant   = 'g' // key, id → grant as JSON
+)
+
+func pendingKey(id string) []byte { return append([]byte{prefixPending}, id...) }
+
+func grantKey(key []byte, id string) []byte {
+	return append(append([]byte{prefixGrant}, key...), id...)
+}
+
+// bound is what a grant for an attempt is bound to: the session, the tool, the exact
+// arguments, the policies in force and the tool's definition.
+func (a *Attempt) bound(session string) []byte {
+	h := sha256.New()
+	for _, part := range [][]byte{[]byte(session), []byte(a.Call.ID()), a.Body.SHA256[:], a.Config[:], a.Pin[:]} {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
+		h.Write(part)
+	}
+	return h.Sum(nil)
+}
+
+func (t *tx) approvals() *bolt.Bucket { return t.Bucket(bucketApprovals) }
+
+// granted returns the grant that lets an attempt through, nil if there is none.
+func (t *tx) granted(a *Attempt, session string) (key []byte, found *grant, err error) {
+	prefix := grantKey(a.bound(session), "")
+	c := t.approvals().Cursor()
+	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		var g grant
+		if err := decode(v, &g); err != nil {
+			return nil, nil, fmt.Errorf("%w: a grant: %w", ErrDamaged, err)
+		}
+		if !t.now.Before(g.Until) || g.Process != "" && g.ID != a.Grant {
+			continue
+		}
+		if found == nil || g.ID == a.Grant {
+			key, found = bytes.Clone(k), &g
+		}
+	}
+	return key, found, nil
+}
+
+// redeem uses a grant up.
+func (t *tx) redeem(key []byte, g *grant) error {
+	if g.ForSession {
+		return nil
+	}
+	return t.approvals().Delete(key)
+}
+
+// free lets any such call have the grant that one has not used.
+func (t *tx) free(a *Attempt, session string) error {
+	if a.Grant == "" {
+		return nil
+	}
+	key, g, err := t.granted(a, session)
+	if err != nil || g == nil || g.Process == "" {
+		return err
+	}
+	g.Process = ""
+	return t.putApproval(key, g)
+}
+
+func (t *tx) putApproval(key []byte, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return t.approvals().Put(key, raw)
+}
+
+// propose keeps what a person is to be asked. rec is the attempt's record.
+func (t *tx) propose(process string, a *Attempt, rec *audit.Record, d *policy.Decision) error {
+	n := 0
+	c := t.approvals().Cursor()
+	for k, _ := c.Seek([]byte{prefixPending}); len(k) > 0 && k[0] == prefixPending; k, _ = c.Next() {
+		n++
+	}
+	if n >= maxPending {
+		return errMany
+	}
+	shown := a.Call.Arguments
+	if len(shown) > MaxShown {
+		shown = shown[:MaxShown]
+	}
+	p := Approval{
+		ID: approvalID(rec.Seq), Seq: rec.Seq, Session: rec.Session, Agent: rec.Agent, Client: rec.Client, Upstream: rec.Upstream, Tool: rec.Tool,
+		Rules: d.Question.Rules, Reason: d.Reason, Cost: d.Cost, Arguments: shown, Size: uint64(len(a.Call.Arguments)), SHA256: a.Body.SHA256,
+		ForSession: d.Question.Session, Created: t.now, Deadline: t.now.Add(d.Question.Timeout), Timeout: d.Question.Timeout, Waiting: true,
+		Process: process, Key: a.bound(rec.Session),
+	}
+	return t.putApproval(pendingKey(p.ID), &p)
+}
+
+var errMany = errors.New("too many calls wait for a person")
+
+func approvalID(seq uint64) string { return fmt.Sprintf("apr_%d", seq) }
+
+func (t *tx) pending(id string) (*Approval, error) {
+	raw := t.approvals().Get(pendingKey(id))
+	if raw == nil {
+		return nil, fmt.Errorf("%w: %s", ErrNoApproval, id)
+	}
+	var p Approval
+	if err := decode(raw, &p); err != nil {
+		return nil, fmt.Errorf("%w: request %s: %w", ErrDamaged, id, err)
+	}
+	return &p, nil
+}
+
+// allPending lists what waits, the oldest first.
+func (t *tx) allPending() (list []Approval, err error) {
+	c := t.approvals().Cursor()
+	for k, v := c.Seek([]byte{prefixPending}); len(k) > 0 && k[0] == prefixPending; k, v = c.Next() {
+		var p Approval
+		if err := decode(v, &p); err != nil {
+			return nil, fmt.Errorf("%w: a request: %w", ErrDamaged, err)
+		}
+		list = append(list, p)
+	}
+	slices.SortFunc(list, func(a, b Approval) int { return cmp.Compare(a.Seq, b.Seq) })
+	return list, nil
+}
+
+// Approvals lists the calls that a person is asked about, the oldest first.
+func (l *Ledger) Approvals(ctx context.Context) (list []Approval, err error) {
+	err = l.do(ctx, false, func(t *tx) (err error) {
+		list, err = t.allPending()
+		list = slices.DeleteFunc(list, func(p Approval) bool { return t.late(&p) })
+		return err
+	})
+	return list, err
+}
+
+// late reports a request that nobody can answer any more.
+func (t *tx) late(p *Approval) bool { return !t.now.Before(p.Deadline) }
+
+// Answer decides a request, and records it. The first answer counts: after it, or after
+// the deadline, the error is [ErrNoApproval]. To allow makes a grant, which the call
+// redeems in [Ledger.Reserve].
+func (l *Ledger) Answer(ctx context.Context, id string, a Answer) (p Approval, err error) {
+	err = l.wait(ctx, &op{write: true, done: make(chan error, 1), then: l.ring, run: func(t *tx) error {
+		found, err := t.pending(id)
+		if err != nil {
+			return err
+		}
+		p = *found
+		switch {
+		case t.late(found) && a.Channel != ChannelTimeout:
+			return fmt.Errorf("%w: %s has timed out", ErrNoApproval, id)
+		case a.ForSession && !found.ForSession:
+			return fmt.Errorf("rule %s lets nobody allow %s for a whole session; allow it once", found.Rules[0], found.Tool)
+		}
+		return t.answer(found, a)
+	}})
+	return p, err
+}
+
+func (t *tx) answer(p *Approval, a Answer) error {
+	if len(a.Note) > maxNote {
+		a.Note = a.Note[:maxNote]
+	}
+	rec := &audit.Record{
+		Kind: audit.KindApproval, Status: audit.StatusDenied, Ref: p.Seq, Session: p.Session, Agent: p.Agent, Upstream: p.Upstream, Tool: p.Tool,
+		Policy: string(policy.TypeApproval), Rule: p.Rules[0], Approval: p.ID, Flagged: !a.Allow, FlagReason: a.Sentence(),
+		DurationMS: uint64(max(0, t.now.Sub(p.Created).Milliseconds())),
+	}
+	if a.Allow {
+		rec.Status = audit.StatusApproved
+		g := grant{ID: p.ID, ForSession: a.ForSession, Until: t.now.Add(Listed)}
+		if a.ForSession {
+			g.Until = t.now.Add(sessionGrant)
+		} else if p.Waiting {
+			g.Process = p.Process
+		}
+		if err := t.putApproval(grantKey(p.Key, p.ID), &g); err != nil {
+			return err
+		}
+	}
+	if err := t.append(rec); err != nil {
+		return err
+	}
+	b := t.Bucket(bucketOutcomes)
+	b.FillPercent = 0.95
+	if err := b.Put(be64(p.Seq), be64(rec.Seq)); err != nil {
+		return err
+	}
+	return t.approvals().Delete(pendingKey(p.ID))
+}
+
+// Sentence says how a request was decided.
+func (a *Answer) Sentence() string {
+	var what string
+	switch {
+	case a.Allow && a.ForSession:
+		what = "allowed for the session by " + a.Channel
+	case a.Allow:
+		what = "allowed once by " + a.Channel
+	case a.Channel == ChannelTimeout:
+		what = "nobody has answered in time"
+	case a.Channel == ChannelGone:
+		what = "the client withdrew the call before anybody had answered"
+	case a.Channel == ChannelShutdown:
+		what = "haldir ended before anybody had answered"
+	default:
+		what = "denied by " + a.Channel
+	}
+	if a.Note != "" {
+		what += ": " + a.Note
+	}
+	return what
+}
+
+// Refuse says that nobody can be asked: the call is refused, and stays listed for the
+// time of [Listed]. One that was listed for the same call makes room for it.
+func (l *Ledger) Refuse(ctx context.Context, id string) error {
+	return l.do(ctx, true, func(t *tx) error {
+		p, err := t.pending(id)
+		if err != nil {
+			return err
+		}
+		all, err := t.allPending()
+		if err != nil {
+			return err
+		}
+		for _, other := range all {
+			if !other.Waiting && bytes.Equal(other.Key, p.Key) {
+				if err := t.answer(&other, Answer{Channel: ChannelTimeout, Note: "it was asked for again as " + p.ID}); err != nil {
+					return err
+				}
+			}
+		}
+		p.Waiting, p.Process, p.Deadline = false, "", t.now.Add(Listed)
+		return t.putApproval(pendingKey(id), p)
+	})
+}
+
+// Decided tells of requests that do not wait any more how they were decided. A request
+// that waits is not in the result.
+func (l *Ledger) Decided(ctx context.Context, seqs []uint64) (map[uint64]audit.Entry, error) {
+	decided := map[uint64]audit.Entry{}
+	err := l.do(ctx, false, func(t *tx) error {
+		clear(decided)
+		for _, seq := range seqs {
+			e, ok, err := audit.Get(source{t}, seq)
+			if err != nil {
+				return err
+			}
+			if ok && e.Status != audit.StatusPending {
+				decided[seq] = e
+			}
+		}
+		return nil
+	})
+	return decided, err
+}
+
+// tidy ends what the dead have left: requests of theirs are denied, grants free for the
+// next such call. So are requests that nobody has answered in time, and grants that
+// nobody has used.
+func (t *tx) tidy(isDead func(process string) bool) error {
+	all, err := t.allPending()
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		a := Answer{Channel: ChannelTimeout}
+		switch {
+		case p.Waiting && isDead(p.Process):
+			a.Channel = ChannelShutdown
+		case p.Waiting && t.now.Before(p.Deadline.Add(Listed)), t.now.Before(p.Deadline): // a living process says itself when it gives up
+			continue
+		}
+		if err := t.answer(&p, a); err != nil {
+			return err
+		}
+	}
+	changed := map[string]*grant{}
+	c := t.approvals().Cursor()
+	for k, v := c.Seek([]byte{prefixGrant}); len(k) > 0 && k[0] == prefixGrant; k, v = c.Next() {
+		var g grant
+		switch {
+		case decode(v, &g) != nil || !t.now.Before(g.Until):
+			changed[string(k)] = nil
+		case g.Process != "" && isDead(g.Process):
+			g.Process = ""
+			changed[string(k)] = &g
+		}
+	}
+	for k, g := range changed {
+		if g == nil {
+			err = t.approvals().Delete([]byte(k))
+		} else {
+			err = t.putApproval([]byte(k), g)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// untidy reports whether tidy has something to do, and who may have left it.
+func (t *tx) untidy(owners map[string]bool) (some bool) {
+	c := t.approvals().Cursor()
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		var x struct {
+			Deadline, Until time.Time
+			Process         string
+			Waiting         bool
+		}
+		if err := decode(v, &x); err != nil {
+			return true // tidy says what it is
+		}
+		if x.Process != "" {
+			owners[x.Process] = true
+		}
+		end := cmp.Or(x.Deadline, x.Until)
+		if x.Waiting {
+			end = end.Add(Listed)
+		}
+		some = some || !t.now.Before(end)
+	}
+	return some
+}
+
+// The bell is a file that changes when what others have asked for is decided, or a
+// session's calls are to end: who waits looks at it, not into the database.
+func bellPath(dir string) string { return filepath.Join(dir, "haldir.bell") }
+
+func (l *Ledger) ring() error {
+	if err := os.WriteFile(bellPath(l.o.Dir), []byte(newID("")), 0o600); err != nil {
+		l.o.Logger.Warn().Err(err).Msg("ring the bell") // who waits looks now and then all the same
+	}
+	return nil
+}
+
+// Bell returns a text that is another one after something was decided by any process.
+func (l *Ledger) Bell() string {
+	b, err := os.ReadFile(bellPath(l.o.Dir))
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+func watchers(dir string) string { return filepath.Join(dir, "watchers") }
+
+// Watch says that this process shows a person what waits, until stop is called or the
+// process ends.
+func (l *Ledger) Watch() (stop func(), err error) {
+	dir := watchers(l.o.Dir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock := flock.New(filepath.Join(dir, newID("")), flock.SetPermissions(0o600))
+	if ok, err := lock.TryLock(); err != nil || !ok {
+		return nil, errors.Join(fmt.Errorf("say that approvals are watched, in %s", dir), err)
+	}
+	return func() {
+		_ = os.Remove(lock.Path()) // who looks at it meanwhile finds it locked, or gone
+		_ = lock.Unlock()
+		_ = os.Remove(lock.Path()) // Windows removes no open file
+	}, nil
+}
+
+// Watched reports whether any living process shows a person what waits.
+func (l *Ledger) Watched() bool {
+	dir := watchers(l.o.Dir)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		lock := flock.New(filepath.Join(dir, e.Name()), flock.SetFlag(os.O_RDWR))
+		free, err := lock.TryLock()
+		switch {
+		case free: // its process has died
+			_ = os.Remove(lock.Path())
+			_ = lock.Unlock()
+		case err == nil:
+			return true
+		}
+	}
+	return false
+}
