@@ -154,13 +154,17 @@ func (b *browser) is(js string) (yes bool) {
 	return yes
 }
 
-// until waits until an expression is true.
+// until waits until an expression is true. A page that is just being replaced has no
+// truth.
 func (b *browser) until(js string) {
 	b.t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if b.is(js) {
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		if yes, err := chromedp.Run(ctx, chromedp.Evaluate[bool]("Boolean("+js+")")); err == nil && yes {
 			return
 		}
+		time.Sleep(20 * time.Millisecond)
 	}
 	b.shot("failed")
 	var text string

@@ -315,7 +315,7 @@ func TestRecord(t *testing.T) {
 	b.until(`document.querySelector(".verdict.ok")?.innerText.includes("100,003 records")`)
 	b.shot("verified")
 	f.mu.Lock()
-	f.damage = object{"kind": "edit", "seq": 4711, "text": "its hash is not that of its bytes"}
+	f.damage = object{"kind": "edit", "seq": 4711, "detail": "its hash is not that of its bytes"}
 	f.mu.Unlock()
 	b.click("#verify")
 	b.until(`document.querySelector(".verdict.no")?.innerText.includes("4711")`)
@@ -358,7 +358,7 @@ func TestPins(t *testing.T) {
 	b.shot("accept")
 	b.accessible("accept")
 	b.click(`dialog button.primary`)
-	f.within(t, `POST /v1/pins/github/accept {}`)
+	f.within(t, `POST /v1/pins/github/accept {"digests":["d1","d2"]}`)
 	b.until(`document.querySelector(".empty-title")?.textContent === "Everything is as it is pinned"`)
 }
 
@@ -423,8 +423,8 @@ func TestHostileTexts(t *testing.T) {
 		a := approval(fmt.Sprintf("apr_%d", i), text, text, object{text: text, "list": []any{text, nil, true}, "deep": object{"n": json.Number("12345678901234567890.10")}})
 		a["reason"], a["agent_id"], a["client"], a["session_id"], a["rules"] = text, text, text, text, []string{text}
 		f.approvals = append(f.approvals, a)
-		f.sessions = append(f.sessions, object{"session_id": text, "agent_id": text, "scopes": []string{text}, "status": "active", "created": f.now})
-		f.upstreams = append(f.upstreams, object{"name": text, "state": text, "server": text, "protocol": text, "error": text, "auth": text})
+		f.sessions = append(f.sessions, object{"session_id": text, "agent_id": text, "scopes": []string{text}, "status": "active", "created_at": f.now, "spent": i})
+		f.upstreams = append(f.upstreams, object{"name": text, "state": text, "server": text, "era": text, "error": text, "url": text, "auth": object{"ended": text}})
 		f.policies = append(f.policies, object{"id": text, "type": text, "rule": text, "tools": []string{text}, "when": text, "denied": i})
 		f.limits = append(f.limits, object{"rule": text, "type": text, "per": text, "of": text, "used": i, "limit": 10})
 		f.pins = append(f.pins, object{"upstream": text, "mode": text, "since": f.now, "changes": []object{{"kind": text, "name": text, "old": object{text: text}, "new": object{text: text + "!"}, "blocks": text}}})

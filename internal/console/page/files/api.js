@@ -44,8 +44,8 @@ export class API extends EventTarget {
   remove = (path, query) => this.request("DELETE", path, { query });
 }
 
-// Live is the stream of what happens. It tells of: audit, approvals, state (details as
-// the server sends them) and link ("live", "lost").
+// Live is the stream of what happens. It tells of: audit, approvals, state, reset (details
+// as the server sends them) and link ("live", "lost").
 export class Live extends EventTarget {
   #source = null;
   #timer = 0;
@@ -70,7 +70,7 @@ export class Live extends EventTarget {
       this.#timer = setTimeout(() => this.open(), this.#pause);
       this.#pause = Math.min(this.#pause * 2, 15_000);
     });
-    for (const name of ["audit", "approvals", "state"]) {
+    for (const name of ["audit", "approvals", "state", "reset"]) {
       source.addEventListener(name, (e) => {
         if (e.lastEventId) this.#seq = e.lastEventId;
         let detail;

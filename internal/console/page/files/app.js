@@ -53,6 +53,7 @@ class App extends EventTarget {
     this.#frameUp();
     for (const name of ["audit", "approvals", "state", "link"]) this.live.addEventListener(name, (e) => this["on" + name](e.detail));
     for (const name of ["approvals", "state"]) this.live.addEventListener(name, () => this.#told++);
+    this.live.addEventListener("reset", () => this.refresh()); // too much has happened to be told
     this.live.open();
     addEventListener("hashchange", () => this.route());
     addEventListener("keydown", (e) => this.key(e));

@@ -13,13 +13,13 @@ const columns = [
 ];
 const spans = [["", "Any time"], ["15m", "Last 15 minutes"], ["1h", "Last hour"], ["24h", "Last 24 hours"], ["7d", "Last 7 days"], ["30d", "Last 30 days"]];
 const minutes = { "15m": 15, "1h": 60, "24h": 1440, "7d": 10_080, "30d": 43_200 };
-const statuses = ["", "allowed", "denied", "pending", "approved", "error", "running", "cancelled", "abandoned", "governance"];
-const names = ["status", "tool", "session_id", "agent_id", "upstream", "flagged", "since"];
+const statuses = ["", "allowed", "denied", "pending", "approved", "error", "running", "cancelled", "abandoned"];
+const names = ["status", "tool", "session_id", "agent_id", "upstream", "flagged", "governance", "since"];
 
 export function mount(app, query) {
   const now = Date.now(); // one moment for all pages of one search
   const filter = Object.fromEntries(names.map((n) => [n, query.get(n) ?? ""]));
-  const params = { ...filter, since: minutes[filter.since] ? new Date(now - minutes[filter.since] * 60_000).toISOString() : filter.since, flagged: filter.flagged === "true" ? "true" : "" };
+  const params = { ...filter, since: minutes[filter.since] ? new Date(now - minutes[filter.since] * 60_000).toISOString() : filter.since, flagged: filter.flagged === "true" ? "true" : "", governance: filter.governance === "true" ? "true" : "" };
   const set = Object.values(filter).filter(Boolean).length;
 
   const form = filters(filter, set, (next) => {
@@ -115,7 +115,7 @@ export function mount(app, query) {
 
   const fits = (e) => (!filter.status || e.status === filter.status) && (!filter.agent_id || e.agent_id === filter.agent_id) && (!filter.session_id || e.session_id === filter.session_id) &&
     (!filter.upstream || e.upstream === filter.upstream) && (!filter.tool || e.tool === filter.tool || `${e.upstream}/${e.tool}` === filter.tool) && (filter.flagged !== "true" || e.flagged) &&
-    (e.kind !== "governance" || filter.status === "governance");
+    (e.kind !== "governance" || filter.governance === "true");
   const news = () => {
     newsButton.hidden = fresh.size === 0;
     newsButton.textContent = fresh.size > 999 ? "More than 999 new · show" : `${count(fresh.size)} new · show`;
@@ -219,7 +219,7 @@ function filters(filter, set, apply) {
     field("Status", select(statuses.map((s) => [s, s || "Any status"]), filter.status, { name: "status" })),
     field("Since", select(spans, filter.since, { name: "since" })),
     text("tool", "Tool", "files/read_file"), text("upstream", "Upstream", "files"), text("agent_id", "Agent", "research-bot"), text("session_id", "Session", "ses_…"),
-    h("div", { class: "filter-end" }, check("Flagged only", { name: "flagged", checked: filter.flagged === "true" }), set ? button("Clear", () => apply({}), "quiet small", { id: "clear-filters" }) : null));
+    h("div", { class: "filter-end" }, check("Flagged only", { name: "flagged", checked: filter.flagged === "true" }), check("haldir's own tools too", { name: "governance", checked: filter.governance === "true" }), set ? button("Clear", () => apply({}), "quiet small", { id: "clear-filters" }) : null));
   const read = () => apply(Object.fromEntries(names.map((n) => {
     const f = form.elements[n];
     return [n, f.type === "checkbox" ? (f.checked ? "true" : "") : f.value.trim()];
@@ -240,6 +240,6 @@ function verdict(v) {
   }
   const d = v?.damage;
   return h("div", { class: "verdict no" }, h("p", null, h("span", { "aria-hidden": "true" }, "✕ "), h("strong", null, "The record was damaged or tampered with.")),
-    d ? fields([["Kind", clip(d.kind ?? d.Kind, 80)], ["First bad record", d.seq ?? d.Seq], ["What", shown(d.text ?? d.detail ?? d.Detail ?? JSON.stringify(d), 600)]]) : null,
+    d ? fields([["Kind", clip(d.kind, 80)], ["First bad record", d.seq ? String(d.seq) : null], ["What", shown(d.detail, 600)]]) : null,
     h("p", null, "Look closer with ", h("code", null, "haldir audit verify"), "."));
 }

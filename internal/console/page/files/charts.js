@@ -153,5 +153,5 @@ export function limitCard(l) {
     h("div", null,
       h("p", { class: "limit-figure" }, h("strong", null, usedWords), ` of ${limitWords}`),
       h("p", { class: "limit-name" }, `${kind} per ${clip(l.per || "total", 20)}`, l.of ? [" · ", h("span", { class: "mono" }, clip(l.of, 48))] : null),
-      h("p", { class: "faint" }, clip(l.rule || "session", 48), reset && reset > Date.now() ? [" · resets ", dayOf(reset) === dayOf(new Date()) ? hourOf(reset) : `${dayOf(reset)}, ${hourOf(reset)}`] : null)));
+      h("p", { class: "faint" }, clip(l.rule, 48), l.shadow ? h("span", { class: "badge" }, "shadow") : null, reset && reset > Date.now() ? [" · resets ", dayOf(reset) === dayOf(new Date()) ? hourOf(reset) : `${dayOf(reset)}, ${hourOf(reset)}`] : null)));
 }

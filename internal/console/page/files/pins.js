@@ -25,6 +25,7 @@ export function mount(app) {
 
 function upstream(app, p, again) {
   const n = p.changes.length;
+  // What was shown is accepted, and not what the server may have made of it since.
   const accept = async () => {
     const answer = await dialog({
       title: `Accept ${plural(n, "change")} of ${clip(p.upstream, 40)}?`, action: "Accept",
@@ -33,13 +34,13 @@ function upstream(app, p, again) {
         h("p", null, "Every running haldir takes it over.")],
     });
     if (!answer) return;
-    await app.attempt(() => app.api.post(`/v1/pins/${encodeURIComponent(p.upstream)}/accept`), `The changes of ${p.upstream} are accepted`);
+    await app.attempt(() => app.api.post(`/v1/pins/${encodeURIComponent(p.upstream)}/accept`, { digests: p.changes.map((c) => c.digest) }), `The changes of ${p.upstream} are accepted`);
     again();
   };
   return h("section", { class: "panel", "aria-label": `Changes of ${clip(p.upstream, 40)}`, tabindex: "-1", "data-item": true },
-    h("div", { class: "panel-head" }, h("h2", null, shown(p.upstream, 40)), h("p", { class: "note" }, "pinned ", time(p.since ?? p.pinned_at, "minute")), button("Accept what is new", accept, "", { "data-do": "accept" })),
+    h("div", { class: "panel-head" }, h("h2", null, shown(p.upstream, 40)), h("p", { class: "note" }, "pinned ", time(p.since, "minute")), button("Accept what is new", accept, "", { "data-do": "accept" })),
     p.changes.slice(0, 100).map((c) => change(p, c)),
-    n > 100 ? h("p", { class: "faint" }, `and ${count(n - 100)} more; see haldir pins diff ${p.upstream}`) : null);
+    n > 100 ? h("p", { class: "faint" }, `and ${count(n - 100)} more; see haldir pins diff`) : null);
 }
 
 const what = (c) => h("span", null, kinds[c.kind] ?? clip(c.kind, 20), c.name ? [" ", h("span", { class: "mono" }, shown(c.name, 120))] : null);
@@ -50,7 +51,8 @@ function change(p, c) {
     h("dl", { class: "diff" }, differences(c).slice(0, 200).map((d) => h("div", null,
       h("dt", null, d.path ? shown(d.path, 200) : c.kind === "tool" || c.kind === "prompt" ? "all of it" : "text"),
       d.was ? h("dd", { class: "del" }, h("span", { class: "unseen" }, "before: "), h("del", null, shown(d.old, 8000))) : null,
-      d.is ? h("dd", { class: "ins" }, h("span", { class: "unseen" }, "now: "), h("ins", null, shown(d.new, 8000))) : null))));
+      d.is ? h("dd", { class: "ins" }, h("span", { class: "unseen" }, "now: "), h("ins", null, shown(d.new, 8000))) : null))),
+    (p.findings ?? []).filter((f) => f.kind === c.kind && (f.name ?? "") === (c.name ?? "")).slice(0, 20).map((f) => h("p", { class: "finding" }, h("strong", null, "Look at this: "), h("span", { class: "mono" }, shown(f.path, 80)), " ", shown(f.reason, 300))));
 }
 
 // differences lists where a change lies, in the order of the paths, as haldir pins diff

@@ -22,14 +22,14 @@ export function mount(app) {
   return { element: h("div", null, heading(title, "A call must pass every policy that applies to it."), list.element), refresh: list.refresh, every: 10_000 };
 }
 
+const narrows = (words, list) => ((list ?? []).length ? h("p", { class: "mono faint wrap" }, `${words}: ${clip(list.join(", "), 300)}`) : null);
+
 function line(p, most) {
-  const shadow = p.shadow === true || p.mode === "shadow";
+  const shadow = p.mode === "shadow";
   const denied = number(p.denied);
-  const name = p.id ?? p.policy_id ?? p.rule_id;
-  const rule = typeof p.rule === "string" ? p.rule : typeof p.description === "string" ? p.description : "";
   return row(columns, [
-    h("div", null, h("span", { class: "policy-type" }, clip(p.type, 40).replaceAll("_", " ")), shadow ? h("span", { class: "badge" }, "shadow") : null, name ? h("p", { class: "mono faint" }, clip(name, 60)) : null),
-    h("div", null, rule ? h("p", null, shown(rule, 400)) : null, (p.tools ?? []).length ? h("p", { class: "mono faint wrap" }, clip(p.tools.join(", "), 300)) : null, p.when ? h("p", { class: "mono wrap" }, "when ", shown(p.when, 400)) : null),
-    h("div", { class: "refused" }, denied ? h("a", { href: `#/calls?since=24h&status=${shadow ? "" : "denied"}`, "data-item": true, "aria-label": `${count(denied)} refused by ${clip(name ?? p.type, 60)}` }, count(denied)) : h("span", { class: "faint" }, "0"), share(denied, most, "no")),
+    h("div", null, h("span", { class: "policy-type" }, clip(p.type, 40).replaceAll("_", " ")), shadow ? h("span", { class: "badge" }, "shadow") : null, h("p", { class: "mono faint" }, clip(p.id, 60))),
+    h("div", null, p.rule ? h("p", null, shown(p.rule, 400)) : null, narrows("tools", p.tools), narrows("upstreams", p.upstreams), narrows("agents", p.agents), p.when ? h("p", { class: "mono wrap" }, "when ", shown(p.when, 400)) : null),
+    h("div", { class: "refused" }, h("span", { class: denied ? "" : "faint" }, count(denied)), share(denied, most, "no")),
   ]);
 }

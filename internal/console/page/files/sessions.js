@@ -6,7 +6,7 @@ import { button, check, dialog, empty, heading, part, row, select, table } from 
 
 export const title = "Sessions";
 
-const columns = [{ name: "Session", className: "c-session" }, { name: "Agent", className: "c-agent" }, { name: "Status", className: "c-status" }, { name: "Created", className: "c-created" }, { name: "Expires", className: "c-expires" }, { name: "Spend limit", className: "num c-limit" }, { name: "", unseen: "Actions", className: "c-do" }];
+const columns = [{ name: "Session", className: "c-session" }, { name: "Agent", className: "c-agent" }, { name: "Status", className: "c-status" }, { name: "Created", className: "c-created" }, { name: "Expires", className: "c-expires" }, { name: "Spent", className: "num c-spent" }, { name: "Limit", className: "num c-limit" }, { name: "", unseen: "Actions", className: "c-do" }];
 const STEP = 100;
 
 export function mount(app) {
@@ -43,17 +43,16 @@ export function mount(app) {
   return { element: h("div", null, heading(title, "Who may call, within which terms, for how long.", choice), sessions.element), refresh: sessions.refresh, every: 15_000 };
 }
 
-const stateOf = (s) => s.status ?? (real(s.revoked_at) ? "revoked" : real(s.expires_at) && real(s.expires_at) <= Date.now() ? "expired" : "active");
+const stateOf = (s) => s.status;
 
 function line(app, s, again) {
-  const limit = s.spend_limit_usd ?? s.spend_limit;
   const state = stateOf(s);
-  const name = s.session_id ?? s.id;
+  const name = s.session_id;
   return row(columns, [
     h("div", null, h("a", { class: "mono", href: `#/calls?session_id=${encodeURIComponent(name)}`, "data-item": true, title: "The calls of this session" }, clip(name, 40)),
       h("p", { class: "faint" }, s.all_scopes ? "all scopes" : clip((s.scopes ?? []).join(", "), 100) || "no scopes")),
-    shown(s.agent_id, 60), status(state), time(s.created ?? s.created_at, "minute"), real(s.expires_at) ? time(s.expires_at, "minute") : h("span", { class: "faint" }, "never"),
-    limit === undefined || limit === null ? h("span", { class: "faint" }, "none") : [usd(limit), s.spent_usd !== undefined ? h("p", { class: "faint" }, `${usd(s.spent_usd)} spent`) : null],
+    shown(s.agent_id, 60), status(state), time(s.created_at, "minute"), real(s.expires_at) ? time(s.expires_at, "minute") : h("span", { class: "faint" }, "never"), usd(s.spent),
+    s.spend_limit === null || s.spend_limit === undefined ? h("span", { class: "faint" }, "none") : usd(s.spend_limit),
     state === "active" ? button("Revoke", () => revoke(app, s, name, again), "small", { "aria-label": `Revoke ${clip(name, 40)} of ${clip(s.agent_id, 40)}` }) : null,
   ]);
 }
