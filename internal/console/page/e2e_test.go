@@ -69,6 +69,7 @@ func console(t *testing.T, h *mcptest.Haldir) (link string, stop func()) {
 // TestRealConsole has a real haldir serve hold calls, and answers them in the page of a
 // real haldir console.
 func TestRealConsole(t *testing.T) {
+	t.Parallel()
 	tools := httptest.NewServer(securitytools.Handler())
 	t.Cleanup(tools.Close)
 	h := mcptest.NewHaldir(t, mcptest.Build(t), fmt.Sprintf(realConfig, tools.URL))
