@@ -431,3 +431,55 @@ func TestTheFormOfOlderRevisions(t *testing.T) {
 		t.Error("it was called")
 	}
 }
+
+// TestASessionIsRevokedWithItsCalls: what runs is cancelled, at the upstream too.
+func TestASessionIsRevokedWithItsCalls(t *testing.T) {
+	up := newFake("db", "slow")
+	up.do = hang
+	h := serve(t, rig{fakes: []proxy.Upstream{up}})
+	call := h.begin("db__slow", `{}`)
+	eventually(t, "the call is at its upstream", func() bool { return len(up.called()) == 1 })
+	if _, err := h.led.Revoke(t.Context(), session, false); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(600 * time.Millisecond) // longer than it would take
+	if n := len(h.find(audit.Filter{Status: audit.StatusRunning, Limit: 5})); n != 1 {
+		t.Fatalf("revoked without its calls, and %d run", n)
+	}
+	other := openLedger(t, h.dir)
+	if _, err := other.Revoke(t.Context(), session, true); err != nil {
+		t.Fatal(err)
+	}
+	if r := h.end(call); r.Error == nil || !strings.Contains(r.Error.Message, "revoked") {
+		t.Errorf("the call: %s", r.line)
+	}
+	eventually(t, "it is recorded", func() bool {
+		return h.last().Status == audit.StatusCancelled && strings.Contains(h.last().FlagReason, "revoked")
+	})
+	h.refused("db__slow", `{}`)
+}
+
+func TestASessionWarnsOfItsEnd(t *testing.T) {
+	up := newFake("db", "read")
+	h := serve(t, rig{fakes: []proxy.Upstream{up}, terms: &ledger.Terms{Agent: agent, AllScopes: true, TTL: 9 * time.Minute}, adjust: func(o *proxy.Options) { o.Command = "haldir" }})
+	h.must("db__read", `{}`)
+	if got := h.must("haldir_check_permission", `{"scope":"read"}`); !strings.Contains(got, "this session expires in 9m0s; the user can renew it with: haldir session renew "+session) &&
+		!strings.Contains(got, "this session expires in 8m") {
+		t.Errorf("9 minutes before its end: %s", got)
+	}
+	if _, err := h.led.Renew(t.Context(), session, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.must("haldir_check_permission", `{"scope":"read"}`); strings.Contains(got, "expires in") {
+		t.Errorf("renewed: %s", got)
+	}
+	if _, err := h.led.Stop(t.Context(), "the bill"); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.must("haldir_check_permission", `{"scope":"read"}`); !strings.Contains(got, `"allowed":false`) || !strings.Contains(got, "the bill") {
+		t.Errorf("stopped: %s", got)
+	}
+	if r := h.refused("db__read", `{}`); r.Policy != "stopped" || r.Retryable {
+		t.Errorf("stopped: %+v", r)
+	}
+}

@@ -145,7 +145,7 @@ func TestWhatForbidsACallThatWasMade(t *testing.T) {
 	if r := forbids("nothing"); r == nil || r.Policy != "unknown_tool" {
 		t.Errorf("%+v", r)
 	}
-	if _, err := h.led.Revoke(ctx, as.Session.ID); err != nil {
+	if _, err := h.led.Revoke(ctx, as.Session.ID, false); err != nil {
 		t.Fatal(err)
 	}
 	if r := forbids("good"); r == nil || r.Policy != "session" || r.Rule != "revoked" {

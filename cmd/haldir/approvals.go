@@ -16,6 +16,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/approval"
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 )
 
@@ -52,7 +53,7 @@ type approvalJSON struct {
 func describeApproval(p ledger.Approval) approvalJSON {
 	arguments := json.RawMessage(p.Arguments)
 	if !json.Valid(arguments) {
-		arguments, _ = json.Marshal(string(p.Arguments)) // a text
+		arguments = wire.Quote(string(p.Arguments))
 	}
 	return approvalJSON{
 		p.ID, p.Session, p.Agent, p.Client, p.Upstream, p.Tool, p.Rules, p.Reason, p.Cost, arguments, p.Size, p.SHA256.String(), p.ForSession,

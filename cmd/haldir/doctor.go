@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
 	"github.com/haldir-mcp/haldir/upstream"
@@ -99,6 +102,28 @@ func (e *examination) examine(ctx context.Context) {
 	}
 	e.upstreams(ctx)
 	e.tools(srv)
+	e.hooks()
+}
+
+// hooks looks for what answers a client's forms in place of a person.
+func (e *examination) hooks() {
+	if !slices.ContainsFunc(e.cfg.Ruleset.Policies, func(r policy.Rule) bool { return r.Type == policy.TypeApproval }) {
+		return
+	}
+	own := os.Getenv("CLAUDE_CONFIG_DIR")
+	if home, err := os.UserHomeDir(); err == nil && own == "" {
+		own = filepath.Join(home, ".claude")
+	}
+	here := filepath.Join(workingDir(), ".claude")
+	for _, path := range []string{filepath.Join(own, "settings.json"), filepath.Join(here, "settings.json"), filepath.Join(here, "settings.local.json")} {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			continue // most are not there
+		}
+		if hook, ok := wire.At(raw, "hooks", "Elicitation"); ok && string(hook.Value) != "[]" {
+			e.add(warning, "approval", "take it out, unless you mean it to answer for you", "%s has a hook for elicitation, which can allow what a person is asked about", path)
+		}
+	}
 }
 
 // config reports whether the file can be used.

@@ -88,7 +88,7 @@ func sessionCreate(a *app) *cobra.Command {
 			if asJSON {
 				return a.printJSON(describe(s))
 			}
-			a.say("use it with: claude mcp add haldir --env HALDIR_SESSION_ID=%s -- haldir serve", s.ID)
+			a.say("use it with: claude mcp add haldir --env HALDIR_SESSION_ID=%s -- %s serve", s.ID, a.command())
 			return a.printf("%s\n", s.ID)
 		},
 	}

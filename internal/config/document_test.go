@@ -30,7 +30,7 @@ func TestTheReferenceConfigLoadsWithoutAWarning(t *testing.T) {
 	if len(c.Warnings) > 0 {
 		t.Error(c.Warnings)
 	}
-	if len(c.Upstreams) != 5 || len(c.Ruleset.Policies) != 7 {
+	if len(c.Upstreams) != 5 || len(c.Ruleset.Policies) != 9 {
 		t.Errorf("%d upstreams, %d policies", len(c.Upstreams), len(c.Ruleset.Policies))
 	}
 }

@@ -101,7 +101,7 @@ func TestAnUnknownKeyIsBlamedWhereverItStands(t *testing.T) {
 		{"in allowed_hours", inPolicy(`{type: time_window, allowed_hours: {start: "09:00", ‸ends: "17:00"}}`), []string{`policies[0].allowed_hours: unknown key "ends"; did you mean "end"?`}},
 		{"in audit", in("audit: {‸argument: full}"), []string{`audit: unknown key "argument"; did you mean "arguments"?`}},
 		{"in log", in("log: {‸levle: info}"), []string{`log: unknown key "levle"; did you mean "level"?`}},
-		{"an old spelling is no suggestion", inPolicy("{type: deny, tools: [a], ‸maxx: 1}"), []string{`policies[0]: unknown key "maxx"; known here: type, id, mode, tools, upstreams, agents, when, max_usd, per, max_calls, window_seconds, window, allowed_hours, days, timezone`}},
+		{"an old spelling is no suggestion", inPolicy("{type: deny, tools: [a], ‸maxx: 1}"), []string{`policies[0]: unknown key "maxx"; known here: type, id, mode, tools, upstreams, agents, when, max_usd, per, max_calls, window_seconds, window, allowed_hours, days, timezone, timeout, remember, max_repeats`}},
 		{"after letters of several bytes", in(`session: {agent_id: "üß🎉", ‸scops: [a]} # ü`), []string{`session: unknown key "scops"; did you mean "scopes"?`}},
 		{"after a comment with letters of several bytes", "version: 1 # üß🎉\nsession: {‸scops: [a]}\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
 		{"after a text over several lines", "version: 1\nsession:\n  agent_id: \"a\n    b\"\n  ‸scops: [a]\n", []string{`session: unknown key "scops"; did you mean "scopes"?`}},
@@ -113,19 +113,19 @@ func TestAnUnknownKeyIsBlamedWhereverItStands(t *testing.T) {
 }
 
 func TestAnUnknownPolicyTypeIsBlamed(t *testing.T) {
-	const known = "; known here: deny, allow, spend_limit, rate_limit, time_window"
+	const known = "; known here: deny, allow, spend_limit, rate_limit, time_window, require_approval, loop"
 	for got, hint := range map[string]string{
 		"denny": `; did you mean "deny"?`, "DENY": `; did you mean "deny"?`, "alow": `; did you mean "allow"?`, "spend-limit": `; did you mean "spend_limit"?`,
 		"ratelimit": `; did you mean "rate_limit"?`, "time-window": `; did you mean "time_window"?`, "spend": `; did you mean "spend_limit"?`,
-		"require_approval": known, "limit": known, "block_tools": known,
+		"require-approval": `; did you mean "require_approval"?`, "loops": `; did you mean "loop"?`, "approve": known, "limit": known, "block_tools": known,
 	} {
 		mistakes{
 			{got, inPolicy("{tools: [a], type: ‸" + got + "}"), []string{fmt.Sprintf("policies[0].type: unknown policy type %q%s", got, hint)}},
 		}.run(t)
 	}
 	mistakes{
-		{"none", inPolicy("‸{tools: [a]}"), []string{"policies[0]: has no type; known: deny, allow, spend_limit, rate_limit, time_window"}},
-		{"an empty one", inPolicy(`‸{type: "", tools: [a]}`), []string{"policies[0]: has no type; known: deny, allow, spend_limit, rate_limit, time_window"}},
+		{"none", inPolicy("‸{tools: [a]}"), []string{"policies[0]: has no type; known: deny, allow, spend_limit, rate_limit, time_window, require_approval, loop"}},
+		{"an empty one", inPolicy(`‸{type: "", tools: [a]}`), []string{"policies[0]: has no type; known: deny, allow, spend_limit, rate_limit, time_window, require_approval, loop"}},
 	}.run(t)
 }
 
@@ -134,9 +134,9 @@ func TestAKeyOfAnotherTypeIsBlamed(t *testing.T) {
 		{"of deny", inPolicy("{type: deny, tools: [a], max_usd: ‸5}"), []string{"policies[0].max_usd: is no key of deny, but of spend_limit; it has none of its own"}},
 		{"of allow, twice", inPolicy("{type: allow, tools: [a], max_calls: ‸5, window: ‸1h}"), []string{
 			"policies[0].max_calls: is no key of allow, but of rate_limit; it has none of its own",
-			"policies[0].window: is no key of allow, but of rate_limit; it has none of its own",
+			"policies[0].window: is no key of allow, but of rate_limit and loop; it has none of its own",
 		}},
-		{"of spend_limit", inPolicy("{type: spend_limit, max_usd: 5, window: ‸1h}"), []string{"policies[0].window: is no key of spend_limit, but of rate_limit; it has max_usd, per, timezone"}},
+		{"of spend_limit", inPolicy("{type: spend_limit, max_usd: 5, window: ‸1h}"), []string{"policies[0].window: is no key of spend_limit, but of rate_limit and loop; it has max_usd, per, timezone"}},
 		{"of rate_limit", inPolicy("{type: rate_limit, max_calls: 5, window: 1h, timezone: ‸UTC}"), []string{"policies[0].timezone: is no key of rate_limit, but of time_window and spend_limit; it has per, max_calls, window_seconds, window"}},
 		{"of time_window", inPolicy(`{type: time_window, days: [mon], per: ‸day}`), []string{"policies[0].per: is no key of time_window, but of spend_limit and rate_limit; it has allowed_hours, days, timezone"}},
 		{"an old key", inPolicy("{type: deny, tools: [a], max: ‸5}"), []string{"policies[0].max: is no key of deny, but of spend_limit and rate_limit; it has none of its own"}},

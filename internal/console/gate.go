@@ -138,14 +138,13 @@ func (p *paces) of(who string) *rate.Limiter {
 }
 
 // tooFast is a problem if a limiter is out of tokens.
-func tooFast(l *rate.Limiter, what string) *api.Problem {
-	reserved := l.Reserve()
-	wait := reserved.Delay()
-	if wait == 0 {
+func (s *Server) tooFast(l *rate.Limiter, what string) *api.Problem {
+	now := s.o.Clock()
+	if l.AllowN(now, 1) {
 		return nil
 	}
-	reserved.Cancel()
-	return api.NewProblem(http.StatusTooManyRequests, "rate", "too many %s; try again in %s", what, wait.Round(time.Millisecond)).Wait(time.Now().Add(wait))
+	wait := time.Duration(float64(time.Second) / float64(l.Limit()))
+	return api.NewProblem(http.StatusTooManyRequests, "rate", "too many %s; try again in a moment", what).Wait(time.Now().Add(wait))
 }
 
 // authenticate finds out who makes a request, or answers it.
@@ -156,7 +155,7 @@ func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) *api.Calle
 		if !caller.Person {
 			who = caller.Key.ID
 		}
-		p = tooFast(s.paces.of(who), "requests with this key")
+		p = s.tooFast(s.paces.of(who), "requests with this key")
 	}
 	if p != nil {
 		if p.Status == http.StatusUnauthorized {
@@ -178,7 +177,7 @@ func (s *Server) caller(r *http.Request) (*api.Caller, *api.Problem) {
 	}
 	key, err := s.o.Keys.Authenticate(r.Context(), secret)
 	if errors.Is(err, ledger.ErrNoKey) {
-		if p := tooFast(s.fails, "requests with a wrong key"); p != nil {
+		if p := s.tooFast(s.fails, "requests with a wrong key"); p != nil {
 			return nil, p
 		}
 		return nil, api.NewProblem(http.StatusUnauthorized, "unauthorized", "there is no such key, or it was revoked or has expired; haldir key list shows those that there are")
@@ -220,13 +219,13 @@ func bearer(h http.Header) (string, *api.Problem) {
 func (s *Server) person(r *http.Request) (*api.Caller, *api.Problem) {
 	token, given := cookie(r)
 	if !given {
-		if p := tooFast(s.fails, "requests without a key"); p != nil {
+		if p := s.tooFast(s.fails, "requests without a key"); p != nil {
 			return nil, p
 		}
 		return nil, api.NewProblem(http.StatusUnauthorized, "unauthorized", "give a key as Authorization: Bearer hld_…; haldir key create makes one. A person opens the link of: haldir console")
 	}
 	if !s.people.known(token) {
-		if p := tooFast(s.fails, "requests with a wrong cookie"); p != nil {
+		if p := s.tooFast(s.fails, "requests with a wrong cookie"); p != nil {
 			return nil, p
 		}
 		return nil, api.NewProblem(http.StatusUnauthorized, "unauthorized", "the page was signed out, by its time or the end of haldir; open a new link of: haldir console")

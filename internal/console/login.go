@@ -138,7 +138,7 @@ func (s *Server) signIn(w http.ResponseWriter, r *http.Request) *api.Problem {
 	}
 	value, ok := s.people.redeem(body.Token)
 	if !ok {
-		if p := tooFast(s.fails, "logins that fail"); p != nil {
+		if p := s.tooFast(s.fails, "logins that fail"); p != nil {
 			return p
 		}
 		return api.NewProblem(http.StatusUnauthorized, "unauthorized", "this link was used, or it is older than %v; haldir console prints another one", inviteLife)

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,8 @@ type Options struct {
 	Page  fs.FS // what the page is made of
 	Clock func() time.Time
 	Log   zerolog.Logger
+	// Patience is how long a client may take to send a request; 0 means 15 s.
+	Patience time.Duration
 }
 
 // Server is the listener. Make it with [New]; its methods are safe for concurrent use,
@@ -45,7 +48,6 @@ type Server struct {
 
 // Times and sizes of the listener. A body has a limit of its own, [api.MaxBody].
 const (
-	headerTime = 5 * time.Second
 	bodyTime   = 15 * time.Second // with the header
 	idleTime   = 2 * time.Minute
 	headerSize = 32 << 10
@@ -91,8 +93,9 @@ func (s *Server) Link() string { return s.URL() + "/console/#token=" + s.people.
 func (s *Server) Serve(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	patience := cmp.Or(s.o.Patience, bodyTime)
 	server := &http.Server{
-		Handler: s.Handler(), ReadHeaderTimeout: headerTime, ReadTimeout: bodyTime, IdleTimeout: idleTime, MaxHeaderBytes: headerSize,
+		Handler: s.Handler(), ReadHeaderTimeout: patience / 3, ReadTimeout: patience, IdleTimeout: idleTime, MaxHeaderBytes: headerSize,
 		BaseContext:                  func(net.Listener) context.Context { return api.WithLife(work) },
 		ErrorLog:                     nil,
 		DisableGeneralOptionsHandler: true,

@@ -103,9 +103,10 @@ func (h *HTTP) call(ctx context.Context, id, method string, params json.RawMessa
 		return Message{}, nil, err
 	}
 	raw := buf[room:]
-	answer, err = h.body(raw, id)
-	if err == nil && len(answer.Raw) == len(raw) {
-		answer.roomy, answer.pool = buf, &h.bodies // it is not one of a batch
+	body := bytes.TrimRight(raw, blank) // most end their line
+	answer, err = h.body(body, id)
+	if err == nil && len(answer.Raw) == len(body) {
+		answer.roomy, answer.pool = buf[:room+len(body)], &h.bodies // it is not one of a batch
 	}
 	switch {
 	case h.expired(resp.StatusCode, raw, err == nil && answer.ID != nil):

@@ -157,10 +157,16 @@ func ParseLenient(raw []byte) (Message, error) {
 	return m, err
 }
 
+// blank is the white space of JSON.
+const blank = " \t\r\n"
+
 // room is how many bytes are kept free before a message, for a longer id.
 const room = 64
 
 func parse(raw []byte) (Message, []Member, error) {
+	// What stands around a message is no part of it: some peers take it for the beginning
+	// of another one.
+	raw = bytes.Trim(raw, blank)
 	members, err := Members(raw)
 	if err != nil {
 		return Message{}, nil, err

@@ -213,17 +213,13 @@ func numbers(n int) (out []string) {
 	return out
 }
 
-// renamed tells of policies that have another id now, since theirs is their number. The
-// counter of a limit goes by its id.
+// renamed tells of policies that have another id now, since theirs is their number. Their
+// counters do not go by it.
 func renamed(old, now *config.Config, removed int) (notes []string) {
 	before, after := slices.Delete(slices.Clone(old.Engine.Rules()), removed, removed+1), now.Engine.Rules()
 	for i, id := range after {
 		if id != before[i] {
-			note := fmt.Sprintf("%s is called %s now", before[i], id)
-			if t := now.Ruleset.Policies[i].Type; t == "spend_limit" || t == "rate_limit" {
-				note += ", and goes on with the counter of that name; give it an id to keep its own"
-			}
-			notes = append(notes, note)
+			notes = append(notes, fmt.Sprintf("%s is called %s now", before[i], id))
 		}
 	}
 	return notes

@@ -59,6 +59,9 @@ func (a *API) createKey(r *request) (*reply, error) {
 	if body.ExpiresAt.IsZero() {
 		terms.ExpiresAt = time.Time{}
 	}
+	if err := CheckKey(terms, a.o.Clock()); err != nil {
+		return nil, err
+	}
 	parent := ""
 	if !r.caller.Person {
 		own := r.caller.Key
@@ -75,9 +78,6 @@ func (a *API) createKey(r *request) (*reply, error) {
 		if why := more(terms, own.KeyTerms); why != "" {
 			return nil, NewProblem(http.StatusForbidden, "forbidden", "the new key would have %s, which this one has not", why)
 		}
-	}
-	if err := CheckKey(terms, a.o.Clock()); err != nil {
-		return nil, err
 	}
 	k, secret, err := a.o.Ledger.CreateKey(r.Context(), terms, parent)
 	if err != nil {

@@ -37,12 +37,22 @@ func TestSigningIn(t *testing.T) {
 	b.until(`document.querySelector(".dot.live")`) // by the cookie
 
 	// The session ends while the page is open.
-	b.eval(`document.cookie = "nothing=1"`, nil)
 	f.mu.Lock()
 	f.out = true
 	f.mu.Unlock()
 	b.eval(`location.hash = "#/sessions"`, nil)
 	b.until(`document.querySelector(".signed-out") && document.querySelector(".side").hidden`)
+	f.mu.Lock()
+	f.out = false
+	f.mu.Unlock()
+
+	// A person ends it.
+	b.eval(`location.reload()`, nil)
+	b.until(`document.querySelector(".dot.live")`)
+	b.click("#sign-out")
+	b.until(`document.querySelector(".signed-out .why")?.textContent === "You are signed out."`)
+	b.eval(`location.reload()`, nil)
+	b.until(`document.querySelector(".signed-out")`)
 }
 
 func TestApprovals(t *testing.T) {

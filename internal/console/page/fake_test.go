@@ -54,6 +54,10 @@ func newFake(head uint64) *fake {
 		files.ServeHTTP(w, r)
 	})
 	f.mux.HandleFunc("POST /console/login", f.login)
+	f.mux.HandleFunc("POST /console/logout", func(w http.ResponseWriter, _ *http.Request) {
+		http.SetCookie(w, &http.Cookie{Name: cookie, Path: "/", MaxAge: -1})
+		w.WriteHeader(http.StatusNoContent)
+	})
 	f.serve("GET /v1/events", f.events)
 	f.serve("GET /v1/audit", f.audit)
 	f.serve("GET /v1/audit/stats", f.stats)

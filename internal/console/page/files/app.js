@@ -236,7 +236,8 @@ class App extends EventTarget {
     $("menu").addEventListener("click", () => this.#menu($("menu").getAttribute("aria-expanded") !== "true"));
     replace($("tools"),
       button("Stop all calls", () => (this.stopped ? this.resume() : this.stop()), "stop", { id: "stop" }),
-      h("div", { class: "small-tools" }, button("", () => this.theme(), "quiet small", { id: "theme" }), button("Keys", () => this.help(), "quiet small", { id: "help", "aria-label": "Keys: the keyboard shortcuts" })));
+      h("div", { class: "small-tools" }, button("", () => this.theme(), "quiet small", { id: "theme" }), button("Keys", () => this.help(), "quiet small", { id: "help", "aria-label": "Keys: the keyboard shortcuts" }),
+        button("Sign out", () => this.signOut(), "quiet small", { id: "sign-out" })));
     this.#themeWords();
     this.#banners();
   }
@@ -407,6 +408,10 @@ class App extends EventTarget {
         h("div", { class: "check" }, box, h("label", { for: "keys-on" }, "Use these shortcuts")),
       ],
     });
+  }
+
+  async signOut() {
+    if (await this.attempt(() => this.api.post("/console/logout"))) this.signedOut("You are signed out.");
   }
 
   // Without a session.
