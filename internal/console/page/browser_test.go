@@ -22,7 +22,7 @@ import (
 )
 
 // patience bounds every wait. It only ends tests that hang.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // browser is one Chromium with one page.
 type browser struct {

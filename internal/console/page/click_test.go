@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp/kb"
 )
@@ -15,6 +16,7 @@ const (
 )
 
 func TestSigningIn(t *testing.T) {
+	t.Parallel()
 	f := newFake(50)
 	b := open(t, serve(t, f), "401")
 	b.look(1280, "light")
@@ -35,15 +37,26 @@ func TestSigningIn(t *testing.T) {
 	b.until(`document.querySelector(".dot.live")`) // by the cookie
 
 	// The session ends while the page is open.
-	b.eval(`document.cookie = "nothing=1"`, nil)
 	f.mu.Lock()
 	f.out = true
 	f.mu.Unlock()
 	b.eval(`location.hash = "#/sessions"`, nil)
 	b.until(`document.querySelector(".signed-out") && document.querySelector(".side").hidden`)
+	f.mu.Lock()
+	f.out = false
+	f.mu.Unlock()
+
+	// A person ends it.
+	b.eval(`location.reload()`, nil)
+	b.until(`document.querySelector(".dot.live")`)
+	b.click("#sign-out")
+	b.until(`document.querySelector(".signed-out .why")?.textContent === "You are signed out."`)
+	b.eval(`location.reload()`, nil)
+	b.until(`document.querySelector(".signed-out")`)
 }
 
 func TestApprovals(t *testing.T) {
+	t.Parallel()
 	f := newFake(300).furnish()
 	b := open(t, serve(t, f), "409")
 	b.look(1280, "light")
@@ -97,6 +110,7 @@ func (b *browser) watch(words string) {
 
 // TestKeys approves with the keyboard alone, from another view.
 func TestKeys(t *testing.T) {
+	t.Parallel()
 	f := newFake(300).furnish()
 	b := open(t, serve(t, f))
 	b.look(1280, "dark")
@@ -169,6 +183,7 @@ func TestKeys(t *testing.T) {
 }
 
 func TestSessions(t *testing.T) {
+	t.Parallel()
 	f := newFake(10).furnish()
 	b := open(t, serve(t, f))
 	b.look(1280, "light")
@@ -196,6 +211,7 @@ func TestSessions(t *testing.T) {
 }
 
 func TestStop(t *testing.T) {
+	t.Parallel()
 	f := newFake(10).furnish()
 	b := open(t, serve(t, f))
 	b.look(1280, "light")
@@ -227,6 +243,7 @@ func TestStop(t *testing.T) {
 }
 
 func TestRecord(t *testing.T) {
+	t.Parallel()
 	f := newFake(100_000)
 	b := open(t, serve(t, f))
 	b.look(1280, "light")
@@ -324,6 +341,7 @@ func TestRecord(t *testing.T) {
 }
 
 func TestFeed(t *testing.T) {
+	t.Parallel()
 	f := newFake(500)
 	b := open(t, serve(t, f))
 	b.look(1280, "light")
@@ -340,6 +358,7 @@ func TestFeed(t *testing.T) {
 }
 
 func TestPins(t *testing.T) {
+	t.Parallel()
 	f := newFake(10).furnish()
 	b := open(t, serve(t, f))
 	b.look(1280, "light")
@@ -363,6 +382,7 @@ func TestPins(t *testing.T) {
 }
 
 func TestServerGone(t *testing.T) {
+	t.Parallel()
 	f := newFake(100).furnish()
 	b := open(t, serve(t, f), "ERR_", "net::")
 	b.look(1280, "light")
@@ -382,7 +402,64 @@ func TestServerGone(t *testing.T) {
 	b.until(`document.querySelectorAll("article").length === 1`)
 }
 
+// TestHidden has a tab that nobody looks at leave its connection to others.
+func TestHidden(t *testing.T) {
+	t.Parallel()
+	f := newFake(100)
+	b := open(t, serve(t, f))
+	b.look(1280, "light")
+	b.start("")
+	streams := func(n int) {
+		t.Helper()
+		for range 600 {
+			f.mu.Lock()
+			now := len(f.streams)
+			f.mu.Unlock()
+			if now == n {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Fatalf("there are not %d streams", n)
+	}
+	streams(1)
+	show := `(Object.defineProperty(document, "hidden", {configurable: true, get: () => %v}), document.dispatchEvent(new Event("visibilitychange")))`
+	b.eval(fmt.Sprintf(show, true), nil)
+	streams(0)
+	f.call(2)
+	f.mu.Lock()
+	f.approvals = []object{approval("apr_1", "mail", "send", object{})}
+	f.mu.Unlock()
+	b.eval(fmt.Sprintf(show, false), nil)
+	streams(1)
+	b.until(`document.querySelector(".feed li")?.dataset.key === "102" && document.title.startsWith("(1)")`)
+}
+
+// TestMany has as many calls wait as are likely ever to, one of them with all the
+// arguments that are kept.
+func TestMany(t *testing.T) {
+	t.Parallel()
+	f := newFake(10)
+	for i := range 200 {
+		f.approvals = append(f.approvals, approval(fmt.Sprintf("apr_%d", i), "files", "write_file", object{"path": fmt.Sprint(i), "content": strings.Repeat("line of text\n", 300)}))
+	}
+	f.approvals[0]["arguments"], f.approvals[0]["arguments_size"] = strings.Repeat("x", 256<<10), 1<<20
+	b := open(t, serve(t, f))
+	b.look(1280, "light")
+	b.start("approvals")
+	b.until(`document.querySelectorAll("article").length === 200`)
+	if n := b.text(`article[data-key="apr_0"] .args-foot`); !strings.Contains(n, "Only the beginning was kept, of 1.0 MiB") || !strings.Contains(n, "Not all of it is shown") {
+		t.Errorf("arguments that were cut short say %q", n)
+	}
+	b.click(`article[data-key="apr_0"] .args-foot button`)
+	b.until(`document.querySelector("article .args").textContent.length > 256 * 1024`)
+	b.click(`article[data-key="apr_150"] [data-do=approve]`)
+	f.within(t, `POST /v1/approvals/apr_150/approve {"for_session":false,"note":""}`)
+	b.until(`document.querySelectorAll("article").length === 199 && document.title.startsWith("(199)")`)
+}
+
 func TestTheme(t *testing.T) {
+	t.Parallel()
 	b := open(t, serve(t, newFake(10)))
 	ground := func() (s string) {
 		b.eval(`getComputedStyle(document.body).backgroundColor`, &s)
@@ -417,6 +494,7 @@ var hostile = []string{
 }
 
 func TestHostileTexts(t *testing.T) {
+	t.Parallel()
 	f := newFake(400).furnish()
 	f.approvals, f.sessions = nil, nil
 	for i, text := range hostile {
@@ -490,8 +568,10 @@ type look struct {
 
 // TestAccessible checks every view, full and empty, in both colours and on a telephone.
 func TestAccessible(t *testing.T) {
+	t.Parallel()
 	for name, f := range map[string]*fake{"full": newFake(2000).furnish(), "empty": newFake(0)} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			looks := []look{{1280, "light"}, {1280, "dark"}, {768, "light"}, {768, "dark"}, {380, "light"}, {380, "dark"}}
 			if name == "empty" {
 				looks = []look{{1280, "dark"}, {380, "light"}}

@@ -90,6 +90,12 @@ export class Live extends EventTarget {
     this.#source = null;
   }
 
+  // end closes it for good.
+  end() {
+    this.close();
+    this.open = () => {};
+  }
+
   #tell(link) {
     if (link === this.link) return;
     const was = this.link;

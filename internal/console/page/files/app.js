@@ -57,8 +57,17 @@ class App extends EventTarget {
     this.live.open();
     addEventListener("hashchange", () => this.route());
     addEventListener("keydown", (e) => this.key(e));
-    // Nothing is asked for while nobody looks.
-    document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
+    // While nobody looks, no stream is held open: a browser has six connections to a
+    // server, for all tabs together. The title goes on to tell what waits.
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) {
+        this.live.close();
+        return;
+      }
+      this.live.open();
+      this.refresh();
+    });
+    setInterval(() => document.hidden && this.loadApprovals(), 15_000);
     this.route();
     this.loadApprovals();
     this.loadPins();
@@ -102,11 +111,11 @@ class App extends EventTarget {
     if (kind !== "bad") setTimeout(() => note.remove(), 6000);
   }
 
-  // attempt does something and tells how it went.
-  async attempt(act, words) {
+  // attempt does something and tells how it went; without words it can be seen.
+  async attempt(act, words = "") {
     try {
       const answer = await act();
-      this.notify(words);
+      if (words) this.notify(words);
       return answer ?? true;
     } catch (e) {
       if (e.status !== 401) this.notify(e.message, "bad");
@@ -227,7 +236,8 @@ class App extends EventTarget {
     $("menu").addEventListener("click", () => this.#menu($("menu").getAttribute("aria-expanded") !== "true"));
     replace($("tools"),
       button("Stop all calls", () => (this.stopped ? this.resume() : this.stop()), "stop", { id: "stop" }),
-      h("div", { class: "small-tools" }, button("", () => this.theme(), "quiet small", { id: "theme" }), button("Keys", () => this.help(), "quiet small", { id: "help", "aria-label": "Keys: the keyboard shortcuts" })));
+      h("div", { class: "small-tools" }, button("", () => this.theme(), "quiet small", { id: "theme" }), button("Keys", () => this.help(), "quiet small", { id: "help", "aria-label": "Keys: the keyboard shortcuts" }),
+        button("Sign out", () => this.signOut(), "quiet small", { id: "sign-out" })));
     this.#themeWords();
     this.#banners();
   }
@@ -267,14 +277,14 @@ class App extends EventTarget {
         field("Reason", h("input", { type: "text", name: "reason", maxlength: "500", autocomplete: "off" }), { hint: "Agents and the record are told. You may leave it empty." })],
     });
     if (!answer) return;
-    const state = await this.attempt(() => this.api.post("/v1/stop", { reason: answer.reason.trim() }), "Every call is refused from now on");
+    const state = await this.attempt(() => this.api.post("/v1/stop", { reason: answer.reason.trim() }));
     if (state) this.#readStop();
   }
 
   async resume() {
     const answer = await dialog({ title: "Let calls through again?", action: "Resume calls", body: h("p", null, "Every policy and limit holds as before.") });
     if (!answer) return;
-    const state = await this.attempt(() => this.api.remove("/v1/stop"), "Calls go through again");
+    const state = await this.attempt(() => this.api.remove("/v1/stop"));
     if (state) this.#readStop();
   }
 
@@ -400,10 +410,14 @@ class App extends EventTarget {
     });
   }
 
+  async signOut() {
+    if (await this.attempt(() => this.api.post("/console/logout"))) this.signedOut("You are signed out.");
+  }
+
   // Without a session.
 
   signedOut(why) {
-    this.live.close();
+    this.live.end();
     clearInterval(this.#every);
     this.#view?.close?.();
     this.#view = null;

@@ -185,7 +185,7 @@ function line(app, e) {
     open,
     [what, e.flag_reason ? h("p", { class: "reason" }, shown(e.flag_reason, 160)) : null],
     status(e.status),
-    [e.agent_id ? shown(e.agent_id, 40) : "–", e.session_id ? brief(e.session_id) : null],
+    e.agent_id || e.session_id ? [shown(e.agent_id, 40), e.session_id ? brief(e.session_id) : null] : null,
     number(e.cost_usd) > 0 ? usd(e.cost_usd) : null,
     e.duration_ms === undefined ? null : duration(number(e.duration_ms)),
   ], { "data-seq": String(e.seq), "data-state": stateOf(e) });

@@ -34,7 +34,7 @@ export function snippet(code, where = "in a terminal") {
       button.textContent = "Selected";
     }
   });
-  return h("figure", { class: "snippet" }, h("figcaption", null, h("span", null, where), button), h("pre", { tabindex: "0" }, h("code", null, code)));
+  return h("figure", { class: "snippet" }, h("figcaption", null, h("span", null, where), button), h("pre", null, h("code", null, code)));
 }
 
 // table makes a table whose rows become cards on a narrow screen; the roles keep it a
