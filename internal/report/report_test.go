@@ -67,7 +67,8 @@ func sample() *report.Report {
 		ended(4, noon.AddDate(0, 0, -2), "bot", "pay", audit.StatusAllowed, 1_000_000),
 		ended(6, noon.AddDate(0, 0, -1), "other", "look", audit.StatusError, 0),
 		overrun, denied, approved,
-		{Record: pending, Outcome: said(audit.StatusApproved, "allowed in the terminal")}, {Record: refused, Outcome: said(audit.StatusDenied, "a person said no")},
+		{Record: pending, Outcome: said(audit.StatusApproved, "allowed in the terminal")},
+		{Record: refused, Outcome: said(audit.StatusDenied, "a person said no")},
 		ended(15, noon, "bot", "look", audit.StatusRunning, 0),
 	} {
 		if err := b.Add(e); err != nil {
