@@ -121,7 +121,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		_ = server.Close() // what is left has had its time
 	}
 	for range left {
-		<-ends
+		_ = <-ends // ErrServerClosed, each
 	}
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
