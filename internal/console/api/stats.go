@@ -119,7 +119,8 @@ func (t *tally) attempt(r *audit.Record) {
 	if r.Status == audit.StatusDenied {
 		tool.denied++
 		t.against(r.Policy, r.Rule)
-	} else if r.Status == audit.StatusPending {
+	}
+	if r.Status == audit.StatusPending {
 		t.asked[r.Seq] = tool
 	}
 	var also []policy.Finding
