@@ -16,18 +16,23 @@ import (
 // milliseconds.
 const patience = 10 * time.Second
 
-// file makes the change to a file.
-func (c *change) file(path string) (r Result, err error) {
+// applier makes a change to a text. It is asked anew for every text.
+type applier interface {
+	apply(path string, before []byte) (Result, error)
+}
+
+// rewrite makes a change to a file.
+func rewrite(c applier, path string, dryRun bool) (r Result, err error) {
 	target, err := follow(path)
 	if err != nil {
 		return r, err
 	}
-	if _, err := os.Stat(filepath.Dir(target)); c.o.DryRun || err != nil { // no directory for what cannot be done
+	if _, err := os.Stat(filepath.Dir(target)); dryRun || err != nil { // no directory for what cannot be done
 		before, _, err := read(target)
 		if err != nil {
 			return r, err
 		}
-		if r, err = c.apply(path, before); err != nil || c.o.DryRun {
+		if r, err = c.apply(path, before); err != nil || dryRun {
 			r.Path = target
 			return r, err
 		}
