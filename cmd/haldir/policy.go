@@ -56,8 +56,11 @@ func policyAdd(a *app) *cobra.Command {
 		if f.Changed("pack") {
 			return e.addPack(&pack, f, args)
 		}
-		if f.Changed("root") || f.Changed("upstream") {
-			return usage("--upstream and --root go with --pack")
+		if f.Changed("upstream") {
+			return usage("--upstream stands in place of a config file, and this verb edits one; with --pack it names the upstream that the pack is for")
+		}
+		if f.Changed("root") {
+			return usage("--root goes with --pack")
 		}
 		var p pairs
 		for _, k := range keys {
