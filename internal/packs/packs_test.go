@@ -34,8 +34,10 @@ type server struct {
 	Tools   []tool `json:"tools"`
 }
 
-// run is how the server is started; $DIR is an empty directory.
+// run is how the server is started; $DIR is an empty directory. Most are asked only when the
+// lists are written anew: each takes a while to install.
 type run struct {
+	Always  bool     `json:"always,omitempty"`
 	Spec    string   `json:"spec"`
 	Program string   `json:"program"`
 	Args    []string `json:"args,omitempty"`
@@ -613,12 +615,13 @@ func TestSuits(t *testing.T) {
 	}
 }
 
-// TestTheListsAreThoseOfTheServers runs the servers that run anywhere, and asks them.
+// TestTheListsAreThoseOfTheServers runs servers that run anywhere, and asks them: some
+// always, the others with -update.
 func TestTheListsAreThoseOfTheServers(t *testing.T) {
 	ran := 0
 	each(t, func(t *testing.T, p packs.Pack) {
 		for name, s := range servers(t, p.Name) {
-			if s.Run == nil {
+			if s.Run == nil || !s.Run.Always && !*update {
 				continue
 			}
 			ran++
@@ -635,7 +638,7 @@ func TestTheListsAreThoseOfTheServers(t *testing.T) {
 			})
 		}
 	})
-	if ran < 8 {
+	if ran < 3 {
 		t.Errorf("only %d servers were run", ran)
 	}
 }
@@ -677,6 +680,9 @@ func ask(t *testing.T, r *run) []tool {
 		}
 		for _, x := range page.Tools {
 			one := tool{Name: x.Name, Required: x.Schema.Required}
+			if len(one.Required) == 0 {
+				one.Required = nil
+			}
 			for _, hint := range []string{"readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"} {
 				if v, ok := x.Annotations[hint].(bool); ok {
 					if one.Annotations == nil {
