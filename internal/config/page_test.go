@@ -139,7 +139,7 @@ func (p *sheet) meaning(f reflect.StructField) string {
 			}
 		}
 	}
-	return strings.ToUpper(doc[:1]) + doc[1:]
+	return doc
 }
 
 // form says how the value of a key is written.
