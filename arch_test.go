@@ -21,7 +21,10 @@ var may = map[string][]string{
 	"internal/wire":                {},
 	"audit":                        {},
 	"internal/config":              {"policy", "audit", "internal/wire"},
-	"internal/config/edit":         {"internal/config", "internal/secret"},
+	"internal/replace":             {},
+	"internal/config/edit":         {"internal/config", "internal/replace", "internal/secret"},
+	"internal/clients":             {"internal/replace"},
+	"internal/adopt":               {"internal/clients", "internal/config", "internal/config/edit", "internal/replace", "internal/secret"},
 	"internal/ledger":              {"audit", "policy"},
 	"internal/secret":              {},
 	"upstream/pins":                {},
@@ -29,7 +32,7 @@ var may = map[string][]string{
 	"upstream":                     {"upstream/oauth", "upstream/pins", "internal/config", "internal/wire"},
 	"internal/approval":            {"internal/ledger", "audit", "policy", "internal/wire"},
 	"proxy":                        {"internal/approval", "upstream", "internal/ledger", "audit", "policy", "internal/wire"},
-	"cmd/haldir":                   {"internal/approval", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/ledger", "internal/config", "internal/config/edit", "internal/wire", "audit", "policy", "examples/securitytools"},
+	"cmd/haldir":                   {"internal/approval", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/ledger", "internal/config", "internal/config/edit", "internal/clients", "internal/adopt", "internal/wire", "audit", "policy", "examples/securitytools"},
 	"examples/securitytools":       {},
 	"examples/securitytools/serve": {"examples/securitytools"},
 	"internal/mcptest":             {"internal/config", "internal/wire"},
@@ -45,6 +48,7 @@ var only = map[string][]string{
 	"filippo.io/age":                         {"internal/secret"},
 	"github.com/zalando/go-keyring":          {"internal/secret"},
 	"github.com/modelcontextprotocol/go-sdk": {"upstream/oauth"},
+	"github.com/tailscale/hujson":            {"internal/clients"},
 }
 
 func TestImportsPointDown(t *testing.T) {
