@@ -101,6 +101,11 @@ func Remove(path string, list List, id string, o Options) (Result, error) {
 	return (&change{list: list, remove: id, o: o}).file(path)
 }
 
+// RemoveFrom is [Remove] for the text of a file, of which nothing is read or written.
+func RemoveFrom(before []byte, path string, list List, id string) (Result, error) {
+	return (&change{list: list, remove: id}).apply(path, before)
+}
+
 // apply makes the change to a text.
 func (c *change) apply(path string, before []byte) (r Result, err error) {
 	r.Before = before
