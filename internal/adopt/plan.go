@@ -182,7 +182,7 @@ func (p *Plan) read() (files []*clients.File, err error) {
 		if !seen[f.Target] && f.Data != nil {
 			seen[f.Target] = true
 			files = append(files, f)
-			p.Masks = append(p.Masks, f.Secrets(edit.LooksSecret)...)
+			p.Masks = append(p.Masks, f.Secrets(secretive)...)
 		}
 	}
 	return files, err
@@ -193,12 +193,12 @@ func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
 	if cfg != nil {
 		for _, u := range cfg.Upstreams {
 			for _, v := range slices.Concat(values(u.Headers), []string{u.Bearer}) {
-				if edit.LooksSecret("token", v) {
+				if secretive("token", v) {
 					p.Masks = append(p.Masks, v)
 				}
 			}
 			for _, e := range u.Env {
-				if name, v, _ := strings.Cut(e, "="); edit.LooksSecret(name, v) {
+				if name, v, _ := strings.Cut(e, "="); secretive(name, v) {
 					p.Masks = append(p.Masks, v)
 				}
 			}

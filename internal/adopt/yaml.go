@@ -268,11 +268,32 @@ func (p *Plan) oauth(u *Upstream, o *clients.OAuth) []string {
 	return out
 }
 
+// secretive reports whether a value is to be kept in the store. A switch, a number such as a
+// limit of tokens, and an address without more are not, whatever they are called.
+func secretive(name, value string) bool {
+	if !edit.LooksSecret(name, value) {
+		return false
+	}
+	if edit.LooksSecret("", value) {
+		return true
+	}
+	if slices.Contains(switches, strings.ToLower(value)) || number.MatchString(value) {
+		return false
+	}
+	u, err := url.Parse(value)
+	return err != nil || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != ""
+}
+
+var (
+	switches = []string{"true", "false", "none", "null", "auto", "enabled", "disabled", "required", "optional"}
+	number   = regexp.MustCompile(`^[0-9]{1,6}(\.[0-9]+)?$`)
+)
+
 var scheme = regexp.MustCompile(`^(?i:bearer|basic|token|digest|apikey) +`)
 
 // safe is a value without what is secret in it, which is kept.
 func (p *Plan) safe(u *Upstream, what, name, value string) string {
-	if !edit.LooksSecret(name, value) {
+	if !secretive(name, value) {
 		return value
 	}
 	word := scheme.FindString(value)
@@ -289,7 +310,7 @@ func (p *Plan) safeURL(u *Upstream, address string) string {
 	pairs := strings.Split(query, "&")
 	for i, pair := range pairs {
 		name, value, _ := strings.Cut(pair, "=")
-		if plain, err := url.QueryUnescape(value); err == nil && edit.LooksSecret(name, plain) {
+		if plain, err := url.QueryUnescape(value); err == nil && secretive(name, plain) {
 			pairs[i] = name + "=" + p.keep(u, "the parameter "+name, name, value)
 		}
 	}
