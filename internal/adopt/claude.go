@@ -18,7 +18,7 @@ import (
 // guarded are the verbs that are a person's: they say what agents may do.
 var guarded = []string{
 	"approvals approve", "resume", "reload", "pins accept", "init", "policy add", "policy remove", "upstream add", "upstream remove",
-	"upstream login", "secret", "session create", "session renew", "ledger recover", "key", "console",
+	"secret", "session create", "session renew", "ledger recover", "key create", "console",
 }
 
 // Rules are deny rules for Claude Code that keep its own shell and editor away from haldir's
@@ -29,7 +29,8 @@ func Rules(h clients.Host, config, stateDir string) (rules []string) {
 	conf := pattern(h, config)
 	rules = append(rules, "Read("+state+")", "Edit("+state+")", "Read("+conf+")", "Edit("+conf+")")
 	for _, verb := range guarded {
-		rules = append(rules, "Bash(haldir "+verb+":*)", "Bash(*haldir* "+verb+"*)")
+		// As it is, by its path, and behind flags.
+		rules = append(rules, "Bash(haldir "+verb+":*)", "Bash(*/haldir "+verb+"*)", "Bash(*haldir --* "+verb+"*)")
 	}
 	return rules
 }
