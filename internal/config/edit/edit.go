@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
 // List is a list of haldir.yaml that can be edited.
@@ -40,7 +41,7 @@ func (l List) one() string {
 var (
 	ErrNotFound = errors.New("is not in the config")
 	ErrForbids  = errors.New("must not be set from here")
-	ErrChanged  = errors.New("the file changes while it is edited")
+	ErrChanged  = replace.ErrChanged
 	ErrShape    = errors.New("the file is written in a way that haldir cannot edit there; edit it by hand")
 	ErrAlias    = errors.New("other parts of the file stand for the same text")
 )
@@ -127,10 +128,25 @@ func (b batch) apply(path string, before []byte) (r Result, err error) {
 	return r, nil
 }
 
+// AddTo is [Add] for the text of a file, of which nothing is read or written; nil is that of
+// none.
+func AddTo(before []byte, path string, list List, text []byte, o Options) (Result, error) {
+	e, err := readEntry(text, list, o)
+	if err != nil {
+		return Result{}, err
+	}
+	return (&change{list: list, entry: e, o: o}).apply(path, before)
+}
+
 // Remove removes a policy by its id, as [policy.Engine.Rules] lists them, an upstream
 // by its name, a cost or a scope by its number from 0. Comments above it stay.
 func Remove(path string, list List, id string, o Options) (Result, error) {
 	return rewrite(&change{list: list, remove: id, o: o}, path, o.DryRun)
+}
+
+// RemoveFrom is [Remove] for the text of a file, of which nothing is read or written.
+func RemoveFrom(before []byte, path string, list List, id string) (Result, error) {
+	return (&change{list: list, remove: id}).apply(path, before)
 }
 
 // apply makes the change to a text.
