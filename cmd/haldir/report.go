@@ -73,20 +73,14 @@ func auditReport(a *app) *cobra.Command {
 // report verifies the chain and sums up a part of it. damage is what is wrong with
 // the chain, which is in the report too.
 func (a *app) report(ctx context.Context, since string, o report.Options) (r *report.Report, damage, err error) {
-	list, public, err := a.ledger.Checkpoints(ctx)
-	if err != nil && !isDamage(err) {
-		return nil, nil, err
-	}
-	i := report.Integrity{Checkpoints: len(list), PublicKey: public}
-	if len(list) > 0 {
-		i.SignedAt = list[len(list)-1].Time
-	}
+	var i report.Integrity
 	v, damage := a.ledger.Verify(ctx, a.progress())
 	if damage != nil && !isDamage(damage) {
 		return nil, nil, damage
 	}
 	if v != nil {
 		i.Records, i.Signed, i.Head = v.Count(), v.Agreed(), v.Head().String()
+		i.Checkpoints, i.SignedAt = v.Signed()
 	}
 	if i.Intact = damage == nil; !i.Intact {
 		i.Damage = damage.Error()

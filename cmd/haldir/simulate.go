@@ -199,7 +199,7 @@ func (a *app) printReplay(r replay.Report) error {
 	case diff < 0:
 		sign = (-diff).String() + " less"
 	}
-	if err := a.printf("\nspend: %s then, %s now (%s)\n", r.SpendRecorded, r.SpendThen, sign); err != nil {
+	if err := a.printf("\nspend: %s on record, %s under these policies (%s)\n", r.SpendRecorded, r.SpendThen, sign); err != nil {
 		return err
 	}
 	if err := a.printRuleCounts(r.Rules); err != nil {

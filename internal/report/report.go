@@ -15,13 +15,12 @@ import (
 // Integrity is what verifying the chain has shown.
 type Integrity struct {
 	Intact      bool      `json:"intact"`
-	Damage      string    `json:"damage,omitempty"` // what is wrong, if it is not
-	Records     uint64    `json:"records"`          // of the whole chain, not of the period
-	Signed      uint64    `json:"signed"`           // of these, under a signed checkpoint that matches
-	Checkpoints int       `json:"checkpoints"`
+	Damage      string    `json:"damage,omitempty"`   // what is wrong, if it is not
+	Records     uint64    `json:"records"`            // of the whole chain, not of the period
+	Signed      uint64    `json:"signed"`             // of these, under a signed checkpoint that matches
+	Checkpoints int       `json:"checkpoints"`        // that match
 	SignedAt    time.Time `json:"signed_at,omitzero"` // the last checkpoint
 	Head        string    `json:"head_hash"`
-	PublicKey   string    `json:"public_key,omitempty"`
 }
 
 // Options say what a report is about.

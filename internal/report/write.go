@@ -209,14 +209,11 @@ func (r *Report) integrity() []fact {
 	}
 	signed := "none"
 	if i.Checkpoints > 0 {
-		signed = fmt.Sprintf("%d, the last of %s; %d records are under one that matches", i.Checkpoints, stamp(i.SignedAt), i.Signed)
+		signed = fmt.Sprintf("%d match, the last of %s; %d records are under it", i.Checkpoints, stamp(i.SignedAt), i.Signed)
 	}
 	list = append(list, fact{Name: "Records verified", Value: fmt.Sprint(i.Records)}, fact{Name: "Signed checkpoints", Value: signed})
 	if i.Head != "" {
 		list = append(list, fact{Name: "Head", Value: i.Head})
-	}
-	if i.PublicKey != "" {
-		list = append(list, fact{Name: "Public key", Value: i.PublicKey})
 	}
 	return list
 }
