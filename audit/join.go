@@ -7,10 +7,18 @@ import "strings"
 type Event struct {
 	Record Record
 	Hash   Hash
-	// Outcome is how the attempt ended; nil while that is not known, and of what
-	// ends at once.
+	// Outcome is how the attempt ended, or what a person said of it; nil while that is
+	// not known, and of what ends at once.
 	Outcome     *Record
 	OutcomeHash Hash
+}
+
+// Approval names the approval that the call waited for, or that let it through.
+func (e *Event) Approval() string {
+	if e.Outcome != nil && e.Outcome.Approval != "" {
+		return e.Outcome.Approval
+	}
+	return e.Record.Approval
 }
 
 // Status is how far a call got: the outcome's, or the attempt's.
@@ -34,7 +42,7 @@ func (e *Event) Flagged() bool { return e.Record.Flagged || e.Outcome != nil && 
 
 // FlagReason says why.
 func (e *Event) FlagReason() string {
-	if e.Outcome == nil || !e.Outcome.Flagged {
+	if e.Outcome == nil || !e.Outcome.Flagged && e.Outcome.Kind != KindApproval {
 		return e.Record.FlagReason
 	}
 	return strings.TrimPrefix(e.Record.FlagReason+"; "+e.Outcome.FlagReason, "; ")
@@ -91,7 +99,7 @@ func (j *Joiner) Add(seq uint64, raw []byte) error {
 	}
 	e := &Event{Record: r, Hash: Sum(raw)}
 	switch {
-	case r.Kind == KindOutcome:
+	case r.joins():
 		if e, err = j.attempt(r.Ref); e == nil || err != nil {
 			return err
 		}

@@ -183,7 +183,7 @@ func (e *Event) OCSF(version string) OCSF {
 		API: ocsfAPI{Operation: operation}, Resources: resources,
 		Unmapped: ocsfUnmapped{
 			CostUSD: usd(e.Cost()), Ref: r.Ref, Also: whole(r.Also), ArgumentsSHA256: text(r.ArgumentsSHA256), ArgumentsSize: r.ArgumentsSize,
-			ResultSHA256: text(r.ResultSHA256), Approval: own(r.Approval), ConfigSHA256: text(r.ConfigSHA256), PrevHash: r.Prev.String(), Hash: e.Hash.String(),
+			ResultSHA256: text(r.ResultSHA256), Approval: own(e.Approval()), ConfigSHA256: text(r.ConfigSHA256), PrevHash: r.Prev.String(), Hash: e.Hash.String(),
 		},
 	}
 	o.Message = first(e.ID(), r.Kind.String()) + ": " + string(e.Status())
@@ -210,7 +210,7 @@ func (e *Event) OCSF(version string) OCSF {
 	if out := e.Outcome; out != nil {
 		o.EndTime, o.Duration = out.Time.UnixMilli(), out.DurationMS
 		o.Unmapped.OutcomeSeq, o.Unmapped.OutcomeHash, o.Unmapped.ResultSHA256 = out.Seq, e.OutcomeHash.String(), text(out.ResultSHA256)
-		if out.Status != StatusAllowed {
+		if out.Status != StatusAllowed && out.Status != StatusApproved {
 			o.API.Response = &ocsfResponse{Error: own(string(out.Status)), Message: own(out.FlagReason)}
 		}
 	}
@@ -240,11 +240,12 @@ func (e *Event) ocsfVerdict() (severity, status, action, disposition enumerated)
 		severity, status = enumerated{2, "Low"}, enumerated{2, "Failure"}
 	case StatusCancelled:
 		status = enumerated{ocsfOther, string(StatusCancelled)}
-	case StatusRunning, StatusAbandoned, "pending":
+	case StatusRunning, StatusAbandoned:
 		status = enumerated{ocsfUnknown, "Unknown"}
-	}
-	if e.Status() == "pending" {
-		action, disposition = enumerated{ocsfUnknown, "Unknown"}, enumerated{ocsfUnknown, "Unknown"}
+	case StatusPending:
+		status, action, disposition = enumerated{ocsfUnknown, "Unknown"}, enumerated{ocsfUnknown, "Unknown"}, enumerated{ocsfUnknown, "Unknown"}
+	case StatusApproved:
+		disposition = enumerated{8, "Approved"}
 	}
 	if e.Flagged() {
 		severity = enumerated{3, "Medium"}

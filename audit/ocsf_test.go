@@ -42,7 +42,7 @@ func ocsfSchema(t *testing.T) *jsonschema.Schema {
 // Any record becomes a valid event, whatever is in it.
 func TestOCSFIsValid(t *testing.T) {
 	schema := ocsfSchema(t)
-	statuses := append([]audit.Status{"pending", "approved", "used", audit.StatusCreated, audit.StatusGovernance}, audit.CallStatuses...)
+	statuses := append([]audit.Status{"used", audit.StatusCreated, audit.StatusGovernance}, audit.CallStatuses...)
 	kinds := map[string]int{}
 	rapid.Check(t, func(t *rapid.T) {
 		r := records().Draw(t, "record")
@@ -91,11 +91,14 @@ func TestOCSFGolden(t *testing.T) {
 	denied.Policy, denied.Rule, denied.Also = "deny", "deny-1", []byte(`[{"policy":"rate_limit","rule":"r","reason":"x"}]`)
 	resource := call
 	resource.Seq, resource.Tool, resource.Arguments = 10, "resource:file:///etc/hosts", nil
+	pending, approved := call, audit.Record{Seq: 14, Time: noon.Add(time.Minute), Kind: audit.KindApproval, Status: audit.StatusApproved, Ref: 13, Approval: "apr_13", FlagReason: "allowed in the terminal"}
+	pending.Seq, pending.Status, pending.Policy, pending.Rule, pending.FlagReason = 13, audit.StatusPending, "require_approval", "ask", "a person must allow it"
 	events := []audit.Event{
 		{Record: call, Hash: audit.Hash{8}, Outcome: &outcome, OutcomeHash: audit.Hash{9}},
 		{Record: call, Hash: audit.Hash{8}, Outcome: &failed, OutcomeHash: audit.Hash{9}},
 		{Record: denied, Hash: audit.Hash{8}},
 		{Record: resource, Hash: audit.Hash{8}},
+		{Record: pending, Hash: audit.Hash{8}, Outcome: &approved, OutcomeHash: audit.Hash{9}},
 		{Record: audit.Record{Seq: 11, Time: noon, Kind: audit.KindSession, Status: audit.StatusRevoked, Session: "ses_1", Agent: "research-bot"}, Hash: audit.Hash{8}},
 		{Record: audit.Record{Seq: 12, Time: noon, Kind: audit.KindPins, Status: audit.StatusChanged, Upstream: "files", Tool: "read_file", Flagged: true, FlagReason: "its description has changed"}, Hash: audit.Hash{8}},
 	}

@@ -86,8 +86,11 @@ func TestACallInAnotherSession(t *testing.T) {
 		}
 	}
 	want := [][]string{
-		{"one", "api key test", "buy", "allowed"}, {"one", "api key test", "buy", "allowed"}, {"one", "api key test", "buy", "denied"},
-		{"two", "api key test", "buy", "denied"}, {"tester", "host 1", "buy", "allowed"},
+		{"one", "api key test", "buy", "allowed"},
+		{"one", "api key test", "buy", "allowed"},
+		{"one", "api key test", "buy", "denied"},
+		{"two", "api key test", "buy", "denied"},
+		{"tester", "host 1", "buy", "allowed"},
 	}
 	if diff := cmp.Diff(want, seen); diff != "" {
 		t.Error(diff)

@@ -91,6 +91,8 @@ func (a *app) printEvent(e *audit.Event) error {
 	at, about := e.Record.Time, []string{}
 	if e.Outcome != nil {
 		at = e.Outcome.Time
+	}
+	if e.Outcome != nil && e.Outcome.Kind == audit.KindOutcome {
 		about = append(about, (time.Duration(min(e.Outcome.DurationMS, 1<<40)) * time.Millisecond).String())
 		if c := e.Cost(); c > 0 {
 			about = append(about, policy.Micros(c).String())

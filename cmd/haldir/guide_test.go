@@ -305,7 +305,8 @@ func (c *consoles) allowed(tool, arguments string) toolResult {
 func (c *consoles) audit() (list struct {
 	Count   int
 	Entries []guideEntry
-}) {
+},
+) {
 	c.t.Helper()
 	c.must(http.StatusOK, guideAudit, &list)
 	return list
@@ -328,7 +329,8 @@ func TestTheOriginalsGuide(t *testing.T) {
 	i := slices.IndexFunc(tools.Tools, func(t struct {
 		Name, Description, Upstream, Tool string
 		InputSchema                       struct{ Required []string }
-	}) bool {
+	},
+	) bool {
 		return t.Tool == "scan_domain"
 	})
 	if i < 0 || tools.Count != len(tools.Tools) || tools.Tools[i].Upstream != "security-tools" || tools.Tools[i].Description == "" || strings.Join(tools.Tools[i].InputSchema.Required, "") != "domain" {

@@ -252,8 +252,11 @@ func TestUpstreamsAndPoliciesAreWrittenToTheFile(t *testing.T) {
 	}
 	w.do(key, "GET", "/v1/proxy/policies", "").want(http.StatusOK).into(&policies)
 	for i, want := range []map[string]string{
-		{"id": `"deny-1"`, "tools": `["x"]`}, {"timeout": `"1m0s"`, "remember": `["call"]`}, {"max_repeats": "3", "window_seconds": "30"},
-		{"max_usd": "50", "per": `"day"`, "timezone": `"America/New_York"`}, {"allowed_hours": `{"start":"09:00","end":"17:00"}`, "days": `["mon","tue"]`},
+		{"id": `"deny-1"`, "tools": `["x"]`},
+		{"timeout": `"1m0s"`, "remember": `["call"]`},
+		{"max_repeats": "3", "window_seconds": "30"},
+		{"max_usd": "50", "per": `"day"`, "timezone": `"America/New_York"`},
+		{"allowed_hours": `{"start":"09:00","end":"17:00"}`, "days": `["mon","tue"]`},
 		{"id": `"narrow"`, "mode": `"shadow"`, "upstreams": `["slow"]`, "agents": `["b*"]`, "when": `"args.size() < 100"`},
 	} {
 		for k, v := range want {

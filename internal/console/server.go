@@ -121,7 +121,9 @@ func (s *Server) Serve(ctx context.Context) error {
 		_ = server.Close() // what is left has had its time
 	}
 	for range left {
-		<-ends
+		if late := <-ends; !errors.Is(late, http.ErrServerClosed) {
+			s.o.Log.Warn().Err(late).Msg("the end of a listener")
+		}
 	}
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil

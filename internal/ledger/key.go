@@ -17,7 +17,7 @@ import (
 	"github.com/haldir-mcp/haldir/policy"
 )
 
-// ErrNoKey: there is no key that is told by that, or it does not hold any more.
+// ErrNoKey says that there is no such key, or that it does not hold any more.
 var ErrNoKey = errors.New("no such key")
 
 // KeyTerms are what a key of the REST API grants to who has it.
@@ -71,7 +71,7 @@ func (l *Ledger) CreateKey(ctx context.Context, terms KeyTerms, parent string) (
 	err = l.do(ctx, true, func(t *tx) error {
 		k = Key{ID: newID("key_"), KeyTerms: terms, Parent: parent, Created: t.now}
 		if parent != "" { // it may have been revoked meanwhile
-			_, p, err := t.key(parent)
+			p, err := t.key(parent)
 			if err != nil {
 				return err
 			}
@@ -146,21 +146,21 @@ func decodeKey(raw []byte, k *Key) error {
 }
 
 // key finds a key by its id.
-func (t *tx) key(id string) (sum []byte, k Key, err error) {
-	err = t.space(spaceKeys).each(nil, func(at, raw []byte) error {
+func (t *tx) key(id string) (k Key, err error) {
+	err = t.space(spaceKeys).each(nil, func(_, raw []byte) error {
 		var some Key
 		if err := decodeKey(raw, &some); err != nil {
 			return err
 		}
 		if some.ID == id {
-			sum, k = bytes.Clone(at), some
+			k = some
 		}
 		return nil
 	})
-	if err == nil && sum == nil {
+	if err == nil && k.ID == "" {
 		err = fmt.Errorf("%w: %s", ErrNoKey, id)
 	}
-	return sum, k, err
+	return k, err
 }
 
 // Keys lists all keys, the newest first.
@@ -189,7 +189,7 @@ func (l *Ledger) Keys(ctx context.Context) (list []Key, err error) {
 // and changes nothing.
 func (l *Ledger) RevokeKey(ctx context.Context, id string) (k Key, err error) {
 	err = l.do(ctx, true, func(t *tx) error {
-		if _, _, err := t.key(id); err != nil {
+		if _, err := t.key(id); err != nil {
 			return err
 		}
 		type found struct {

@@ -130,9 +130,6 @@ func New(o Options) *Builder {
 	return b
 }
 
-// approvals is the kind of the records of what people have answered.
-const approvals = "approval"
-
 // Add takes an event: each call once, with its outcome.
 func (b *Builder) Add(e *audit.Event) error {
 	r := &e.Record
@@ -146,7 +143,7 @@ func (b *Builder) Add(e *audit.Event) error {
 	if e.Outcome != nil {
 		b.r.LastSeq = max(b.r.LastSeq, e.Outcome.Seq)
 	}
-	if r.Approval != "" || r.Kind.String() == approvals || r.Status == "pending" || r.Status == "approved" {
+	if e.Approval() != "" || r.Status == audit.StatusPending {
 		b.r.Approvals.add(e)
 	}
 	switch r.Kind {
@@ -160,7 +157,7 @@ func (b *Builder) Add(e *audit.Event) error {
 		b.r.Sessions.add(e)
 	case audit.KindLedger:
 		b.r.Ledger.add(e)
-	case audit.KindGovernance, audit.KindOutcome:
+	case audit.KindGovernance, audit.KindOutcome, audit.KindApproval:
 	}
 	if e.Flagged() && e.Status() != audit.StatusDenied && r.Kind != audit.KindPins && r.Kind != audit.KindLedger {
 		b.r.Anomalies.add(e)
@@ -177,7 +174,7 @@ func (l *Events) add(e *audit.Event) {
 func event(e *audit.Event) Event {
 	r := &e.Record
 	out := Event{
-		Seq: r.Seq, Time: r.Time, Kind: r.Kind.String(), Status: string(e.Status()), Session: r.Session, Agent: r.Agent, What: e.ID(), Approval: r.Approval, Text: e.FlagReason(),
+		Seq: r.Seq, Time: r.Time, Kind: r.Kind.String(), Status: string(e.Status()), Session: r.Session, Agent: r.Agent, What: e.ID(), Approval: e.Approval(), Text: e.FlagReason(),
 	}
 	if r.Kind == audit.KindConfig {
 		out.What = r.ConfigSHA256.String()
@@ -203,8 +200,8 @@ func (b *Builder) call(e *audit.Event) {
 	}
 	b.callers[caller].add(e)
 	b.callers[caller].ids[r.Session] = true
-	if r.Status == audit.StatusDenied {
-		f := b.refusal(r.Policy, r.Rule, r.Time, r.FlagReason)
+	if e.Status() == audit.StatusDenied {
+		f := b.refusal(r.Policy, r.Rule, r.Time, e.FlagReason())
 		f.Denied++
 	}
 	var also []policy.Finding

@@ -52,6 +52,12 @@ func sample() *report.Report {
 	overrun.Outcome.Flagged, overrun.Outcome.FlagReason = true, "overrun: $0.05 reserved, $0.07 actual"
 	denied := ended(11, noon.Add(-time.Hour), "bot", evil, audit.StatusDenied, 0)
 	denied.Record.Also = also
+	pending := audit.Record{Seq: 12, Time: noon, Kind: audit.KindAttempt, Status: audit.StatusPending, Session: "ses_bot", Agent: "bot", Client: "host 1.0", Upstream: "shop", Tool: "pay", Policy: "require_approval", Rule: "ask"}
+	refused := pending
+	refused.Seq = 17
+	said := func(status audit.Status, reason string) *audit.Record {
+		return &audit.Record{Kind: audit.KindApproval, Time: noon, Status: status, Approval: "apr_1", FlagReason: reason}
+	}
 	approved := ended(13, noon, "bot", "pay", audit.StatusAllowed, 2_500_000)
 	approved.Record.Approval = "apr_12"
 	for _, e := range []*audit.Event{
@@ -61,7 +67,8 @@ func sample() *report.Report {
 		ended(4, noon.AddDate(0, 0, -2), "bot", "pay", audit.StatusAllowed, 1_000_000),
 		ended(6, noon.AddDate(0, 0, -1), "other", "look", audit.StatusError, 0),
 		overrun, denied, approved,
-		{Record: audit.Record{Seq: 12, Time: noon, Kind: audit.KindAttempt, Status: "pending", Session: "ses_bot", Agent: "bot", Upstream: "shop", Tool: "pay"}},
+		{Record: pending, Outcome: said(audit.StatusApproved, "allowed in the terminal")},
+		{Record: refused, Outcome: said(audit.StatusDenied, "a person said no")},
 		ended(15, noon, "bot", "look", audit.StatusRunning, 0),
 	} {
 		if err := b.Add(e); err != nil {
@@ -183,12 +190,14 @@ func TestTalliesAgree(t *testing.T) {
 		var calls, denied uint64
 		spent := policy.Micros(0)
 		for i := range rapid.IntRange(0, 40).Draw(t, "events") {
-			status := rapid.SampledFrom([]audit.Status{audit.StatusRunning, audit.StatusAllowed, audit.StatusError, audit.StatusDenied, audit.StatusAbandoned}).Draw(t, "status")
+			status := rapid.SampledFrom([]audit.Status{audit.StatusRunning, audit.StatusAllowed, audit.StatusError, audit.StatusDenied, audit.StatusAbandoned, audit.StatusApproved}).Draw(t, "status")
 			cost := rapid.Int64Range(0, math.MaxInt64/64).Draw(t, "cost")
 			e := ended(uint64(i), noon.Add(time.Duration(rapid.IntRange(0, 72).Draw(t, "hour"))*time.Hour), rapid.SampledFrom([]string{"a", "b"}).Draw(t, "agent"), rapid.SampledFrom([]string{"x", "y", "prompt:z"}).Draw(t, "tool"), status, cost)
-			if status == audit.StatusDenied {
+			switch status {
+			case audit.StatusApproved: // the call itself is another entry
+			case audit.StatusDenied:
 				denied++
-			} else {
+			default:
 				calls++
 				spent += policy.Micros(cost)
 			}

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -213,7 +214,7 @@ func (a *API) dispatch(w http.ResponseWriter, hr *http.Request, caller *Caller, 
 func (a *API) answer(r *request, route Route) (out *reply, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			if p == http.ErrAbortHandler {
+			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 				panic(p)
 			}
 			a.o.Log.Error().Interface("panic", p).Str("route", route.Method+" "+route.Path).Stack().Msg("internal error")

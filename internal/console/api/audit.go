@@ -248,7 +248,7 @@ func (a *API) verifyAudit(r *request) (*reply, error) {
 		return nil, err
 	}
 	out.OK, out.Records = true, v.Count()
-	out.Verified, out.Checked, out.Signed, out.Head = true, v.Count(), uint64(v.Agreed()), v.Head().String()
+	out.Verified, out.Checked, out.Signed, out.Head = true, v.Count(), v.Agreed(), v.Head().String()
 	out.Message = "no record was changed, removed, added or moved"
 	return &reply{body: out}, nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
 )
@@ -46,8 +47,7 @@ func (r *request) read() error {
 	}
 	raw, err := io.ReadAll(http.MaxBytesReader(r.w, r.Body, MaxBody))
 	if err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
+		if _, large := errors.AsType[*http.MaxBytesError](err); large {
 			return err
 		}
 		return malformed("the body could not be read: %v", err)
@@ -114,23 +114,13 @@ func readable(err error) string {
 	if s.Err != nil {
 		return wire.Printable(where+": "+s.Err.Error(), 300)
 	}
-	return wire.Printable(where+" must not be a "+kindName(s), 300)
+	return wire.Printable(where+" must not be a "+kindNames[s.JSONKind], 300)
 }
 
-func kindName(s *jsonv2.SemanticError) string {
-	switch s.JSONKind {
-	case '"':
-		return "string"
-	case '0':
-		return "number such as this"
-	case '{':
-		return "object"
-	case '[':
-		return "array"
-	case 'n':
-		return "null"
-	}
-	return "boolean"
+// kindNames are what people call the kinds of JSON values.
+var kindNames = map[jsontext.Kind]string{
+	jsontext.KindString: "string", jsontext.KindNumber: "number such as this", jsontext.KindBeginObject: "object",
+	jsontext.KindBeginArray: "array", jsontext.KindNull: "null", jsontext.KindTrue: "boolean", jsontext.KindFalse: "boolean",
 }
 
 // takes refuses parameters that are not known, or are given twice.

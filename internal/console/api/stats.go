@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -115,11 +116,11 @@ func (t *tally) attempt(r *audit.Record) {
 	}
 	tool.calls++
 	t.statuses[r.Status]++
-	switch r.Status {
-	case audit.StatusDenied:
+	if r.Status == audit.StatusDenied {
 		tool.denied++
 		t.against(r.Policy, r.Rule)
-	case audit.StatusPending:
+	}
+	if r.Status == audit.StatusPending {
 		t.asked[r.Seq] = tool
 	}
 	var also []policy.Finding
@@ -197,9 +198,7 @@ func (s *stats) view(ctx context.Context, l Ledger, since time.Time, f func(*tal
 func (s *stats) last(ctx context.Context, l Ledger, since time.Time) (*tally, error) {
 	out := newTally(since)
 	err := s.view(ctx, l, since, func(t *tally) {
-		for id, r := range t.rules {
-			out.rules[id] = r
-		}
+		maps.Copy(out.rules, t.rules)
 		for name, u := range t.upstreams {
 			copied := *u
 			copied.durations = slices.Clone(u.durations)
