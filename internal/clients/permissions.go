@@ -47,12 +47,12 @@ func Deny(path string, data []byte, rules []string) (after []byte, fresh []strin
 		for _, r := range fresh {
 			quoted = append(quoted, quote(r))
 		}
-		after = t.edited([]splice{t.put(deny, quoted, step)})
+		after = t.edited(t.put(deny, quoted, step))
 	case permissions != nil:
-		after = t.edited([]splice{t.put(permissions, []string{`"deny": ` + list(fresh, outer+step+step, step)}, step)})
+		after = t.edited(t.put(permissions, []string{`"deny": ` + list(fresh, outer+step+step, step)}, step))
 	default:
 		entry := `"permissions": {` + t.eol + outer + step + step + `"deny": ` + list(fresh, outer+step+step, step) + t.eol + outer + step + "}"
-		after = t.edited([]splice{t.put(root, []string{entry}, step)})
+		after = t.edited(t.put(root, []string{entry}, step))
 	}
 	_, err = parse(path, after)
 	return after, fresh, err
@@ -69,7 +69,7 @@ func Undeny(path string, data []byte, rules []string) ([]byte, error) {
 		return data, err
 	}
 	all := elements(deny)
-	after := t.edited(t.take(deny, func(i int) bool { return slices.Contains(rules, all[i]) }))
+	after := t.edited(t.take(deny, func(i int) bool { return slices.Contains(rules, all[i]) }, nil))
 	_, err = parse(path, after)
 	return after, err
 }

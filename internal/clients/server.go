@@ -52,8 +52,6 @@ type Guard struct {
 	Config, StateDir string // as they are named; "" for the default
 }
 
-func (s *Server) raw() string { return plainJSON(&s.member.Value) }
-
 // Place is where the entry stands, for people.
 func (s *Server) Place() string {
 	return fmt.Sprintf("%s:%d:%d", s.List.File.Path, s.Line, s.Column)
@@ -107,10 +105,10 @@ func (h Host) server(f *File, l *List, m *hujson.ObjectMember) *Server {
 		s.Why = "it is no object"
 		return s
 	}
-	s.Comments = comments(&m.Value)
 	for _, e := range []hujson.Extra{m.Name.AfterExtra, m.Value.BeforeExtra} {
 		s.Comments = append(s.Comments, comments(&hujson.Value{Value: &hujson.Array{AfterExtra: e}})...)
 	}
+	s.Comments = append(s.Comments, comments(&m.Value)...)
 	r := &reading{host: h, server: s, client: f.Client, scope: f.Scope}
 	seen := map[string]bool{}
 	for i := range o.Members {
