@@ -1,7 +1,6 @@
 package adopt
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -13,6 +12,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/internal/secret"
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 // starter is a new haldir.yaml. Its policies let tools that read go free, and have a person
@@ -156,10 +156,14 @@ func scalar(s string) string {
 		return s
 	}
 	var b strings.Builder
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(s) // a string can always be encoded
-	return strings.TrimSuffix(b.String(), "\n")
+	for _, r := range string(wire.Quote(s)) {
+		if r >= ' ' && printable(r) == r {
+			b.WriteRune(r)
+			continue
+		}
+		fmt.Fprintf(&b, `\u%04x`, r) // YAML would not take it, or take it for the end of a line
+	}
+	return b.String()
 }
 
 func flow(list []string) string {

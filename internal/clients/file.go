@@ -205,15 +205,11 @@ type Entry struct {
 // json is the entry on one line, or over several with a margin.
 func (e Entry) json(c Client, margin, unit, eol string, lines, tight bool) string {
 	pairs := []string{`"command"`, quote(e.Command), `"args"`, ""}
-	var args []string
-	for _, a := range e.Args {
-		args = append(args, quote(a))
-	}
 	sep, colon := ", ", ": "
 	if tight {
 		sep, colon = ",", ":"
 	}
-	pairs[3] = "[" + strings.Join(args, sep) + "]"
+	pairs[3] = "[" + strings.Join(quoted(e.Args), sep) + "]"
 	if c == VSCode || c == ClaudeCode {
 		pairs = append([]string{`"type"`, `"stdio"`}, pairs...)
 	}

@@ -38,13 +38,17 @@ type Server struct {
 }
 
 // Pair is a variable or a header.
-type Pair struct{ Name, Value string }
+type Pair struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
 
 // OAuth is what a client knows of signing in to a server.
 type OAuth struct {
-	ClientID, ClientSecret string
-	Scopes                 []string
-	Port                   int
+	ClientID     string   `json:"client_id"`
+	ClientSecret string   `json:"client_secret"`
+	Scopes       []string `json:"scopes"`
+	Port         int      `json:"port"`
 }
 
 // Guard is an entry that starts haldir.
@@ -435,10 +439,13 @@ func guard(s Server) *Guard {
 // Same reports whether two servers are one: they say the same, whatever they are called.
 func (s *Server) Same(o *Server) bool {
 	type essence struct {
-		Command, Cwd, URL string
-		Args              []string
-		Env, Headers      []Pair
-		OAuth             *OAuth
+		Command string   `json:"command"`
+		Cwd     string   `json:"cwd"`
+		URL     string   `json:"url"`
+		Args    []string `json:"args"`
+		Env     []Pair   `json:"env"`
+		Headers []Pair   `json:"headers"`
+		OAuth   *OAuth   `json:"oauth"`
 	}
 	of := func(s *Server) string {
 		e := essence{s.Command, s.Cwd, s.URL, s.Args, slices.Clone(s.Env), slices.Clone(s.Headers), s.OAuth}

@@ -2,7 +2,6 @@ package clients
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/tailscale/hujson"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 const bom = "\ufeff"
@@ -367,13 +368,7 @@ func (t *text) unit(v *hujson.Value) string {
 }
 
 // quote is a text in JSON.
-func quote(s string) string {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(s) // a string can always be encoded
-	return strings.TrimSuffix(b.String(), "\n")
-}
+func quote(s string) string { return string(wire.Quote(s)) }
 
 // comments lists the comments in a part of the file, line by line and without their marks.
 func comments(v *hujson.Value) (out []string) {
