@@ -195,18 +195,19 @@ func itself() (short, long string, err error) {
 		return "", "", fmt.Errorf("find haldir itself: %w", err)
 	}
 	found, err := exec.LookPath("haldir")
-	if err != nil {
-		return long, long, nil
+	if err == nil {
+		found, err = filepath.Abs(found)
 	}
-	if found, err = filepath.Abs(found); err != nil {
-		return long, long, nil //nolint:nilerr // its own path will do
+	if err == nil && sameFile(long, found) {
+		return "haldir", found, nil // found stays when a package manager moves what it links to
 	}
-	mine, errMine := os.Stat(long)
-	theirs, errTheirs := os.Stat(found)
-	if errMine != nil || errTheirs != nil || !os.SameFile(mine, theirs) {
-		return long, long, nil
-	}
-	return "haldir", found, nil // found stays when a package manager moves what it links to
+	return long, long, nil // its own path will do
+}
+
+func sameFile(a, b string) bool {
+	one, errOne := os.Stat(a)
+	two, errTwo := os.Stat(b)
+	return errOne == nil && errTwo == nil && os.SameFile(one, two)
 }
 
 func (i *adoption) mask(texts []string) {

@@ -52,7 +52,8 @@ type Upstream struct {
 	There   bool              // haldir.yaml has it already
 	Secrets []Secret
 
-	entry string // as it is written in haldir.yaml
+	entry  string                       // as it is written in haldir.yaml
+	unsaid map[*clients.Server][]string // comments that haldir.yaml does not have
 }
 
 // Secret is a value that goes to the store.
@@ -112,8 +113,9 @@ type Plan struct {
 	Notes     []string
 	Masks     []string // texts that must not be shown
 
-	o    Options
-	fail error // of the store
+	o         Options
+	fail      error // of the store
+	elsewhere bool  // a client's haldir serves another config
 }
 
 // New makes a plan. Nothing is written.
@@ -138,6 +140,9 @@ func New(o Options) (*Plan, error) {
 		p.name(u, cfg)
 	}
 	after, err := p.write(before)
+	if p.elsewhere && len(p.Upstreams) == 0 {
+		after = before // there is a haldir already, and this is not its config
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -237,6 +242,7 @@ func (p *Plan) stays(l *clients.List) string {
 	}
 	for _, s := range l.Servers {
 		if s.Guard != nil && !p.same(*s.Guard) {
+			p.elsewhere = true
 			return fmt.Sprintf("the haldir beside it (%s) serves another config, %s: run haldir init with that --config", s.Name, cmp.Or(s.Guard.Config, "the default one"))
 		}
 	}
@@ -264,6 +270,26 @@ func (p *Plan) join(s *clients.Server) {
 		}
 	}
 	p.Upstreams = append(p.Upstreams, &Upstream{From: []*clients.Server{s}})
+}
+
+// withheld lists the tools that one of its clients does not offer.
+func (u *Upstream) withheld() (tools []string) {
+	for _, s := range u.From {
+		for _, t := range s.Withheld {
+			if !slices.Contains(tools, t) {
+				tools = append(tools, t)
+			}
+		}
+	}
+	return tools
+}
+
+// timeout is the longest that one of its clients waits; 0 for the default.
+func (u *Upstream) timeout() (longest time.Duration) {
+	for _, s := range u.From {
+		longest = max(longest, s.Timeout)
+	}
+	return longest
 }
 
 // longest name of an upstream.
@@ -350,15 +376,19 @@ func (p *Plan) swaps(files []*clients.File) error {
 	for _, f := range files {
 		c := &Change{Kind: KindClient, Client: f.Client, Path: f.Path, Before: f.Data, file: f, info: f.Info}
 		for _, l := range f.Lists {
-			s := clients.Swap{List: l, Name: "haldir"}
+			s := clients.Swap{List: l, Name: "haldir", Keep: map[string][]string{}}
 			var guard *clients.Server
 			here := false
 			for _, srv := range l.Servers {
 				if srv.Guard != nil {
 					guard = srv
 				}
-				if moved(srv) != nil {
+				if u := moved(srv); u != nil {
 					s.Gone = append(s.Gone, srv.Name)
+					s.Keep[srv.Name] = u.unsaid[srv]
+					if u.There {
+						s.Keep[srv.Name] = srv.Comments
+					}
 					here = here || srv.Here
 				}
 			}
@@ -432,8 +462,15 @@ func (p *Plan) advise(cfg *config.Config) {
 		for _, key := range s.Lost {
 			if !strings.HasPrefix(key, `"timeout"`) {
 				name, _, _ := strings.Cut(key, ":")
-				p.Notes = append(p.Notes, fmt.Sprintf("%s: haldir has nothing like %s; it is kept as a comment", u.Name, name))
+				what := "is kept as a comment"
+				if u.There {
+					what = "stands in the copy of the file only"
+				}
+				p.Notes = append(p.Notes, fmt.Sprintf("%s: haldir has nothing like %s; it %s", u.Name, name, what))
 			}
+		}
+		if (s.Here || slices.Contains(s.Args, ".")) && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: it works in the directory that a client starts haldir in, and each client has its own", u.Name))
 		}
 		if args := exposedArgs(s); args && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs: give it by env, as ${keyring:NAME}", u.Name))

@@ -1,7 +1,6 @@
 package adopt
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -13,6 +12,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/internal/secret"
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 // starter is a new haldir.yaml. Its policies let tools that read go free, and have a person
@@ -106,7 +106,7 @@ func (p *Plan) write(before []byte) ([]byte, error) {
 			continue
 		}
 		text, u.entry = r.After, r.Entry
-		if tools := u.From[0].Withheld; len(tools) > 0 {
+		if tools := u.withheld(); len(tools) > 0 {
 			var patterns []string
 			for _, t := range tools {
 				patterns = append(patterns, scalar(u.Name+"/"+t))
@@ -117,7 +117,7 @@ func (p *Plan) write(before []byte) ([]byte, error) {
 				return nil, err
 			}
 			text = r.After
-			p.Notes = append(p.Notes, fmt.Sprintf("%s: the tools that %s does not offer are denied by the policy %s", u.Name, u.From[0].List.File.Client, withheld(u.Name)))
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: the tools that a client does not offer are denied by the policy %s", u.Name, withheld(u.Name)))
 		}
 		moving = append(moving, u)
 	}
@@ -156,10 +156,14 @@ func scalar(s string) string {
 		return s
 	}
 	var b strings.Builder
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(s) // a string can always be encoded
-	return strings.TrimSuffix(b.String(), "\n")
+	for _, r := range string(wire.Quote(s)) {
+		if r >= ' ' && printable(r) == r {
+			b.WriteRune(r)
+			continue
+		}
+		fmt.Fprintf(&b, `\u%04x`, r) // YAML would not take it, or take it for the end of a line
+	}
+	return b.String()
 }
 
 func flow(list []string) string {
@@ -174,6 +178,7 @@ func flow(list []string) string {
 func (p *Plan) describe(u *Upstream) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	u.unsaid = map[*clients.Server][]string{}
 	var from []string
 	for _, s := range u.From {
 		where := fmt.Sprintf("%s (%s)", s.List.File.Client, s.List.Scope)
@@ -187,10 +192,14 @@ func (p *Plan) describe(u *Upstream) string {
 	line("# From %s.", strings.Join(from, "; "))
 	s := u.From[0]
 	for _, o := range u.From {
-		for _, text := range slices.Concat(o.Comments, o.Lost) {
-			if !edit.LooksSecret("", text) && !p.shows(text) {
-				line("# %s", strings.Map(printable, text))
+		for i, text := range slices.Concat(o.Comments, o.Lost) {
+			if edit.LooksSecret("", text) || p.shows(text) {
+				if i < len(o.Comments) {
+					u.unsaid[o] = append(u.unsaid[o], text)
+				}
+				continue
 			}
+			line("# %s", strings.Map(printable, text))
 		}
 	}
 	line("name: %s", scalar(u.Name))
@@ -225,8 +234,8 @@ func (p *Plan) describe(u *Upstream) string {
 			line("auth: {type: oauth}   # used only if it asks for it: haldir upstream login %s", u.Name)
 		}
 	}
-	if s.Timeout > 0 {
-		line("timeouts: {call: %v}", s.Timeout)
+	if t := u.timeout(); t > 0 {
+		line("timeouts: {call: %v}", t)
 	}
 	if p.o.Trust {
 		line("trust_annotations: true")

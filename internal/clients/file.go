@@ -205,15 +205,11 @@ type Entry struct {
 // json is the entry on one line, or over several with a margin.
 func (e Entry) json(c Client, margin, unit, eol string, lines, tight bool) string {
 	pairs := []string{`"command"`, quote(e.Command), `"args"`, ""}
-	var args []string
-	for _, a := range e.Args {
-		args = append(args, quote(a))
-	}
 	sep, colon := ", ", ": "
 	if tight {
 		sep, colon = ",", ":"
 	}
-	pairs[3] = "[" + strings.Join(args, sep) + "]"
+	pairs[3] = "[" + strings.Join(quoted(e.Args), sep) + "]"
 	if c == VSCode || c == ClaudeCode {
 		pairs = append([]string{`"type"`, `"stdio"`}, pairs...)
 	}
@@ -247,6 +243,9 @@ type Swap struct {
 	Gone  []string // names
 	Name  string   // of haldir's entry
 	Entry *Entry   // nil: it is there already
+
+	// Keep are comments in servers that go, by their names, which stay in the file.
+	Keep map[string][]string
 }
 
 // Swap returns the text of the file with changes made, of which each is about another list.
@@ -265,9 +264,9 @@ func (h Host) Swap(f *File, swaps ...Swap) ([]byte, error) {
 					break
 				}
 			}
-			splices = append(splices, f.text.swap(f.Client, v, &o.Members[first], s.Name, *s.Entry))
+			splices = append(splices, f.text.swap(f.Client, v, &o.Members[first], s))
 		}
-		splices = append(splices, f.text.take(v, gone)...)
+		splices = append(splices, f.text.take(v, gone, func(i int) string { return blocks(s.Keep[nameOf(&o.Members[i])]) })...)
 	}
 	after := f.text.edited(splices)
 	now, err := h.With(f, after)
@@ -283,7 +282,7 @@ func (h Host) Swap(f *File, swaps ...Swap) ([]byte, error) {
 }
 
 // swap puts haldir in the place of a member.
-func (t *text) swap(c Client, list *hujson.Value, m *hujson.ObjectMember, name string, e Entry) splice {
+func (t *text) swap(c Client, list *hujson.Value, m *hujson.ObjectMember, s Swap) splice {
 	between := t.body[m.Name.EndOffset:m.Value.StartOffset]
 	colon := string(between)
 	if !blank(bytes.Replace(between, []byte(":"), nil, 1)) {
@@ -294,7 +293,7 @@ func (t *text) swap(c Client, list *hujson.Value, m *hujson.ObjectMember, name s
 	if unit == "" || !lines {
 		unit = t.unit(list)
 	}
-	return splice{m.Name.StartOffset, m.Value.EndOffset, quote(name) + colon + e.json(c, margin, unit, t.eol, lines, colon == ":" && !lines)}
+	return splice{m.Name.StartOffset, m.Value.EndOffset, blocks(s.Keep[nameOf(m)]) + quote(s.Name) + colon + s.Entry.json(c, margin, unit, t.eol, lines, colon == ":" && !lines)}
 }
 
 // holds checks that a list is what it was but for what was to change.
@@ -363,9 +362,9 @@ func (h Host) PutBack(f *File, was *List, gone []string, name string, placed boo
 		if !slices.Contains(gone, n) {
 			continue
 		}
-		if now := l.Server(n); now == nil {
+		if now := l.Server(n); now == nil || placed && n == name && now.Guard != nil {
 			fresh = append(fresh, string(was.File.text.body[m.Name.StartOffset:m.Value.EndOffset]))
-		} else if now.raw() != plainJSON(&m.Value) {
+		} else if !bytes.Equal(meaning(&now.member.Value), meaning(&m.Value)) {
 			return nil, f.text.problem(now.member.Name.StartOffset, "there is another %q by now", n)
 		}
 	}
@@ -390,9 +389,9 @@ func (h Host) PutBack(f *File, was *List, gone []string, name string, placed boo
 		splices = append(splices, splice{entry.member.Name.StartOffset, entry.member.Value.EndOffset, all.String()})
 	case placed && entry != nil:
 		o := object(l.value)
-		splices = f.text.take(l.value, func(i int) bool { return nameOf(&o.Members[i]) == name })
+		splices = f.text.take(l.value, func(i int) bool { return nameOf(&o.Members[i]) == name }, nil)
 	case len(fresh) > 0:
-		splices = append(splices, f.text.put(l.value, fresh, f.text.unit(l.value)))
+		splices = f.text.put(l.value, fresh, f.text.unit(l.value))
 	}
 	after := f.text.edited(splices)
 	_, err := h.With(f, after)
@@ -402,14 +401,11 @@ func (h Host) PutBack(f *File, was *List, gone []string, name string, placed boo
 // Alike reports whether a list has the same servers as another, however they are written.
 // Numbers are compared as clients read them.
 func (l *List) Alike(other *List, but ...string) bool {
-	values := func(l *List) map[string]any {
-		out := map[string]any{}
+	values := func(l *List) map[string]json.RawMessage {
+		out := map[string]json.RawMessage{}
 		for _, m := range l.members() {
 			if n := nameOf(m); !slices.Contains(but, n) {
-				var v any
-				if json.Unmarshal([]byte(plainJSON(&m.Value)), &v) == nil {
-					out[n] = v
-				}
+				out[n] = meaning(&m.Value)
 			}
 		}
 		return out
@@ -417,4 +413,18 @@ func (l *List) Alike(other *List, but ...string) bool {
 	a, errA := json.Marshal(values(l))
 	b, errB := json.Marshal(values(other))
 	return errA == nil && errB == nil && bytes.Equal(a, b)
+}
+
+// meaning is a value as a client reads it, however it is written.
+func meaning(v *hujson.Value) json.RawMessage {
+	raw := []byte(plainJSON(v))
+	var x any
+	if json.Unmarshal(raw, &x) != nil {
+		return raw
+	}
+	out, err := json.Marshal(x)
+	if err != nil {
+		return raw
+	}
+	return out
 }

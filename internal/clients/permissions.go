@@ -2,6 +2,7 @@ package clients
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/tailscale/hujson"
 )
@@ -14,14 +15,8 @@ func Deny(path string, data []byte, rules []string) (after []byte, fresh []strin
 		return nil, nil, err
 	}
 	list := func(rules []string, margin, unit string) string {
-		out := "["
-		for i, r := range rules {
-			if i > 0 {
-				out += ","
-			}
-			out += t.eol + margin + unit + quote(r)
-		}
-		return out + t.eol + margin + "]"
+		sep := t.eol + margin + unit
+		return "[" + sep + strings.Join(quoted(rules), ","+sep) + t.eol + margin + "]"
 	}
 	const unit = "  "
 	if t.root == nil {
@@ -43,16 +38,12 @@ func Deny(path string, data []byte, rules []string) (after []byte, fresh []strin
 	outer := t.margin(t.root.StartOffset)
 	switch {
 	case deny != nil:
-		var quoted []string
-		for _, r := range fresh {
-			quoted = append(quoted, quote(r))
-		}
-		after = t.edited([]splice{t.put(deny, quoted, step)})
+		after = t.edited(t.put(deny, quoted(fresh), step))
 	case permissions != nil:
-		after = t.edited([]splice{t.put(permissions, []string{`"deny": ` + list(fresh, outer+step+step, step)}, step)})
+		after = t.edited(t.put(permissions, []string{`"deny": ` + list(fresh, outer+step+step, step)}, step))
 	default:
 		entry := `"permissions": {` + t.eol + outer + step + step + `"deny": ` + list(fresh, outer+step+step, step) + t.eol + outer + step + "}"
-		after = t.edited([]splice{t.put(root, []string{entry}, step)})
+		after = t.edited(t.put(root, []string{entry}, step))
 	}
 	_, err = parse(path, after)
 	return after, fresh, err
@@ -69,7 +60,7 @@ func Undeny(path string, data []byte, rules []string) ([]byte, error) {
 		return data, err
 	}
 	all := elements(deny)
-	after := t.edited(t.take(deny, func(i int) bool { return slices.Contains(rules, all[i]) }))
+	after := t.edited(t.take(deny, func(i int) bool { return slices.Contains(rules, all[i]) }, nil))
 	_, err = parse(path, after)
 	return after, err
 }
@@ -105,6 +96,13 @@ func elements(v *hujson.Value) (out []string) {
 			s, _ := str(&a.Elements[i])
 			out = append(out, s)
 		}
+	}
+	return out
+}
+
+func quoted(texts []string) (out []string) {
+	for _, s := range texts {
+		out = append(out, quote(s))
 	}
 	return out
 }

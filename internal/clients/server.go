@@ -38,21 +38,23 @@ type Server struct {
 }
 
 // Pair is a variable or a header.
-type Pair struct{ Name, Value string }
+type Pair struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
 
 // OAuth is what a client knows of signing in to a server.
 type OAuth struct {
-	ClientID, ClientSecret string
-	Scopes                 []string
-	Port                   int
+	ClientID     string   `json:"client_id"`
+	ClientSecret string   `json:"client_secret"`
+	Scopes       []string `json:"scopes"`
+	Port         int      `json:"port"`
 }
 
 // Guard is an entry that starts haldir.
 type Guard struct {
 	Config, StateDir string // as they are named; "" for the default
 }
-
-func (s *Server) raw() string { return plainJSON(&s.member.Value) }
 
 // Place is where the entry stands, for people.
 func (s *Server) Place() string {
@@ -107,10 +109,10 @@ func (h Host) server(f *File, l *List, m *hujson.ObjectMember) *Server {
 		s.Why = "it is no object"
 		return s
 	}
-	s.Comments = comments(&m.Value)
 	for _, e := range []hujson.Extra{m.Name.AfterExtra, m.Value.BeforeExtra} {
 		s.Comments = append(s.Comments, comments(&hujson.Value{Value: &hujson.Array{AfterExtra: e}})...)
 	}
+	s.Comments = append(s.Comments, comments(&m.Value)...)
 	r := &reading{host: h, server: s, client: f.Client, scope: f.Scope}
 	seen := map[string]bool{}
 	for i := range o.Members {
@@ -437,10 +439,13 @@ func guard(s Server) *Guard {
 // Same reports whether two servers are one: they say the same, whatever they are called.
 func (s *Server) Same(o *Server) bool {
 	type essence struct {
-		Command, Cwd, URL string
-		Args              []string
-		Env, Headers      []Pair
-		OAuth             *OAuth
+		Command string   `json:"command"`
+		Cwd     string   `json:"cwd"`
+		URL     string   `json:"url"`
+		Args    []string `json:"args"`
+		Env     []Pair   `json:"env"`
+		Headers []Pair   `json:"headers"`
+		OAuth   *OAuth   `json:"oauth"`
 	}
 	of := func(s *Server) string {
 		e := essence{s.Command, s.Cwd, s.URL, s.Args, slices.Clone(s.Env), slices.Clone(s.Headers), s.OAuth}

@@ -2,7 +2,6 @@ package clients
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/tailscale/hujson"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 const bom = "\ufeff"
@@ -244,48 +245,64 @@ func items(v *hujson.Value) []item {
 }
 
 // take takes items out of what they are in, and leaves the comments around them. gone tells
-// which; the others keep the commas that they need.
-func (t *text) take(v *hujson.Value, gone func(i int) bool) (out []splice) {
+// which; the others keep the commas that they need. What keep says of one stays in its place.
+func (t *text) take(v *hujson.Value, gone func(i int) bool, keep func(i int) string) []splice {
 	all := items(v)
+	var cuts []splice
 	kept := -1 // the last before that stays
 	for i, it := range all {
-		if !gone(i) {
+		with := ""
+		if keep != nil && gone(i) {
+			with = keep(i)
+		}
+		switch {
+		case !gone(i):
 			kept = i
 			continue
+		case it.comma >= 0 && blank(t.body[it.end:it.comma]):
+			cuts = append(cuts, splice{it.start, it.comma + 1, with})
+		case it.comma >= 0:
+			cuts = append(cuts, splice{it.start, it.end, with}, splice{it.comma, it.comma + 1, ""})
+		default:
+			cuts = append(cuts, splice{it.start, it.end, with})
+			if kept >= 0 {
+				cuts = append(cuts, splice{all[kept].comma, all[kept].comma + 1, ""})
+			}
 		}
-		end := it.end
-		if it.comma >= 0 && blank(t.body[it.end:it.comma]) {
-			end = it.comma + 1
-		} else if it.comma >= 0 {
-			out = append(out, splice{it.comma, it.comma + 1, ""})
+	}
+	slices.SortFunc(cuts, func(a, b splice) int { return a.start - b.start })
+	var out []splice
+	for _, c := range cuts {
+		if n := len(out); n > 0 && blank(t.body[out[n-1].end:c.start]) {
+			out[n-1].end = c.end
+			out[n-1].with += c.with
+			continue
 		}
-		start := it.start
-		rest := t.body[end:]
+		out = append(out, c)
+	}
+	for i, c := range out {
+		rest := t.body[c.end:]
 		line := len(rest)
 		if n := bytes.IndexByte(rest, '\n'); n >= 0 {
 			line = n + 1
 		}
-		_, first := t.lead(start)
-		switch {
-		case first && blank(rest[:line]): // lines of its own
-			start -= len(t.margin(start))
-			end += line
-		case it.comma < 0 && !first: // the last, behind another
-			start -= len(t.body[:start]) - len(bytes.TrimRight(t.body[:start], " \t"))
-		default: // what follows takes its place
-			end += len(rest) - len(bytes.TrimLeft(rest, " \t"))
+		lead, first := t.lead(c.start)
+		switch end := blank(rest[:line]); {
+		case c.with != "":
+		case first && end: // lines of its own
+			out[i] = splice{c.start - len(lead), c.end + line, ""}
+		case end:
+			out[i].start -= len(lead) - len(strings.TrimRight(lead, " \t"))
+		case c.end-c.start > 1 || first: // more than a comma: what follows takes its place
+			out[i].end += len(rest) - len(bytes.TrimLeft(rest, " \t"))
 		}
-		out = append(out, splice{start, end, ""})
-	}
-	if n := len(all) - 1; n >= 0 && gone(n) && all[n].comma < 0 && kept >= 0 {
-		out = append(out, splice{all[kept].comma, all[kept].comma + 1, ""})
 	}
 	return out
 }
 
 // put puts items behind those that are there, each in lines of its own unless all of them
 // are in one. unit is one step of indentation.
-func (t *text) put(v *hujson.Value, fresh []string, unit string) splice {
+func (t *text) put(v *hujson.Value, fresh []string, unit string) []splice {
 	all := items(v)
 	open := v.StartOffset + 1
 	if len(all) == 0 {
@@ -294,11 +311,11 @@ func (t *text) put(v *hujson.Value, fresh []string, unit string) splice {
 		sep := t.eol + outer + unit
 		with := sep + strings.Join(fresh, ","+sep)
 		if blank(inner) {
-			return splice{open, v.EndOffset - 1, with + t.eol + outer}
+			return []splice{{open, v.EndOffset - 1, with + t.eol + outer}}
 		}
 		// Behind the comments that are there.
 		end := open + len(bytes.TrimRight(inner, " \t\r\n"))
-		return splice{end, v.EndOffset - 1, with + t.eol + outer}
+		return []splice{{end, v.EndOffset - 1, with + t.eol + outer}}
 	}
 	last := all[len(all)-1]
 	sep := " "
@@ -309,9 +326,26 @@ func (t *text) put(v *hujson.Value, fresh []string, unit string) splice {
 	}
 	with := strings.Join(fresh, ","+sep)
 	if last.comma >= 0 { // a trailing comma: so has the new last
-		return splice{last.comma + 1, last.comma + 1, sep + with + ","}
+		at := t.behindComment(last.comma + 1)
+		return []splice{{at, at, sep + with + ","}}
 	}
-	return splice{last.end, last.end, "," + sep + with}
+	if at := t.behindComment(last.end); at > last.end {
+		return []splice{{last.end, last.end, ","}, {at, at, sep + with}}
+	}
+	return []splice{{last.end, last.end, "," + sep + with}}
+}
+
+// behindComment is an offset, or the end of its line if only a comment follows there.
+func (t *text) behindComment(at int) int {
+	rest := t.body[at:]
+	if n := bytes.IndexByte(rest, '\n'); n >= 0 {
+		rest = rest[:n]
+	}
+	rest = bytes.TrimRight(rest, " \t\r")
+	if bytes.HasPrefix(bytes.TrimLeft(rest, " \t"), []byte("//")) {
+		return at + len(rest)
+	}
+	return at
 }
 
 // unit is one step of indentation in an object, as far as it shows.
@@ -334,13 +368,7 @@ func (t *text) unit(v *hujson.Value) string {
 }
 
 // quote is a text in JSON.
-func quote(s string) string {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(s) // a string can always be encoded
-	return strings.TrimSuffix(b.String(), "\n")
-}
+func quote(s string) string { return string(wire.Quote(s)) }
 
 // comments lists the comments in a part of the file, line by line and without their marks.
 func comments(v *hujson.Value) (out []string) {
@@ -382,6 +410,15 @@ func comments(v *hujson.Value) (out []string) {
 		note(c.AfterExtra)
 	}
 	return out
+}
+
+// blocks writes comments that can stand anywhere.
+func blocks(lines []string) string {
+	var b strings.Builder
+	for _, l := range lines {
+		b.WriteString("/* " + strings.ReplaceAll(l, "*/", "* /") + " */ ")
+	}
+	return b.String()
 }
 
 // plainJSON is a value without comments, on one line.
