@@ -21,7 +21,11 @@ var may = map[string][]string{
 	"internal/wire":                {},
 	"audit":                        {},
 	"internal/config":              {"policy", "audit", "internal/wire"},
-	"internal/config/edit":         {"internal/config", "internal/secret"},
+	"internal/replace":             {},
+	"internal/config/edit":         {"internal/config", "internal/replace", "internal/secret"},
+	"internal/packs":               {"internal/config", "internal/config/edit"},
+	"internal/clients":             {"internal/replace", "internal/wire"},
+	"internal/adopt":               {"internal/clients", "internal/config", "internal/config/edit", "internal/replace", "internal/secret", "internal/wire"},
 	"internal/ledger":              {"audit", "policy"},
 	"internal/secret":              {},
 	"internal/replay":              {"audit", "policy"},
@@ -35,7 +39,7 @@ var may = map[string][]string{
 	"internal/console/page":        {},
 	"internal/console/api":         {"proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/ledger", "internal/wire", "audit", "policy"},
 	"internal/console":             {"internal/console/api", "internal/ledger", "internal/wire"},
-	"cmd/haldir":                   {"internal/console", "internal/console/api", "internal/console/page", "internal/approval", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/replay", "internal/suggest", "internal/report", "internal/ledger", "internal/config", "internal/config/edit", "internal/wire", "audit", "policy", "examples/securitytools"},
+	"cmd/haldir":                   {"internal/console", "internal/console/api", "internal/console/page", "internal/approval", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/replay", "internal/suggest", "internal/report", "internal/ledger", "internal/config", "internal/config/edit", "internal/packs", "internal/clients", "internal/adopt", "internal/wire", "audit", "policy", "examples/securitytools"},
 	"examples/securitytools":       {},
 	"examples/securitytools/serve": {"examples/securitytools"},
 	"internal/mcptest":             {"internal/config", "internal/wire"},
@@ -51,6 +55,7 @@ var only = map[string][]string{
 	"filippo.io/age":                         {"internal/secret"},
 	"github.com/zalando/go-keyring":          {"internal/secret"},
 	"github.com/modelcontextprotocol/go-sdk": {"upstream/oauth"},
+	"github.com/tailscale/hujson":            {"internal/clients"},
 }
 
 func TestImportsPointDown(t *testing.T) {

@@ -30,7 +30,7 @@ import (
 )
 
 // TestScripts runs testdata/script: what each verb prints, where, and how it
-// exits. In the YAML files there @SECURITY@ stands for the address of the example
+// exits. In the YAML files there, and in those of clients, @SECURITY@ stands for the address of the example
 // server, @ROUGH@ for that of [rough] and @DEAD@ for one where nobody listens.
 // haldir finds haldir.yaml by HALDIR_CONFIG. Beside testscript's own commands
 // there are
@@ -113,7 +113,11 @@ func (s servers) setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	for _, file := range files {
+	others, err := filepath.Glob(filepath.Join(env.WorkDir, ".*", "mcp.json"))
+	if err != nil {
+		return err
+	}
+	for _, file := range append(files, others...) {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return err

@@ -606,6 +606,7 @@ func (c *checker) cost(i int) policy.Cost {
 	if d.FromArgument != nil {
 		out.FromArgument, out.HasFromArgument = *d.FromArgument, true
 	}
+	c.unit(path, d, &out)
 	switch {
 	case d.USD == nil && d.FromArgument == nil:
 		c.fail(path, "needs usd or from_argument")
@@ -617,6 +618,20 @@ func (c *checker) cost(i int) policy.Cost {
 		c.fail(path, "has both usd and from_argument; it can be only one of them")
 	}
 	return out
+}
+
+// unit reads what the amount in an argument is counted in.
+func (c *checker) unit(path string, d costDoc, out *policy.Cost) {
+	if !c.has(path + ".unit") {
+		return
+	}
+	if d.FromArgument == nil {
+		c.fail(path+".unit", "goes with from_argument; usd is in dollars")
+	}
+	if err := oneOf("usd", "cents")(d.Unit); err != nil {
+		c.fail(path+".unit", "%v", err)
+	}
+	out.Cents = d.Unit == "cents"
 }
 
 // compile compiles the ruleset and translates the places of its mistakes.
