@@ -84,7 +84,7 @@ func (s *Server) admit(r *http.Request) *api.Problem {
 		}
 	}
 	for _, site := range r.Header.Values("Sec-Fetch-Site") { // none: a person has typed it
-		if site != "same-origin" && site != "none" {
+		if site != "same-origin" && site != "none" && !followed(r) {
 			return forbidden("requests of other sites are not answered")
 		}
 	}
@@ -92,6 +92,13 @@ func (s *Server) admit(r *http.Request) *api.Problem {
 		return api.NewProblem(http.StatusBadRequest, "malformed", "the path is not written plainly")
 	}
 	return nil
+}
+
+// followed reports that a person has followed a link to the page, in a chat, say. The page
+// itself tells nothing: what it shows it asks for by requests of its own, with its cookie.
+func followed(r *http.Request) bool {
+	return r.Method == http.MethodGet && (r.URL.Path == "/" || r.URL.Path == "/console/") &&
+		r.Header.Get("Sec-Fetch-Mode") == "navigate" && r.Header.Get("Sec-Fetch-Dest") == "document"
 }
 
 // plainPath reports whether a path can be read in one way only: what one part of a
