@@ -260,10 +260,14 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 		if c.Kind != adopt.KindConfig {
 			continue
 		}
-		if line("%s", home(c.Path)); c.Before == nil {
-			line("  is written, with a starter policy and these upstreams:")
-		} else {
+		line("%s", home(c.Path))
+		switch {
+		case c.Before != nil:
 			line("  gets these upstreams:")
+		case len(p.Upstreams) == 0:
+			line("  is written, with a starter policy and no upstreams yet; see: haldir upstream add --help")
+		default:
+			line("  is written, with a starter policy and these upstreams:")
 		}
 		for _, u := range p.Upstreams {
 			if !u.There {
@@ -417,6 +421,9 @@ func (i *adoption) done(p *adopt.Plan, d adopt.Done, o adopt.Options) error {
 	if started {
 		a.say("next: haldir passes its programs PATH, HOME and the like only; name other variables that one needs in its env_pass")
 	}
+	if a.settings.Reload != "auto" && slices.ContainsFunc(p.Files, func(c *adopt.Change) bool { return c.Kind == adopt.KindConfig && c.Before != nil }) {
+		a.say("next: a haldir that is running takes the new upstreams once you confirm them: %s reload", a.command())
+	}
 	rules := slices.ContainsFunc(p.Files, func(c *adopt.Change) bool { return c.Kind == adopt.KindSettings })
 	if !rules && slices.ContainsFunc(p.Files, func(c *adopt.Change) bool { return c.Client == clients.ClaudeCode }) && !o.Permissions {
 		a.say("next: %s init --permissions keeps Claude Code's shell and editor away from haldir's files and approvals", a.command())
@@ -538,7 +545,9 @@ func (i *adoption) takeBack(path string) error {
 			adopt.WayNone: "is as it was before", adopt.WayRestore: "gets back what it was, byte for byte", adopt.WayMerge: "was changed since; init's part of it is taken back",
 			adopt.WayConflict: "was changed since",
 		}[f.Way]
-		if i.force && f.Way != adopt.WayNone {
+		if f.Way == adopt.WayRestore && f.After == nil {
+			word = "goes, as init made it"
+		} else if i.force && f.Way != adopt.WayNone {
 			word = "gets back what it was, byte for byte"
 		}
 		if err := a.printf("%s %s\n", home(f.Path), word); err != nil {
