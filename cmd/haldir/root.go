@@ -153,6 +153,7 @@ func root(a *app) *cobra.Command {
 		serveCommand(a), demoCommand(a), checkCommand(a), doctorCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
 		sessionCommand(a), approvalsCommand(a), stopCommand(a), resumeCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), versionCommand(a),
 	)
+	cmd.AddCommand(pagesCommand(a)...)
 	cmd.InitDefaultCompletionCmd()
 	if c, _, err := cmd.Find([]string{"completion"}); err == nil {
 		c.RunE = needsVerb
