@@ -46,8 +46,8 @@ func (e *Event) ID() string { return CanonicalID(e.Record.Upstream, e.Record.Too
 // CanonicalID puts together what a record has in two fields: the prefix of what is
 // no tool stands before the upstream.
 func CanonicalID(upstream, tool string) string {
-	if upstream == "" {
-		return tool
+	if upstream == "" || tool == "" {
+		return upstream + tool
 	}
 	for _, prefix := range []string{"resource:", "prompt:"} {
 		if own, ok := strings.CutPrefix(tool, prefix); ok {
@@ -155,3 +155,6 @@ func (j *Joiner) End() error {
 	j.open, j.order = nil, nil
 	return nil
 }
+
+// Selects reports whether f selects an entry, its pages aside.
+func (f Filter) Selects(e *Entry) bool { return f.selects(e) }

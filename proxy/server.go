@@ -85,6 +85,7 @@ type Rules struct {
 	Use       ledger.Use
 	Session   policy.SessionState
 	Agent     string
+	Client    string // who calls, where it is not the host
 	Config    audit.Hash
 	Detail    audit.Detail
 	HideNever bool
@@ -309,7 +310,8 @@ type request struct {
 	answer wire.Message // whose memory nobody needs once that is done
 	round  *round       // not nil if the host is to go on with it
 
-	refused error // not nil if haldir refused it, not the upstream
+	refused error    // not nil if haldir refused it, not the upstream
+	refusal *Refusal // of a call of a tool
 }
 
 // maxSpare is how many goroutines wait to read in turn.

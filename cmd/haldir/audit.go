@@ -20,7 +20,7 @@ import (
 )
 
 func auditCommand(a *app) *cobra.Command {
-	return group("audit", "List, show, verify, prove and export the record of every attempt", auditList(a), auditShow(a), auditVerify(a), auditProve(a), auditExport(a))
+	return group("audit", "List, follow, verify, prove, export and report the record of every attempt", auditList(a), auditShow(a), auditFollow(a), auditVerify(a), auditProve(a), auditExport(a), auditReport(a))
 }
 
 func auditList(a *app) *cobra.Command {

@@ -151,7 +151,8 @@ func root(a *app) *cobra.Command {
 	})
 	cmd.AddCommand(
 		serveCommand(a), demoCommand(a), checkCommand(a), doctorCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
-		sessionCommand(a), approvalsCommand(a), stopCommand(a), resumeCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), versionCommand(a),
+		simulateCommand(a), suggestCommand(a),
+		sessionCommand(a), approvalsCommand(a), stopCommand(a), resumeCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), consoleCommand(a), keyCommand(a), versionCommand(a),
 	)
 	cmd.AddCommand(pagesCommand(a)...)
 	cmd.InitDefaultCompletionCmd()

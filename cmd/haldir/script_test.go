@@ -301,7 +301,7 @@ func TestUsage(t *testing.T) {
 		"audit show x":                      `"x" is no number of an entry`,
 		"audit show -- -1":                  `"-1" is no number of an entry`,
 		"audit prove x":                     `"x" is no number of a record`,
-		"audit export --format xml":         "--format must be jsonl or csv",
+		"audit export --format xml":         "--format must be jsonl, csv or ocsf",
 		"session create --spend-limit much": `--spend-limit: "much" is no decimal number`,
 		"session create --spend-limit -1":   "--spend-limit: the amount -1 is negative",
 		"session create --spend-limit NaN":  "--spend-limit: ",

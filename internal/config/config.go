@@ -32,6 +32,8 @@ type Config struct {
 	Ruleset   policy.Ruleset
 	Warnings  Problems
 
+	HasSession bool // the file has a session block
+
 	file map[string]any // scalar settings that the file sets, for [Layer]
 }
 
@@ -88,6 +90,12 @@ type OAuth struct {
 // Header is one HTTP header.
 type Header struct{ Name, Value string }
 
+// Trusted reports whether the annotations of an upstream's tools count.
+func (c *Config) Trusted(upstream string) bool {
+	i := slices.IndexFunc(c.Upstreams, func(u Upstream) bool { return u.Name == upstream })
+	return i >= 0 && c.Upstreams[i].TrustAnnotations
+}
+
 // DefaultConnect is how long connecting to an upstream may take.
 const DefaultConnect = 30 * time.Second
 
@@ -120,7 +128,7 @@ func Parse(data []byte, path string) (*Config, error) {
 		c.broken = map[string]bool{}
 		c.blame()
 		c.version()
-		out.Session = c.session()
+		out.Session, out.HasSession = c.session(), c.doc.Session != nil
 		out.Upstreams = c.upstreams()
 		out.Ruleset = c.ruleset()
 		out.file = c.settings()

@@ -12,7 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gofrs/flock"
 	bolt "go.etcd.io/bbolt"
@@ -37,8 +40,9 @@ type Approval struct {
 	Rules    []string      `json:"rules"` // that ask
 	Reason   string        `json:"reason"`
 	Cost     policy.Micros `json:"cost_usd"`
-	// Arguments are what the call was made with, up to [MaxShown] bytes of it.
-	Arguments  []byte        `json:"arguments"`
+	// Arguments are what the call was made with, up to [MaxShown] bytes of it. They lie
+	// beside the request, so that who looks through the requests need not read them.
+	Arguments  []byte        `json:"arguments,omitempty"`
 	Size       uint64        `json:"arguments_size"` // bytes
 	SHA256     audit.Hash    `json:"arguments_sha256"`
 	ForSession bool          `json:"for_session"` // the answer may hold for the session
@@ -69,6 +73,7 @@ const (
 	ChannelTimeout  = "timeout"   // nobody has answered in time
 	ChannelGone     = "withdrawn" // the client does not want the call any more
 	ChannelShutdown = "shutdown"  // haldir has ended
+	ChannelRevoked  = "revoked"   // the session was
 )
 
 // Bounds on approvals.
@@ -77,6 +82,10 @@ const (
 	MaxShown = 256 << 10
 	// maxPending bounds how many calls wait for a person, in all processes.
 	maxPending = 1000
+	// maxKept bounds what is kept of all their arguments, in bytes. Beyond it the first
+	// scant bytes of each are.
+	maxKept = 16 << 20
+	scant   = 8 << 10
 	// Listed is how long a call stays listed that was refused because nobody could be
 	// asked, and how long a grant waits for its call.
 	Listed = 10 * time.Minute
@@ -98,11 +107,14 @@ type grant struct {
 
 // In the bucket of approvals, requests and grants lie under these bytes.
 const (
-	prefixPending = 'p' // id → Approval as JSON
-	prefixGrant   = 'g' // key, id → grant as JSON
+	prefixPending   = 'p' // id → Approval as JSON
+	prefixArguments = 'a' // id → its arguments
+	prefixGrant     = 'g' // key, id → grant as JSON
 )
 
 func pendingKey(id string) []byte { return append([]byte{prefixPending}, id...) }
+
+func argumentsKey(id string) []byte { return append([]byte{prefixArguments}, id...) }
 
 func grantKey(key []byte, id string) []byte {
 	return append(append([]byte{prefixGrant}, key...), id...)
@@ -148,17 +160,25 @@ func (t *tx) redeem(key []byte, g *grant) error {
 	return t.approvals().Delete(key)
 }
 
+// Free lets the next such call have the grant that an attempt has waited for, if there is
+// one and it has not used it. It does not block and cannot fail, like [Ledger.Settle].
+func (l *Ledger) Free(a Attempt, session string) {
+	l.owe(func(t *tx) error { return t.free(&a, session) })
+}
+
 // free lets any such call have the grant that one has not used.
 func (t *tx) free(a *Attempt, session string) error {
 	if a.Grant == "" {
 		return nil
 	}
-	key, g, err := t.granted(a, session)
-	if err != nil || g == nil || g.Process == "" {
-		return err
+	key := grantKey(a.bound(session), a.Grant)
+	raw := t.approvals().Get(key)
+	var g grant
+	if raw == nil || decode(raw, &g) != nil || g.Process == "" {
+		return nil //nolint:nilerr // tidy knows what to do with one that cannot be read
 	}
 	g.Process = ""
-	return t.putApproval(key, g)
+	return t.putApproval(key, &g)
 }
 
 func (t *tx) putApproval(key []byte, v any) error {
@@ -169,65 +189,112 @@ func (t *tx) putApproval(key []byte, v any) error {
 	return t.approvals().Put(key, raw)
 }
 
-// propose keeps what a person is to be asked. rec is the attempt's record.
-func (t *tx) propose(process string, a *Attempt, rec *audit.Record, d *policy.Decision) error {
+// room says why no further call can wait for a person, "" if one can. One that is only
+// listed makes room for it.
+func (t *tx) room() (why string, err error) {
 	n := 0
 	c := t.approvals().Cursor()
 	for k, _ := c.Seek([]byte{prefixPending}); len(k) > 0 && k[0] == prefixPending; k, _ = c.Next() {
 		n++
 	}
-	if n >= maxPending {
-		return errMany
+	if n < maxPending {
+		return "", nil
+	}
+	all := t.allPending()
+	if i := slices.IndexFunc(all, func(p Approval) bool { return !p.Waiting }); i >= 0 {
+		return "", t.answer(&all[i], Answer{Channel: ChannelTimeout, Note: "too many other calls need a person's word"})
+	}
+	return fmt.Sprintf("too many calls wait for a person already, %d of them", n), nil
+}
+
+// propose keeps what a person is to be asked. rec is the attempt's record.
+func (t *tx) propose(process string, a *Attempt, rec *audit.Record, d *policy.Decision) error {
+	kept, most := 0, MaxShown
+	c := t.approvals().Cursor()
+	for k, v := c.Seek([]byte{prefixArguments}); len(k) > 0 && k[0] == prefixArguments; k, v = c.Next() {
+		kept += len(v)
 	}
 	shown := a.Call.Arguments
-	if len(shown) > MaxShown {
-		shown = shown[:MaxShown]
+	if a.Shown != nil {
+		shown = a.Shown
+	}
+	if kept+min(len(shown), most) > maxKept {
+		most = scant
 	}
 	p := Approval{
 		ID: approvalID(rec.Seq), Seq: rec.Seq, Session: rec.Session, Agent: rec.Agent, Client: rec.Client, Upstream: rec.Upstream, Tool: rec.Tool,
-		Rules: d.Question.Rules, Reason: d.Reason, Cost: d.Cost, Arguments: shown, Size: uint64(len(a.Call.Arguments)), SHA256: a.Body.SHA256,
+		Rules: d.Question.Rules, Reason: d.Reason, Cost: d.Cost, Size: uint64(len(shown)), SHA256: a.Body.SHA256,
 		ForSession: d.Question.Session, Created: t.now, Deadline: t.now.Add(d.Question.Timeout), Timeout: d.Question.Timeout, Waiting: true,
 		Process: process, Key: a.bound(rec.Session),
+	}
+	if err := t.approvals().Put(argumentsKey(p.ID), cut(shown, most)); err != nil {
+		return err
 	}
 	return t.putApproval(pendingKey(p.ID), &p)
 }
 
-var errMany = errors.New("too many calls wait for a person")
+// cut shortens a text to at most so many bytes, and splits no character.
+func cut[T []byte | json.RawMessage | string](text T, most int) T {
+	if len(text) <= most {
+		return text
+	}
+	for most > 0 && !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most]
+}
 
-func approvalID(seq uint64) string { return fmt.Sprintf("apr_%d", seq) }
+const approvalPrefix = "apr_"
+
+func approvalID(seq uint64) string { return fmt.Sprint(approvalPrefix, seq) }
 
 func (t *tx) pending(id string) (*Approval, error) {
-	raw := t.approvals().Get(pendingKey(id))
+	key := pendingKey(id)
+	raw := t.approvals().Get(key)
 	if raw == nil {
-		return nil, fmt.Errorf("%w: %s", ErrNoApproval, id)
+		return nil, fmt.Errorf("%w: %s", ErrNoApproval, cut(id, 60))
 	}
-	var p Approval
-	if err := decode(raw, &p); err != nil {
-		return nil, fmt.Errorf("%w: request %s: %w", ErrDamaged, id, err)
-	}
+	p := t.readPending(key, raw)
 	return &p, nil
 }
 
-// allPending lists what waits, the oldest first.
-func (t *tx) allPending() (list []Approval, err error) {
+// readPending reads a request. One that is not what was written is over: nobody knows
+// what a person would be asked. What its record says is enough to deny it.
+func (t *tx) readPending(key, raw []byte) (p Approval) {
+	id := string(key[1:])
+	if decode(raw, &p) == nil && p.ID == id && p.ID == approvalID(p.Seq) && len(p.Rules) > 0 {
+		return p
+	}
+	p = Approval{ID: id, Rules: []string{""}}
+	number, err := strconv.ParseUint(strings.TrimPrefix(id, approvalPrefix), 10, 64)
+	if err != nil {
+		return p
+	}
+	r, err := audit.Decode(t.Bucket(bucketAudit).Get(be64(number)))
+	if err == nil && r.Status == audit.StatusPending {
+		p.Seq, p.Session, p.Agent, p.Upstream, p.Tool, p.Rules, p.Created = r.Seq, r.Session, r.Agent, r.Upstream, r.Tool, []string{r.Rule}, r.Time
+	}
+	return p
+}
+
+// allPending lists what waits, the oldest first, without the arguments.
+func (t *tx) allPending() (list []Approval) {
 	c := t.approvals().Cursor()
 	for k, v := c.Seek([]byte{prefixPending}); len(k) > 0 && k[0] == prefixPending; k, v = c.Next() {
-		var p Approval
-		if err := decode(v, &p); err != nil {
-			return nil, fmt.Errorf("%w: a request: %w", ErrDamaged, err)
-		}
-		list = append(list, p)
+		list = append(list, t.readPending(k, v))
 	}
 	slices.SortFunc(list, func(a, b Approval) int { return cmp.Compare(a.Seq, b.Seq) })
-	return list, nil
+	return list
 }
 
 // Approvals lists the calls that a person is asked about, the oldest first.
 func (l *Ledger) Approvals(ctx context.Context) (list []Approval, err error) {
-	err = l.do(ctx, false, func(t *tx) (err error) {
-		list, err = t.allPending()
-		list = slices.DeleteFunc(list, func(p Approval) bool { return t.late(&p) })
-		return err
+	err = l.do(ctx, false, func(t *tx) error {
+		list = slices.DeleteFunc(t.allPending(), func(p Approval) bool { return t.late(&p) })
+		for i := range list {
+			list[i].Arguments = bytes.Clone(t.approvals().Get(argumentsKey(list[i].ID)))
+		}
+		return nil
 	})
 	return list, err
 }
@@ -257,9 +324,10 @@ func (l *Ledger) Answer(ctx context.Context, id string, a Answer) (p Approval, e
 }
 
 func (t *tx) answer(p *Approval, a Answer) error {
-	if len(a.Note) > maxNote {
-		a.Note = a.Note[:maxNote]
+	if err := errors.Join(t.approvals().Delete(pendingKey(p.ID)), t.approvals().Delete(argumentsKey(p.ID))); err != nil || p.Seq == 0 {
+		return err
 	}
+	a.Note = cut(strings.ToValidUTF8(a.Note, "\ufffd"), maxNote)
 	rec := &audit.Record{
 		Kind: audit.KindApproval, Status: audit.StatusDenied, Ref: p.Seq, Session: p.Session, Agent: p.Agent, Upstream: p.Upstream, Tool: p.Tool,
 		Policy: string(policy.TypeApproval), Rule: p.Rules[0], Approval: p.ID, Flagged: !a.Allow, FlagReason: a.Sentence(),
@@ -282,10 +350,7 @@ func (t *tx) answer(p *Approval, a Answer) error {
 	}
 	b := t.Bucket(bucketOutcomes)
 	b.FillPercent = 0.95
-	if err := b.Put(be64(p.Seq), be64(rec.Seq)); err != nil {
-		return err
-	}
-	return t.approvals().Delete(pendingKey(p.ID))
+	return b.Put(be64(p.Seq), be64(rec.Seq))
 }
 
 // Sentence says how a request was decided.
@@ -302,6 +367,8 @@ func (a *Answer) Sentence() string {
 		what = "the client withdrew the call before anybody had answered"
 	case a.Channel == ChannelShutdown:
 		what = "haldir ended before anybody had answered"
+	case a.Channel == ChannelRevoked:
+		what = "the session was revoked before anybody had answered"
 	default:
 		what = "denied by " + a.Channel
 	}
@@ -319,11 +386,7 @@ func (l *Ledger) Refuse(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		all, err := t.allPending()
-		if err != nil {
-			return err
-		}
-		for _, other := range all {
+		for _, other := range t.allPending() {
 			if !other.Waiting && bytes.Equal(other.Key, p.Key) {
 				if err := t.answer(&other, Answer{Channel: ChannelTimeout, Note: "it was asked for again as " + p.ID}); err != nil {
 					return err
@@ -359,11 +422,7 @@ func (l *Ledger) Decided(ctx context.Context, seqs []uint64) (map[uint64]audit.E
 // next such call. So are requests that nobody has answered in time, and grants that
 // nobody has used.
 func (t *tx) tidy(isDead func(process string) bool) error {
-	all, err := t.allPending()
-	if err != nil {
-		return err
-	}
-	for _, p := range all {
+	for _, p := range t.allPending() {
 		a := Answer{Channel: ChannelTimeout}
 		switch {
 		case p.Waiting && isDead(p.Process):
@@ -388,6 +447,7 @@ func (t *tx) tidy(isDead func(process string) bool) error {
 		}
 	}
 	for k, g := range changed {
+		var err error
 		if g == nil {
 			err = t.approvals().Delete([]byte(k))
 		} else {
@@ -446,6 +506,43 @@ func (l *Ledger) Bell() string {
 
 func watchers(dir string) string { return filepath.Join(dir, "watchers") }
 
+// turnBackApprovals is turnBack for approvals: what was asked and allowed in the time that
+// was wrong lasts from now on as long as it would have lasted from then on.
+func (t *tx) turnBackApprovals() error {
+	changed := map[string]any{}
+	for _, p := range t.allPending() {
+		if ahead := p.Created.Sub(t.now); ahead > 0 {
+			p.Created, p.Deadline = t.now, p.Deadline.Add(-ahead)
+		}
+		// One of before may have been listed, and a living process says itself when it gives up.
+		if latest := t.now.Add(max(p.Timeout, Listed)); p.Deadline.After(latest) {
+			p.Deadline = latest
+		}
+		changed[string(pendingKey(p.ID))] = &p
+	}
+	c := t.approvals().Cursor()
+	for k, v := c.Seek([]byte{prefixGrant}); len(k) > 0 && k[0] == prefixGrant; k, v = c.Next() {
+		var g grant
+		if decode(v, &g) != nil {
+			continue // tidy removes it
+		}
+		latest := t.now.Add(Listed)
+		if g.ForSession {
+			latest = t.now.Add(sessionGrant)
+		}
+		if g.Until.After(latest) {
+			g.Until = latest
+			changed[string(k)] = &g
+		}
+	}
+	for k, v := range changed {
+		if err := t.putApproval([]byte(k), v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Watch says that this process shows a person what waits, until stop is called or the
 // process ends.
 func (l *Ledger) Watch() (stop func(), err error) {
@@ -453,9 +550,12 @@ func (l *Ledger) Watch() (stop func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	lock := flock.New(filepath.Join(dir, newID("")), flock.SetPermissions(0o600))
-	if ok, err := lock.TryLock(); err != nil || !ok {
-		return nil, errors.Join(fmt.Errorf("say that approvals are watched, in %s", dir), err)
+	lock, err := watch(dir)
+	for n := 1; n < watchTries && err != nil; n++ { // who looks for the dead may have taken it for one
+		lock, err = watch(dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("say that approvals are watched, in %s: %w", dir, err)
 	}
 	return func() {
 		_ = os.Remove(lock.Path()) // who looks at it meanwhile finds it locked, or gone
@@ -464,7 +564,25 @@ func (l *Ledger) Watch() (stop func(), err error) {
 	}, nil
 }
 
-// Watched reports whether any living process shows a person what waits.
+const watchTries = 10
+
+// watch makes and locks a file that shows that somebody watches.
+func watch(dir string) (*flock.Flock, error) {
+	lock := flock.New(filepath.Join(dir, newID("")), flock.SetPermissions(0o600))
+	ok, err := lock.TryLock()
+	if err == nil && !ok {
+		err = errors.New("it is locked")
+	}
+	if err == nil {
+		if _, err = os.Stat(lock.Path()); err != nil { // it was removed before it was locked
+			_ = lock.Unlock()
+		}
+	}
+	return lock, err
+}
+
+// Watched reports whether any living process shows a person what waits. Several look at
+// once, so their locks keep out those of the living only.
 func (l *Ledger) Watched() bool {
 	dir := watchers(l.o.Dir)
 	entries, err := os.ReadDir(dir)
@@ -473,11 +591,12 @@ func (l *Ledger) Watched() bool {
 	}
 	for _, e := range entries {
 		lock := flock.New(filepath.Join(dir, e.Name()), flock.SetFlag(os.O_RDWR))
-		free, err := lock.TryLock()
+		free, err := lock.TryRLock()
 		switch {
 		case free: // its process has died
 			_ = os.Remove(lock.Path())
 			_ = lock.Unlock()
+			_ = os.Remove(lock.Path()) // Windows removes no open file
 		case err == nil:
 			return true
 		}

@@ -77,6 +77,8 @@ func fullDisk(raw []byte) error {
 		s.reserve(c.Root, dir)
 	case "create":
 		s.create(c.Root, dir)
+	case "approvals":
+		s.approvals(c.Root, dir)
 	}
 	if s.failed {
 		return errors.New("failed")

@@ -22,6 +22,8 @@ const (
 	spaceHolds    = 'h' // call id → held as JSON
 	spaceLoops    = 'l' // hash → window start, value, window end; see loop.go
 	spaceConfigs  = 'g' // SHA-256 of a config → seq of its record
+	spaceKeys     = 'k' // SHA-256 of a key of the REST API → Key as JSON
+	spaceOnce     = 'i' // k, digest → once as JSON; t, when it is forgotten (Unix ns, big-endian), digest → nothing
 )
 
 func (s space) key(k []byte) []byte { return append(append(make([]byte, 0, 1+len(k)), s.prefix), k...) }
