@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -13,7 +14,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -238,9 +238,10 @@ func TestNPMWithoutProgram(t *testing.T) {
 // onlyChild returns the process that a launcher has started.
 func onlyChild(t *testing.T, pid int) int {
 	t.Helper()
-	out := strings.Fields(must(t, exec.Command(tool(t, "ps"), "-o", "pid=", "--ppid", strconv.Itoa(pid))))
-	if len(out) != 1 || !regexp.MustCompile(`^\d+$`).MatchString(out[0]) {
-		t.Fatalf("the launcher has the children %v", out)
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	out := strings.Fields(string(children))
+	if err != nil || len(out) != 1 {
+		t.Fatalf("the launcher has the children %v: %v", out, err)
 	}
 	return atoi(t, out[0])
 }
