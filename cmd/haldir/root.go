@@ -154,6 +154,7 @@ func root(a *app) *cobra.Command {
 		simulateCommand(a), suggestCommand(a),
 		sessionCommand(a), approvalsCommand(a), stopCommand(a), resumeCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), consoleCommand(a), keyCommand(a), versionCommand(a),
 	)
+	cmd.AddCommand(pagesCommand(a)...)
 	cmd.InitDefaultCompletionCmd()
 	if c, _, err := cmd.Find([]string{"completion"}); err == nil {
 		c.RunE = needsVerb

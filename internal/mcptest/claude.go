@@ -254,7 +254,7 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	// Claude Code asks its model for other things too, such as a title: those have no tools.
-	if has := slices.ContainsFunc(req.Tools, func(t named) bool { return strings.HasPrefix(t.Name, "mcp__haldir__") }); has && done < len(m.uses) {
+	if has := slices.ContainsFunc(req.Tools, func(t named) bool { return strings.HasPrefix(t.Name, "mcp__") }); has && done < len(m.uses) {
 		use = &m.uses[done]
 	}
 	m.mu.Unlock()
