@@ -155,7 +155,7 @@ func (b *Builder) Add(e *audit.Event) error {
 		b.r.Pins.add(e)
 	case audit.KindSession:
 		b.r.Sessions.add(e)
-	case audit.KindLedger:
+	case audit.KindLedger, audit.KindKey:
 		b.r.Ledger.add(e)
 	case audit.KindGovernance, audit.KindOutcome, audit.KindApproval:
 	}
