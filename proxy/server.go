@@ -398,6 +398,8 @@ func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batc
 	m, err := wire.ParseStrict(line)
 	var bad *wire.Error
 	switch {
+	case errors.As(err, &bad) && s.unreadable(line, bad):
+		reply(nil)
 	case errors.As(err, &bad):
 		s.fail(bad, reply)
 	case m.IsNotification():
