@@ -62,7 +62,7 @@ func newGovernance(s *Server) *governance {
 			"Get the newest entries of this session's audit trail.",
 			`{"type":"object","properties":{` +
 				`"limit":{"type":"integer","minimum":1,"maximum":200,"default":20,"description":"At most so many entries."},` +
-				`"status":{"type":"string","enum":["running","allowed","error","denied","cancelled","abandoned"]},` +
+				`"status":{"type":"string","enum":["running","allowed","error","denied","cancelled","abandoned","pending","approved"]},` +
 				`"tool":{"type":"string","description":"Only entries of this tool."}}}`,
 			`{"type":"object","properties":{"count":{"type":"integer"},"entries":{"type":"array","items":{"type":"object"}}},` +
 				`"required":["count","entries"]}`,

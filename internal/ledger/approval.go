@@ -160,10 +160,17 @@ func (t *tx) redeem(key []byte, g *grant) error {
 	return t.approvals().Delete(key)
 }
 
-// Free lets the next such call have the grant that an attempt has waited for, if there is
-// one and it has not used it. It does not block and cannot fail, like [Ledger.Settle].
+// Free says that an attempt does not wait any more for the approval that is its Grant, and
+// has not used it: if it was allowed, the next such call may have it; if nobody has answered,
+// it stays listed. It does not block and cannot fail, like [Ledger.Settle].
 func (l *Ledger) Free(a Attempt, session string) {
-	l.owe(func(t *tx) error { return t.free(&a, session) })
+	l.owe(func(t *tx) error {
+		err := t.list(a.Grant)
+		if errors.Is(err, ErrNoApproval) {
+			err = t.free(&a, session)
+		}
+		return err
+	})
 }
 
 // free lets any such call have the grant that one has not used.
@@ -216,7 +223,7 @@ func (t *tx) propose(process string, a *Attempt, rec *audit.Record, d *policy.De
 	}
 	shown := a.Call.Arguments
 	if a.Shown != nil {
-		shown = a.Shown
+		shown = a.Shown(shown)
 	}
 	if kept+min(len(shown), most) > maxKept {
 		most = scant
@@ -381,21 +388,23 @@ func (a *Answer) Sentence() string {
 // Refuse says that nobody can be asked: the call is refused, and stays listed for the
 // time of [Listed]. One that was listed for the same call makes room for it.
 func (l *Ledger) Refuse(ctx context.Context, id string) error {
-	return l.do(ctx, true, func(t *tx) error {
-		p, err := t.pending(id)
-		if err != nil {
-			return err
-		}
-		for _, other := range t.allPending() {
-			if !other.Waiting && bytes.Equal(other.Key, p.Key) {
-				if err := t.answer(&other, Answer{Channel: ChannelTimeout, Note: "it was asked for again as " + p.ID}); err != nil {
-					return err
-				}
+	return l.do(ctx, true, func(t *tx) error { return t.list(id) })
+}
+
+func (t *tx) list(id string) error {
+	p, err := t.pending(id)
+	if err != nil {
+		return err
+	}
+	for _, other := range t.allPending() {
+		if !other.Waiting && bytes.Equal(other.Key, p.Key) {
+			if err := t.answer(&other, Answer{Channel: ChannelTimeout, Note: "it was asked for again as " + p.ID}); err != nil {
+				return err
 			}
 		}
-		p.Waiting, p.Process, p.Deadline = false, "", t.now.Add(Listed)
-		return t.putApproval(pendingKey(id), p)
-	})
+	}
+	p.Waiting, p.Process, p.Deadline = false, "", t.now.Add(Listed)
+	return t.putApproval(pendingKey(id), p)
 }
 
 // Decided tells of requests that do not wait any more how they were decided. A request

@@ -27,8 +27,8 @@ type Attempt struct {
 	Config audit.Hash
 	// Pin is the hash of the tool's definition, which a person's word is bound to.
 	Pin audit.Hash
-	// Shown is what a person is shown of the arguments, nil for all of them as they are.
-	Shown []byte
+	// Shown returns what a person is shown of the arguments; nil shows them as they are.
+	Shown func(arguments []byte) []byte
 	// Grant is the id of the approval that this call has waited for, "" if none.
 	Grant string
 	// Refused, if set, is why the call cannot be let through whatever the
