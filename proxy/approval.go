@@ -98,6 +98,11 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 // was asked about, the grant is for another call, and the person is asked again.
 func (s *Server) anew(r *request, up *Upstream, attempt *ledger.Attempt) {
 	now := s.rules()
+	if before := r.rules; before.Client != "" { // it is made for another session than the host's
+		same := *now
+		same.Use, same.Session, same.Agent, same.Client = before.Use, before.Session, before.Agent, before.Client
+		now = &same
+	}
 	r.rules = now
 	attempt.Use, attempt.Config = now.Use, now.Config
 	call := &attempt.Call

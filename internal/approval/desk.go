@@ -30,7 +30,7 @@ type Desk struct {
 // How often the bell is looked at, and the database without a bell.
 const (
 	each   = 150 * time.Millisecond
-	anyway = 5 * time.Second
+	anyway = 30 * time.Second
 )
 
 // NewDesk makes a desk. Close it.

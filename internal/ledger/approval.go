@@ -157,7 +157,7 @@ func (t *tx) redeem(key []byte, g *grant) error {
 	if g.ForSession {
 		return nil
 	}
-	return t.approvals().Delete(key)
+	return t.dropApproval(key)
 }
 
 // Free says that an attempt does not wait any more for the approval that is its Grant, and
@@ -193,7 +193,23 @@ func (t *tx) putApproval(key []byte, v any) error {
 	if err != nil {
 		return err
 	}
+	return t.storeApproval(key, raw)
+}
+
+// The sequence of the bucket is another one after each change: who has looked through it
+// need not do so again before.
+func (t *tx) storeApproval(key, raw []byte) error {
+	if _, err := t.approvals().NextSequence(); err != nil {
+		return err
+	}
 	return t.approvals().Put(key, raw)
+}
+
+func (t *tx) dropApproval(key []byte) error {
+	if _, err := t.approvals().NextSequence(); err != nil {
+		return err
+	}
+	return t.approvals().Delete(key)
 }
 
 // room says why no further call can wait for a person, "" if one can. One that is only
@@ -234,7 +250,7 @@ func (t *tx) propose(process string, a *Attempt, rec *audit.Record, d *policy.De
 		ForSession: d.Question.Session, Created: t.now, Deadline: t.now.Add(d.Question.Timeout), Timeout: d.Question.Timeout, Waiting: true,
 		Process: process, Key: a.bound(rec.Session),
 	}
-	if err := t.approvals().Put(argumentsKey(p.ID), cut(shown, most)); err != nil {
+	if err := t.storeApproval(argumentsKey(p.ID), cut(shown, most)); err != nil {
 		return err
 	}
 	return t.putApproval(pendingKey(p.ID), &p)
@@ -331,7 +347,7 @@ func (l *Ledger) Answer(ctx context.Context, id string, a Answer) (p Approval, e
 }
 
 func (t *tx) answer(p *Approval, a Answer) error {
-	if err := errors.Join(t.approvals().Delete(pendingKey(p.ID)), t.approvals().Delete(argumentsKey(p.ID))); err != nil || p.Seq == 0 {
+	if err := errors.Join(t.dropApproval(pendingKey(p.ID)), t.dropApproval(argumentsKey(p.ID))); err != nil || p.Seq == 0 {
 		return err
 	}
 	a.Note = cut(strings.ToValidUTF8(a.Note, "\ufffd"), maxNote)
@@ -458,7 +474,7 @@ func (t *tx) tidy(isDead func(process string) bool) error {
 	for k, g := range changed {
 		var err error
 		if g == nil {
-			err = t.approvals().Delete([]byte(k))
+			err = t.dropApproval([]byte(k))
 		} else {
 			err = t.putApproval([]byte(k), g)
 		}
@@ -469,28 +485,48 @@ func (t *tx) tidy(isDead func(process string) bool) error {
 	return nil
 }
 
-// untidy reports whether tidy has something to do, and who may have left it.
-func (t *tx) untidy(owners map[string]bool) (some bool) {
-	c := t.approvals().Cursor()
-	for k, v := c.First(); k != nil; k, v = c.Next() {
-		var x struct {
-			Deadline, Until time.Time
-			Process         string
-			Waiting         bool
-		}
-		if err := decode(v, &x); err != nil {
-			return true // tidy says what it is
-		}
-		if x.Process != "" {
-			owners[x.Process] = true
-		}
-		end := cmp.Or(x.Deadline, x.Until)
-		if x.Waiting {
-			end = end.Add(Listed)
-		}
-		some = some || !t.now.Before(end)
+// tidiness is what there is to tidy among approvals, as it was seen last.
+type tidiness struct {
+	ledger string // of which
+	seq    uint64 // of the bucket
+	owners []string
+	end    time.Time // when the first of them is over; zero if there is none
+	broken bool      // one cannot be read: tidy says what it is
+}
+
+// tidiness looks at it, unless nothing has changed since it was seen.
+func (t *tx) tidiness(seen tidiness) tidiness {
+	now := tidiness{ledger: string(t.space(spaceMeta).get(keyID)), seq: t.approvals().Sequence()}
+	if seen.ledger == now.ledger && seen.seq == now.seq {
+		return seen
 	}
-	return some
+	see := func(process string, end time.Time) {
+		if process != "" && !slices.Contains(now.owners, process) {
+			now.owners = append(now.owners, process)
+		}
+		if now.end.IsZero() || end.Before(now.end) {
+			now.end = end
+		}
+		now.broken = now.broken || end.IsZero()
+	}
+	for _, p := range t.allPending() {
+		if p.Waiting {
+			p.Deadline = p.Deadline.Add(Listed)
+		}
+		see(p.Process, p.Deadline)
+	}
+	c := t.approvals().Cursor()
+	for k, v := c.Seek([]byte{prefixGrant}); len(k) > 0 && k[0] == prefixGrant; k, v = c.Next() {
+		var g grant
+		now.broken = decode(v, &g) != nil || now.broken
+		see(g.Process, g.Until)
+	}
+	return now
+}
+
+// due reports whether there is something to tidy at a time.
+func (s *tidiness) due(now time.Time) bool {
+	return s.broken || !s.end.IsZero() && !now.Before(s.end)
 }
 
 // The bell is a file that changes when what others have asked for is decided, or a
