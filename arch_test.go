@@ -21,15 +21,25 @@ var may = map[string][]string{
 	"internal/wire":                {},
 	"audit":                        {},
 	"internal/config":              {"policy", "audit", "internal/wire"},
-	"internal/config/edit":         {"internal/config", "internal/secret"},
+	"internal/replace":             {},
+	"internal/config/edit":         {"internal/config", "internal/replace", "internal/secret"},
+	"internal/packs":               {"internal/config", "internal/config/edit"},
+	"internal/clients":             {"internal/replace", "internal/wire"},
+	"internal/adopt":               {"internal/clients", "internal/config", "internal/config/edit", "internal/replace", "internal/secret", "internal/wire"},
 	"internal/ledger":              {"audit", "policy"},
 	"internal/secret":              {},
+	"internal/replay":              {"audit", "policy"},
+	"internal/suggest":             {"internal/replay", "audit", "policy"},
+	"internal/report":              {"audit", "policy"},
 	"upstream/pins":                {},
 	"upstream/oauth":               {"internal/config", "internal/secret", "internal/wire"},
 	"upstream":                     {"upstream/oauth", "upstream/pins", "internal/config", "internal/wire"},
 	"internal/approval":            {"internal/ledger", "audit", "policy", "internal/wire"},
 	"proxy":                        {"internal/approval", "upstream", "internal/ledger", "audit", "policy", "internal/wire"},
-	"cmd/haldir":                   {"internal/approval", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/ledger", "internal/config", "internal/config/edit", "internal/wire", "audit", "policy", "examples/securitytools"},
+	"internal/console/page":        {},
+	"internal/console/api":         {"proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/ledger", "internal/wire", "audit", "policy"},
+	"internal/console":             {"internal/console/api", "internal/ledger", "internal/wire"},
+	"cmd/haldir":                   {"internal/console", "internal/console/api", "internal/console/page", "internal/approval", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/replay", "internal/suggest", "internal/report", "internal/ledger", "internal/config", "internal/config/edit", "internal/packs", "internal/clients", "internal/adopt", "internal/wire", "audit", "policy", "examples/securitytools"},
 	"examples/securitytools":       {},
 	"examples/securitytools/serve": {"examples/securitytools"},
 	"internal/mcptest":             {"internal/config", "internal/wire"},
@@ -45,6 +55,7 @@ var only = map[string][]string{
 	"filippo.io/age":                         {"internal/secret"},
 	"github.com/zalando/go-keyring":          {"internal/secret"},
 	"github.com/modelcontextprotocol/go-sdk": {"upstream/oauth"},
+	"github.com/tailscale/hujson":            {"internal/clients"},
 }
 
 func TestImportsPointDown(t *testing.T) {
@@ -52,7 +63,7 @@ func TestImportsPointDown(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != "." || d.Name() == "tools" || d.Name() == "testdata" || d.Name() == "node_modules") {
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != "." || d.Name() == "tools" || d.Name() == "packaging" || d.Name() == "testdata" || d.Name() == "node_modules") {
 			return fs.SkipDir
 		}
 		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {

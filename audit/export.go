@@ -110,9 +110,10 @@ func (e *Exported) CSV() []string {
 
 // Manifest goes with an export.
 type Manifest struct {
-	Format string `json:"format"` // jsonl or csv
-	Count  uint64 `json:"count"`
-	First  uint64 `json:"first_seq"` // 0 if there are no records
+	Format string `json:"format"`           // jsonl, csv or ocsf
+	Count  uint64 `json:"count"`            // of records
+	Events uint64 `json:"events,omitempty"` // of ocsf, in which a call is one
+	First  uint64 `json:"first_seq"`        // 0 if there are no records
 	Last   uint64 `json:"last_seq"`
 	Head   Hash   `json:"head_hash"` // of the last record
 	SHA256 string `json:"sha256"`    // of the contents, in hexadecimal
@@ -126,6 +127,9 @@ func (m Manifest) String() string {
 	gone := ""
 	if m.Pruned != nil {
 		gone = fmt.Sprintf("; the first %d were pruned", m.Pruned.Size)
+	}
+	if m.Events > 0 {
+		return fmt.Sprintf("%d events of %d records, %d to %d, head %s, sha256 %s%s", m.Events, m.Count, m.First, m.Last, m.Head, m.SHA256, gone)
 	}
 	return fmt.Sprintf("%d records, %d to %d, head %s, sha256 %s%s", m.Count, m.First, m.Last, m.Head, m.SHA256, gone)
 }

@@ -7,10 +7,18 @@ import "strings"
 type Event struct {
 	Record Record
 	Hash   Hash
-	// Outcome is how the attempt ended; nil while that is not known, and of what
-	// ends at once.
+	// Outcome is how the attempt ended, or what a person said of it; nil while that is
+	// not known, and of what ends at once.
 	Outcome     *Record
 	OutcomeHash Hash
+}
+
+// Approval names the approval that the call waited for, or that let it through.
+func (e *Event) Approval() string {
+	if e.Outcome != nil && e.Outcome.Approval != "" {
+		return e.Outcome.Approval
+	}
+	return e.Record.Approval
 }
 
 // Status is how far a call got: the outcome's, or the attempt's.
@@ -34,7 +42,7 @@ func (e *Event) Flagged() bool { return e.Record.Flagged || e.Outcome != nil && 
 
 // FlagReason says why.
 func (e *Event) FlagReason() string {
-	if e.Outcome == nil || !e.Outcome.Flagged {
+	if e.Outcome == nil || !e.Outcome.Flagged && e.Outcome.Kind != KindApproval {
 		return e.Record.FlagReason
 	}
 	return strings.TrimPrefix(e.Record.FlagReason+"; "+e.Outcome.FlagReason, "; ")
@@ -46,8 +54,8 @@ func (e *Event) ID() string { return CanonicalID(e.Record.Upstream, e.Record.Too
 // CanonicalID puts together what a record has in two fields: the prefix of what is
 // no tool stands before the upstream.
 func CanonicalID(upstream, tool string) string {
-	if upstream == "" {
-		return tool
+	if upstream == "" || tool == "" {
+		return upstream + tool
 	}
 	for _, prefix := range []string{"resource:", "prompt:"} {
 		if own, ok := strings.CutPrefix(tool, prefix); ok {
@@ -91,7 +99,7 @@ func (j *Joiner) Add(seq uint64, raw []byte) error {
 	}
 	e := &Event{Record: r, Hash: Sum(raw)}
 	switch {
-	case r.Kind == KindOutcome:
+	case r.joins():
 		if e, err = j.attempt(r.Ref); e == nil || err != nil {
 			return err
 		}
@@ -155,3 +163,6 @@ func (j *Joiner) End() error {
 	j.open, j.order = nil, nil
 	return nil
 }
+
+// Selects reports whether f selects an entry, its pages aside.
+func (f Filter) Selects(e *Entry) bool { return f.selects(e) }

@@ -31,11 +31,12 @@ const (
 	KindLedger     Kind = 6 // the ledger itself was looked after
 	KindPins       Kind = 7 // what an upstream offers was pinned, has changed, or was accepted
 	KindApproval   Kind = 8 // a person, or nobody in time, has decided about a pending call; Ref is its attempt
+	KindKey        Kind = 9 // a key of the REST API was created or revoked
 )
 
 var kindNames = map[Kind]string{
 	KindAttempt: "attempt", KindOutcome: "outcome", KindGovernance: "governance", KindSession: "session", KindConfig: "config",
-	KindLedger: "ledger", KindPins: "pins", KindApproval: "approval",
+	KindLedger: "ledger", KindPins: "pins", KindApproval: "approval", KindKey: "key",
 }
 
 // String returns the kind's name.
@@ -65,7 +66,7 @@ const (
 // CallStatuses are those of calls of upstreams, which people ask for.
 var CallStatuses = []Status{StatusRunning, StatusAllowed, StatusError, StatusDenied, StatusCancelled, StatusAbandoned, StatusPending, StatusApproved}
 
-// The statuses of a session record.
+// The statuses of a session's or a key's record.
 const (
 	StatusCreated Status = "created"
 	StatusRevoked Status = "revoked"

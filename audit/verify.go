@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // DamageKind names what was done to a chain.
@@ -55,6 +56,8 @@ type Verifier struct {
 	begun       Pruned // what was gone at the beginning
 	told        *Pruning
 	skipped     int
+	signed      time.Time
+	matched     int
 	// fault is what is wrong with a record, as those after it show. It is called
 	// with each of them until it returns an error; nil stands for one that cannot
 	// be read, or for the end, where it must. sum is the hash of the last record.
@@ -163,7 +166,8 @@ func (v *Verifier) compare() error {
 				v.agreed+1, c.Size, c.Time.Format("2006-01-02 15:04:05Z"))}
 		}
 		if c.Size == v.count {
-			v.agreed = c.Size
+			v.agreed, v.signed = c.Size, c.Time
+			v.matched++
 		}
 	}
 	return nil
@@ -221,6 +225,9 @@ func (v *Verifier) Count() uint64 { return v.count }
 
 // Agreed returns the size of the largest checkpoint that matched, 0 if none.
 func (v *Verifier) Agreed() uint64 { return v.agreed }
+
+// Signed returns how many checkpoints matched, and when the last of them was signed.
+func (v *Verifier) Signed() (n int, last time.Time) { return v.matched, v.signed }
 
 // Head returns the hash of the last record added.
 func (v *Verifier) Head() Hash { return v.head }

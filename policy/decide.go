@@ -156,7 +156,7 @@ func (e *Engine) decide(c Call, s State, w *watch) Decision {
 	act.close()
 	w.rule(none, len(v.findings))
 	e.sessionLimit(&v, &c, s, price != nil, amount)
-	w.end(v.findings)
+	w.end(v.findings, holds)
 	return conclude(d, &v, holds, windows, ask).asked(&c)
 }
 

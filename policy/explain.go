@@ -86,6 +86,7 @@ const none = -1
 type watch struct {
 	rules []seen // in the order of the rules; the last one stands for what comes after
 	found []Finding
+	holds []Hold
 }
 
 type seen struct {
@@ -115,10 +116,17 @@ func (w *watch) condition(value bool, err error) {
 	s.evaluated, s.value, s.undecided = true, value, err
 }
 
-func (w *watch) end(findings []Finding) {
+func (w *watch) end(findings []Finding, holds []Hold) {
 	if w != nil {
-		w.found = findings
+		w.found, w.holds = findings, holds
 	}
+}
+
+// Holds is what c would reserve if it were let through, whatever speaks against it.
+func (e *Engine) Holds(c Call, s State) []Hold {
+	w := &watch{}
+	e.decide(c, s, w)
+	return w.holds
 }
 
 // Explain is [Engine.Decide] and says what each rule had to do with it: the session
@@ -383,10 +391,15 @@ func (x *explainer) hours(l *Line, r *rule) {
 // closes returns the first instant after t, to the minute, when the window is not
 // open; zero if there is none before the horizon.
 func (w window) closes(t time.Time) time.Time {
+	const near, day = 180, 24 * 60 // as in next
 	end := t.Add(horizon)
 	for t = t.Truncate(time.Minute).Add(time.Minute); t.Before(end); t = t.Add(time.Minute) {
 		if !w.open(t) {
 			return t.In(w.loc)
+		}
+		local := t.In(w.loc)
+		if until := (w.hours.End - local.Hour()*60 - local.Minute() + day) % day; until > near {
+			t = t.Add(time.Duration(until-near-1) * time.Minute)
 		}
 	}
 	return time.Time{}

@@ -7,6 +7,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
 )
 
 // A loop is the same call again and again, or a tool that fails again and again. Both are
@@ -31,7 +34,8 @@ func (r *rule) repeats(c *Call, k *ready) (same, failed CounterKey) {
 // CounterLoop is the counter of all loop rules; Of is a hash.
 const CounterLoop = "loop"
 
-// digest identifies the arguments, however their keys are ordered and spaced.
+// digest identifies the arguments, however their keys are ordered and spaced, and
+// however their texts and numbers are spelt.
 func (k *ready) digest() string {
 	if k.sum == "" {
 		text := []byte(k.args.bytes)
@@ -42,7 +46,10 @@ func (k *ready) digest() string {
 		d.UseNumber()
 		var v any
 		if d.Decode(&v) == nil {
-			if sorted, err := json.Marshal(v); err == nil {
+			if sorted, err := json.Marshal(spelt(v)); err == nil {
+				if bytes.Contains(sorted, []byte(`\ufffd`)) || bytes.ContainsRune(sorted, utf8.RuneError) {
+					sorted = append(sorted, text...) // characters that are none are all read as the same one
+				}
 				text = sorted
 			}
 		}
@@ -50,6 +57,49 @@ func (k *ready) digest() string {
 		k.sum = string(sum[:])
 	}
 	return k.sum
+}
+
+// spelt writes every number in v one way: 100, 1e2 and 100.0 are the same.
+func spelt(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, x := range v {
+			v[key] = spelt(x)
+		}
+	case []any:
+		for i, x := range v {
+			v[i] = spelt(x)
+		}
+	case json.Number:
+		return speltNumber(string(v))
+	}
+	return v
+}
+
+// speltNumber is the digits that count, and the power of ten that they are to be
+// multiplied with. Nothing is calculated: an exponent can be of any size.
+func speltNumber(text string) json.Number {
+	mantissa, power, _ := strings.Cut(strings.ToLower(text), "e")
+	exponent := int64(0)
+	if power != "" {
+		var err error
+		if exponent, err = strconv.ParseInt(power, 10, 32); err != nil {
+			return json.Number(text)
+		}
+	}
+	mantissa, negative := strings.CutPrefix(mantissa, "-")
+	whole, fraction, _ := strings.Cut(mantissa, ".")
+	digits := strings.TrimLeft(whole+fraction, "0")
+	if digits == "" {
+		return "0"
+	}
+	short := strings.TrimRight(digits, "0")
+	exponent += int64(len(digits) - len(short) - len(fraction))
+	sign := ""
+	if negative {
+		sign = "-"
+	}
+	return json.Number(fmt.Sprintf("%s%se%d", sign, short, exponent))
 }
 
 // turns looks whether c goes in circles.

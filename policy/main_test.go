@@ -89,6 +89,10 @@ func costs() []policy.Cost {
 	return []policy.Cost{{Tools: []string{"pay/*"}, HasFromArgument: true, FromArgument: "/amount"}}
 }
 
+func cents() []policy.Cost {
+	return []policy.Cost{{Tools: []string{"pay/*"}, HasFromArgument: true, FromArgument: "/amount", Cents: true}}
+}
+
 // book keeps counters the way the ledger does, so that a test can let calls
 // follow each other.
 type book map[policy.CounterKey]policy.Counter

@@ -67,6 +67,14 @@ func (k *ready) answer(i int, when *condition, act *activation) (bool, error) {
 	return when.eval(act)
 }
 
+// unit is what the amount in the arguments is counted in.
+func (p *cost) unit() string {
+	if p.Cents {
+		return "cents"
+	}
+	return "dollars"
+}
+
 // of returns what a call with these arguments costs, 0 without a cost rule.
 func (p *cost) of(args *arguments) (Micros, error) {
 	switch {
@@ -81,7 +89,10 @@ func (p *cost) of(args *arguments) (Micros, error) {
 	}
 	m, err := ParseUSD(text)
 	if err != nil { // its words quote the value, which the audit may have to keep out
-		return 0, fmt.Errorf("argument %s: must be a decimal number of dollars from 0 to a billion", p.FromArgument)
+		return 0, fmt.Errorf("argument %s: must be a decimal number of %s from 0 to a billion", p.FromArgument, p.unit())
+	}
+	if p.Cents {
+		m = m/100 + min(m%100, 1) // rounded up, as all amounts are
 	}
 	return m, nil
 }

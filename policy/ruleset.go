@@ -44,9 +44,11 @@ type Cost struct {
 	Tools []string
 	USD   Micros
 	// FromArgument is a JSON pointer (RFC 6901) into the arguments; the amount
-	// there is a number or a decimal string of dollars.
+	// there is a number or a decimal string, of dollars unless Cents.
 	FromArgument    string
 	HasFromArgument bool // "" is a valid pointer
+	// Cents says that the amount at FromArgument is in hundredths of a dollar.
+	Cents bool
 	// FromResult is a JSON pointer into the result of the call. USD is then the
 	// ceiling that is reserved.
 	FromResult string

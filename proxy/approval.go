@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -24,7 +25,8 @@ import (
 type question struct {
 	ticket   ledger.Ticket
 	decision policy.Decision
-	tool     string // for sentences
+	attempt  ledger.Attempt // as the grant is for it
+	tool     string         // for sentences
 	asked    time.Time
 }
 
@@ -32,14 +34,22 @@ type question struct {
 func (q *question) left() time.Duration { return time.Until(q.asked.Add(q.decision.Question.Timeout)) }
 
 // admit gets leave for a call: from the policies, and from a person where they ask for
-// one. If it does not, answer is what the host gets, now.
-func (s *Server) admit(r *request, d []byte, attempt *ledger.Attempt, b *round, refuse func(Refusal) []byte) (answer []byte, how end, admitted bool) {
+// one. If it does not, answer is what the host gets, now. up may be another one afterwards:
+// while a person was asked, it may have been replaced.
+func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attempt, b *round, refuse func(Refusal) []byte) (answer []byte, how end, admitted bool) {
 	for {
 		if b.question == nil {
+			if attempt.Grant != "" && r.ctx.Err() != nil {
+				s.o.Ledger.Free(*attempt, r.rules.Use.ID)
+				return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown, false
+			}
 			ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), *attempt, r.rules.Engine)
 			switch {
 			case err != nil:
 				r.refused = err
+				if attempt.Grant != "" {
+					s.o.Ledger.Free(*attempt, r.rules.Use.ID)
+				}
 				s.o.Log.Error().Err(err).Str("call", s.shown(attempt)).Msg("a call was refused because it could not be recorded")
 				return refuse(Refusal{
 					Error:     fmt.Sprintf("%s was not called, since the call could not be recorded: %v", attempt.Call.Noun(), err),
@@ -57,7 +67,9 @@ func (s *Server) admit(r *request, d []byte, attempt *ledger.Attempt, b *round, 
 				return refuse(refusal(decision, ticket)), endRefused, false
 			}
 			s.o.Log.Info().Str("call", s.shown(attempt)).Str("rule", decision.Rule).Str("request", ticket.Approval).Msg("call waits for a person")
-			b.question = &question{ticket, decision, s.shown(attempt), time.Now()}
+			granted := *attempt
+			granted.Grant = ticket.Approval
+			b.question = &question{ticket, decision, granted, s.shown(attempt), time.Now()}
 		}
 		var w *wait
 		var refused *Refusal
@@ -77,7 +89,49 @@ func (s *Server) admit(r *request, d []byte, attempt *ledger.Attempt, b *round, 
 		}
 		attempt.Grant = b.question.ticket.Approval
 		b.question, b.asked = nil, false
+		s.anew(r, up, attempt)
 	}
+}
+
+// anew brings a call up to date that has waited for a person: it is judged by the rules that
+// hold now, and it is a call of the tool as it is now. If they are not those that the person
+// was asked about, the grant is for another call, and the person is asked again.
+func (s *Server) anew(r *request, up *Upstream, attempt *ledger.Attempt) {
+	now := s.rules()
+	if before := r.rules; before.Client != "" { // it is made for another session than the host's
+		same := *now
+		same.Use, same.Session, same.Agent, same.Client = before.Use, before.Session, before.Agent, before.Client
+		now = &same
+	}
+	r.rules = now
+	attempt.Use, attempt.Config = now.Use, now.Config
+	call := &attempt.Call
+	call.Session, call.Agent = now.Use.ID, now.Agent
+	i := slices.IndexFunc(now.Upstreams, func(u Upstream) bool { return u.Name() == call.Upstream })
+	known := i >= 0
+	if known {
+		*up = now.Upstreams[i]
+	}
+	if call.Kind == policy.KindTool && known {
+		e, err := s.current().find(call.ID())
+		if known = err == nil; known {
+			*call, attempt.Pin, *up = s.call(now, e, call.Arguments), audit.Sum(e.def.Raw), e.up
+		}
+	}
+	if !known {
+		attempt.Refused = &policy.Finding{
+			Policy: policyUnknownTool, Rule: policyUnknownTool, Reason: call.Noun() + " is gone: it was there when a person was asked about it",
+		}
+	}
+	now.Engine.Prepare(call)
+}
+
+// forPeople takes out of arguments what nobody is to see.
+func (s *Server) forPeople(arguments []byte) []byte {
+	if clean := s.o.Clean(string(arguments)); clean != string(arguments) {
+		return []byte(clean)
+	}
+	return arguments
 }
 
 // shown is what the log calls a call.
@@ -122,7 +176,7 @@ func (s *Server) await(r *request, q *question, form *approval.Question, shows b
 	defer deadline.Stop()
 	beat := time.NewTimer(firstBeat)
 	defer beat.Stop()
-	for n := 1; ; {
+	for {
 		select {
 		case e := <-decided:
 			return s.verdict(q, e)
@@ -143,8 +197,8 @@ func (s *Server) await(r *request, q *question, form *approval.Question, shows b
 			}
 			return s.decide(r.ctx, q, ledger.Answer{Channel: channel})
 		case <-beat.C:
-			s.patience(r, q, n)
-			n++
+			r.beats++
+			s.patience(r, q)
 			beat.Reset(heartbeat)
 		}
 	}
@@ -162,13 +216,13 @@ const (
 
 // patience keeps a client patient. What progress there is lies below zero, so that the
 // upstream's own, which begins at zero or above, goes on from there.
-func (s *Server) patience(r *request, q *question, n int) {
+func (s *Server) patience(r *request, q *question) {
 	token := progressToken(r.msg.Params)
 	if token == nil || r.silent.Load() {
 		return
 	}
 	s.write(wire.Notification("notifications/progress", fmt.Appendf(nil, `{"progressToken":%s,"progress":%.10f,"message":%s}`,
-		token, -1/float64(n), wire.Quote("waiting for a person to approve "+q.tool+" ("+q.ticket.Approval+")"))))
+		token, -1/float64(r.beats), wire.Quote("waiting for a person to approve "+q.tool+" ("+q.ticket.Approval+")"))))
 }
 
 // showsForms reports whether the host shows a form to a person.
@@ -184,13 +238,9 @@ func (s *Server) showsForms(r *request) bool {
 
 // words are what the person is told.
 func (s *Server) words(r *request, attempt *ledger.Attempt, q *question) *approval.Question {
-	arguments := attempt.Call.Arguments
-	if clean := s.o.Clean(string(arguments)); clean != string(arguments) {
-		arguments = []byte(clean)
-	}
 	return &approval.Question{
 		ID: q.ticket.Approval, Tool: s.o.Clean(attempt.Call.ID()), Agent: r.rules.Agent, Cost: q.decision.Cost, Priced: q.decision.Cost > 0,
-		Rules: q.decision.Question.Rules, Arguments: arguments, ForSession: q.decision.Question.Session, Command: s.o.Command,
+		Rules: q.decision.Question.Rules, Arguments: s.forPeople(attempt.Call.Arguments), ForSession: q.decision.Question.Session, Command: s.o.Command,
 	}
 }
 
@@ -201,11 +251,14 @@ func (s *Server) response(r *request, q *question, given []byte) (refused *Refus
 		return nil, false
 	}
 	a, reading := approval.Read(m.Result)
-	if reading != approval.Decided {
+	if reading != approval.Decided || !offered(q, a) {
 		return nil, false
 	}
 	return s.decide(r.ctx, q, a), true
 }
+
+// offered reports whether an answer is one of those that were to be had.
+func offered(q *question, a ledger.Answer) bool { return !a.ForSession || q.decision.Question.Session }
 
 // decide decides the request, unless somebody else was quicker.
 func (s *Server) decide(ctx context.Context, q *question, a ledger.Answer) *Refusal {
@@ -245,8 +298,10 @@ func (s *Server) not(q *question, why string) *Refusal {
 	return &x
 }
 
-// broke is the refusal of a call about which the ledger could not be asked.
+// broke is the refusal of a call about which the ledger could not be asked. What a person
+// says, or has said, is for the next such call.
 func (s *Server) broke(q *question, err error) *Refusal {
+	s.o.Ledger.Free(q.attempt, q.ticket.Session)
 	return &Refusal{
 		Error:     fmt.Sprintf("%s, and what a person says about it could not be recorded: %v", q.decision.Reason, err),
 		BlockedBy: "haldir", Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err), AuditID: q.ticket.AuditID(),
@@ -279,7 +334,7 @@ func (s *Server) goOn(r *request, attempt *ledger.Attempt, q *question) *Refusal
 		return s.verdict(q, e)
 	}
 	at, _ := wire.At(r.msg.Params, "inputResponses", approvalKey)
-	if a, reading := approval.Read(at.Value); reading == approval.Decided {
+	if a, reading := approval.Read(at.Value); reading == approval.Decided && offered(q, a) {
 		return s.decide(r.ctx, q, a)
 	}
 	if !s.o.Ledger.Watched() {

@@ -453,7 +453,9 @@ func TestASessionIsRevokedWithItsCalls(t *testing.T) {
 	if r := h.end(call); r.Error == nil || !strings.Contains(r.Error.Message, "revoked") {
 		t.Errorf("the call: %s", r.line)
 	}
-	eventually(t, "it is recorded", func() bool { return h.last().Status == audit.StatusCancelled && strings.Contains(h.last().FlagReason, "revoked") })
+	eventually(t, "it is recorded", func() bool {
+		return h.last().Status == audit.StatusCancelled && strings.Contains(h.last().FlagReason, "revoked")
+	})
 	h.refused("db__slow", `{}`)
 }
 

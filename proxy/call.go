@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -77,7 +78,7 @@ func (s *Server) callTool(r *request) []byte {
 
 	answer, _ := s.governed(r, entry.up, attempt, upstream.Call{
 		Method: "tools/call", Params: call.named(entry.Tool), Token: call.token, Task: call.task,
-	}, func(refusal Refusal) []byte { return wire.Result(id, refusal.result()) })
+	}, func(refusal Refusal) []byte { r.refusal = &refusal; return wire.Result(id, refusal.result()) })
 	return answer
 }
 
@@ -150,7 +151,7 @@ func (s *Server) namesake(name string) Upstream {
 // attempt describes a call to the ledger. missing is why it has no tool.
 func (s *Server) attempt(now *Rules, e Entry, call toolCall, missing error) ledger.Attempt {
 	s.mu.Lock()
-	client := s.client
+	client := cmp.Or(now.Client, s.client)
 	s.mu.Unlock()
 	name := wire.Printable(call.tool, longestName)
 	a := ledger.Attempt{
@@ -182,7 +183,7 @@ func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 // govern calls one of haldir's own tools: never judged, always recorded.
 func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attempt) []byte {
 	s.closed() // it tells of all that the host has had an answer to
-	m, err := e.up.Call(r.ctx, upstream.Call{Method: "tools/call", Params: call.named(e.Tool)})
+	m, err := e.up.Call(within(r.ctx, r.rules), upstream.Call{Method: "tools/call", Params: call.named(e.Tool)})
 	failure := ""
 	if err != nil {
 		failure = err.Error()
@@ -200,6 +201,15 @@ func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attem
 // the response. refused, if it is haldir's own and nothing was called, is
 // [ErrRefused] or why the ledger could not record the call.
 func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessage) (m wire.Message, refused, err error) {
+	m, r, err := s.callOf(ctx, nil, s.rules(), tool, arguments)
+	if err != nil {
+		return wire.Message{}, nil, err
+	}
+	return m, r.refused, nil
+}
+
+// callOf makes a tools/call without a host. cancel, if not nil, ends it.
+func (s *Server) callOf(ctx context.Context, cancel context.CancelCauseFunc, now *Rules, tool string, arguments json.RawMessage) (wire.Message, *request, error) {
 	s.start(upstream.Host{})
 	params := append([]byte(`{"name":`), wire.Quote(tool)...)
 	if arguments != nil {
@@ -209,9 +219,9 @@ func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessag
 	if err != nil {
 		return wire.Message{}, nil, err
 	}
-	r := &request{msg: msg, ctx: ctx, rules: s.rules()}
-	m, err = wire.ParseLenient(s.callTool(r))
-	return m, r.refused, err
+	r := &request{msg: msg, ctx: ctx, cancel: cancel, rules: now}
+	m, err := wire.ParseLenient(s.callTool(r))
+	return m, r, err
 }
 
 // ErrRefused says that a policy did not let a call through.
@@ -222,6 +232,10 @@ var errNotCalled = errors.New("there is no such tool, or not now")
 
 // Explain decides about a call without making or recording it.
 func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMessage) (Entry, ledger.Session, policy.Decision, error) {
+	return s.explain(ctx, s.rules(), tool, arguments)
+}
+
+func (s *Server) explain(ctx context.Context, now *Rules, tool string, arguments json.RawMessage) (Entry, ledger.Session, policy.Decision, error) {
 	s.start(upstream.Host{})
 	e, err := s.route(ctx, tool)
 	if err != nil {
@@ -230,7 +244,6 @@ func (s *Server) Explain(ctx context.Context, tool string, arguments json.RawMes
 	if e.Upstream == ownName {
 		return e, ledger.Session{}, policy.Decision{Verdict: policy.Allow}, nil
 	}
-	now := s.rules()
 	call := s.call(now, e, arguments)
 	now.Engine.Prepare(&call)
 	session, d, err := s.o.Ledger.Check(ctx, now.Use, call, now.Engine)

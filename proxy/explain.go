@@ -50,3 +50,6 @@ func (s *Server) ExplainLines(ctx context.Context, tool string, arguments json.R
 	x.Lines = w.lines
 	return x, err
 }
+
+// Own reports that the tool is haldir's own.
+func (e Entry) Own() bool { return e.Upstream == ownName }

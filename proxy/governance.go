@@ -62,7 +62,7 @@ func newGovernance(s *Server) *governance {
 			"Get the newest entries of this session's audit trail.",
 			`{"type":"object","properties":{` +
 				`"limit":{"type":"integer","minimum":1,"maximum":200,"default":20,"description":"At most so many entries."},` +
-				`"status":{"type":"string","enum":["running","allowed","error","denied","cancelled","abandoned"]},` +
+				`"status":{"type":"string","enum":["running","allowed","error","denied","cancelled","abandoned","pending","approved"]},` +
 				`"tool":{"type":"string","description":"Only entries of this tool."}}}`,
 			`{"type":"object","properties":{"count":{"type":"integer"},"entries":{"type":"array","items":{"type":"object"}}},` +
 				`"required":["count","entries"]}`,
@@ -162,7 +162,7 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 	if kind := wire.KindOf(in.Arguments); in.Arguments != nil && kind != "an object" && kind != "null" {
 		return mcp.NewToolResultErrorf("arguments must be an object, not %s", kind), nil
 	}
-	rules := g.s.rules()
+	rules := g.s.rulesOf(ctx)
 	sp, _, err := g.s.o.Ledger.Spent(ctx, rules.Use, rules.Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
@@ -188,7 +188,7 @@ func (g *governance) checkPermission(ctx context.Context, _ mcp.CallToolRequest)
 		out.Allowed, out.Reason = false, fmt.Sprintf("This session does not have the scope '%s'", in.Scope)
 	}
 	if in.Tool != "" {
-		e, _, d, err := g.s.Explain(ctx, in.Tool, in.Arguments)
+		e, _, d, err := g.s.explain(ctx, rules, in.Tool, in.Arguments)
 		if err != nil {
 			return mcp.NewToolResultError(err.Error()), nil
 		}
@@ -254,7 +254,7 @@ func (g *governance) getSpend(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if err := bind(ctx, &struct{}{}); err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
 	}
-	rules := g.s.rules()
+	rules := g.s.rulesOf(ctx)
 	sp, budgets, err := g.s.o.Ledger.Spent(ctx, rules.Use, rules.Engine)
 	if err != nil {
 		return mcp.NewToolResultError(err.Error()), nil
@@ -280,7 +280,7 @@ func (g *governance) getAudit(ctx context.Context, _ mcp.CallToolRequest) (*mcp.
 	if in.Status != "" && !slices.Contains(audit.CallStatuses, in.Status) {
 		return mcp.NewToolResultErrorf("unknown status %q", in.Status), nil
 	}
-	f := audit.Filter{Session: g.s.rules().Use.ID, Status: in.Status, Limit: in.Limit, Calls: true}
+	f := audit.Filter{Session: g.s.rulesOf(ctx).Use.ID, Status: in.Status, Limit: in.Limit, Calls: true}
 	if in.Tool != "" {
 		f.Tool = in.Tool
 		if e, err := g.s.current().find(in.Tool); err == nil {

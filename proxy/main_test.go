@@ -747,4 +747,11 @@ func (f *faulty) Find(ctx context.Context, x audit.Filter) ([]audit.Entry, uint6
 	return f.Ledger.Find(ctx, x)
 }
 
+func (f *faulty) Bell() string {
+	if f.Ledger == nil {
+		return ""
+	}
+	return f.Ledger.Bell()
+}
+
 var errDisk = errors.New("no space left on device")

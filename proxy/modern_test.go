@@ -55,6 +55,13 @@ type books struct {
 	out     map[string]ledger.Outcome
 }
 
+func (b *books) Bell() string {
+	if b.Ledger == nil {
+		return ""
+	}
+	return b.Ledger.Bell()
+}
+
 func newBooks() *books { return &books{settled: map[string]int{}, out: map[string]ledger.Outcome{}} }
 
 func (b *books) Reserve(ctx context.Context, a ledger.Attempt, d ledger.Decider) (ledger.Ticket, policy.Decision, error) {

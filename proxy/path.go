@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/ledger"
@@ -29,6 +30,7 @@ const (
 // when the host has given what the upstream needs for it is one call: it is
 // reserved once, and settled at its end.
 func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c upstream.Call, refuse func(Refusal) []byte) ([]byte, end) {
+	began := time.Now()
 	d := digest(r, attempt.Call)
 	before, err := s.resume(r, d)
 	if err != nil {
@@ -54,7 +56,8 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		}
 		// An attempt that is cancelled meanwhile is on record all the same.
 		r.rules.Engine.Prepare(&attempt.Call)
-		if answer, how, ok := s.admit(r, d, &attempt, before, refuse); !ok {
+		attempt.Shown = s.forPeople
+		if answer, how, ok := s.admit(r, d, &up, &attempt, before, refuse); !ok {
 			return answer, how
 		}
 	}
@@ -63,7 +66,7 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		outcome = failed(r.ctx, wire.ErrNotSent)
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
 	}
-	done := s.underway(r, before.ticket.Session)
+	done := s.underway(r, before.ticket.Session, began)
 	m, wait, err := s.advance(r, up, before, c)
 	done()
 	if wait != nil {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -162,6 +163,24 @@ func (s *Server) answered(m wire.Message) {
 	if a != nil { // else it was withdrawn
 		a.reply(m.WithID(a.id))
 	}
+}
+
+// unreadable takes a line that cannot be read for the response that it may be: who has asked
+// would wait for another one in vain. It reports whether it was one.
+func (s *Server) unreadable(line []byte, why *wire.Error) bool {
+	if why.ID == nil || bytes.Contains(line, []byte(`"method"`)) {
+		return false
+	}
+	s.mu.Lock()
+	a := s.asks.waiting[wire.IDKey(why.ID)]
+	delete(s.asks.waiting, wire.IDKey(why.ID))
+	s.mu.Unlock()
+	if a == nil {
+		return false
+	}
+	s.o.Log.Warn().Str("error", why.Message).Msg("the client's response cannot be read")
+	a.reply(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "the client's response cannot be read: " + why.Message, ID: a.id}))
+	return true
 }
 
 // Notify passes a notification of an upstream on to the host. It implements

@@ -270,5 +270,6 @@ func (forgetful) Reserve(_ context.Context, a ledger.Attempt, d ledger.Decider) 
 	return ledger.Ticket{}, d.Decide(a.Call, policy.State{Now: time.Now(), Session: policy.SessionState{AllScopes: true}}), nil
 }
 func (forgetful) Settle(ledger.Ticket, ledger.Outcome)                            {}
+func (forgetful) Bell() string                                                    { return "" }
 func (forgetful) LoadCatalogue(context.Context, string) ([]byte, error)           { return nil, nil }
 func (forgetful) SaveCatalogue(_ context.Context, _ string, _ []byte) (err error) { return nil }

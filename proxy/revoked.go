@@ -15,16 +15,21 @@ var errRevoked = errors.New("the session was revoked, and its running calls were
 // while there are any: no more than a small file is read.
 const revokedEach = 250 * time.Millisecond
 
-// underway notes that a call of a session is at its upstream, until over is called.
-func (s *Server) underway(r *request, session string) (over func()) {
+// underway notes that a call of a session is at its upstream, until over is called. began is
+// when it was not let through yet.
+func (s *Server) underway(r *request, session string, began time.Time) (over func()) {
 	if r.cancel == nil { // nobody could end it
 		return func() {}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running[r] = session
+	if s.rang.After(began) { // its session may have been revoked meanwhile, and this call was not there to be ended
+		s.rang = time.Time{}
+	}
 	if !s.watching {
 		s.watching = true
+		s.rang = time.Time{}
 		s.wg.Go(s.watchRevoked)
 	}
 	return func() {
@@ -44,21 +49,31 @@ func (s *Server) watchRevoked() {
 		case <-s.work.Done():
 		}
 		s.mu.Lock()
-		if s.watching = len(s.running) > 0 && s.work.Err() == nil; !s.watching {
-			s.mu.Unlock()
+		s.watching = len(s.running) > 0 && s.work.Err() == nil
+		over := !s.watching
+		s.mu.Unlock()
+		if over {
 			return
 		}
+		bell, now := s.o.Ledger.Bell(), time.Now()
+		s.mu.Lock()
+		look := bell != heard || s.rang.IsZero() && bell != ""
 		calls := map[string][]*request{}
-		for r, session := range s.running {
-			calls[session] = append(calls[session], r)
+		if look {
+			s.rang = now
+			for r, session := range s.running {
+				calls[session] = append(calls[session], r)
+			}
 		}
 		s.mu.Unlock()
-		bell := s.o.Ledger.Bell()
-		if bell == heard {
-			continue
-		}
-		if s.cancelRevoked(calls) {
+		switch {
+		case !look:
+		case s.cancelRevoked(calls):
 			heard = bell
+		default: // again, at the next tick
+			s.mu.Lock()
+			s.rang = time.Time{}
+			s.mu.Unlock()
 		}
 	}
 }

@@ -166,7 +166,9 @@ func (s *Server) finishRound(b *round, why string) {
 		case q.left() <= 0:
 			a.Channel = ledger.ChannelTimeout
 		}
-		_ = s.decide(s.work, q, a) // nobody is left to tell
+		if refused := s.decide(s.work, q, a); refused == nil { // it was allowed, and nobody goes on with it
+			s.o.Ledger.Free(q.attempt, q.ticket.Session)
+		}
 		return
 	}
 	outcome := ledger.Outcome{Result: ledger.Unknown, Reason: why}

@@ -48,6 +48,7 @@ type Ledger interface {
 	Find(ctx context.Context, f audit.Filter) ([]audit.Entry, uint64, error)
 	Answer(ctx context.Context, id string, a ledger.Answer) (ledger.Approval, error)
 	Refuse(ctx context.Context, id string) error
+	Free(a ledger.Attempt, session string)
 	Watched() bool
 	Session(ctx context.Context, u ledger.Use) (ledger.Session, error)
 	Stopped(ctx context.Context) (*ledger.Stopped, error)
@@ -85,6 +86,7 @@ type Rules struct {
 	Use       ledger.Use
 	Session   policy.SessionState
 	Agent     string
+	Client    string // who calls, where it is not the host
 	Config    audit.Hash
 	Detail    audit.Detail
 	HideNever bool
@@ -107,7 +109,8 @@ type Rules struct {
 func (s *Server) rules() *Rules { return s.adopted.Load() }
 
 // Adopt puts other rules in force, for every request that begins from then on. Requests
-// under way go on by those they began with. The host is told of tools that come or go.
+// under way go on by those they began with, but those that wait for a person are judged by
+// the new ones when they go on. The host is told of tools that come or go.
 func (s *Server) Adopt(r Rules) {
 	r.all = append(append([]Upstream(nil), r.Upstreams...), s.own)
 	s.mu.Lock()
@@ -167,6 +170,7 @@ type Server struct {
 	inflight map[string]*request
 	running  map[*request]string   // the session of each call that is at its upstream
 	watching bool                  // whether their sessions are revoked
+	rang     time.Time             // when they were last looked at for that
 	closing  map[*request]struct{} // answered, and not yet settled
 	client   string
 	version  string
@@ -302,14 +306,16 @@ type request struct {
 	done   chan struct{}
 	reply  func([]byte) // nil bytes: there is no answer
 	silent atomic.Bool  // the client does not want an answer any more
-	rules  *Rules       // in force when it began
+	rules  *Rules       // in force when it began, or when it went on after a person was asked
+	beats  int          // how often the client was told that it waits for a person
 	era    *envelope    // nil in the handshake era
 	up     Upstream     // who was asked last; guarded by the server's mu
 	after  []func()     // what the host need not wait for
 	answer wire.Message // whose memory nobody needs once that is done
 	round  *round       // not nil if the host is to go on with it
 
-	refused error // not nil if haldir refused it, not the upstream
+	refused error    // not nil if haldir refused it, not the upstream
+	refusal *Refusal // of a call of a tool
 }
 
 // maxSpare is how many goroutines wait to read in turn.
@@ -394,6 +400,8 @@ func (s *Server) take(ctx context.Context, line []byte, reply func([]byte), batc
 	m, err := wire.ParseStrict(line)
 	var bad *wire.Error
 	switch {
+	case errors.As(err, &bad) && s.unreadable(line, bad):
+		reply(nil)
 	case errors.As(err, &bad):
 		s.fail(bad, reply)
 	case m.IsNotification():

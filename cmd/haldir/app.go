@@ -278,6 +278,17 @@ func shownUpstream(s string) string {
 	return name + "=…"
 }
 
+// shownURL is where a server is, without what may be secret: a reference is shown, not what
+// it stands for.
+func shownURL(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return "…"
+	}
+	u.User, u.RawQuery, u.Fragment, u.ForceQuery = nil, "", "", false
+	return u.String()
+}
+
 // place is what the config was read from.
 func (a *app) place() string {
 	if len(a.quick.upstreams) > 0 {

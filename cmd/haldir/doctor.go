@@ -116,7 +116,7 @@ func (e *examination) hooks() {
 	}
 	here := filepath.Join(workingDir(), ".claude")
 	for _, path := range []string{filepath.Join(own, "settings.json"), filepath.Join(here, "settings.json"), filepath.Join(here, "settings.local.json")} {
-		raw, err := os.ReadFile(path)
+		raw, err := os.ReadFile(path) //nolint:gosec // the client's own settings, which its user has chosen
 		if err != nil {
 			continue // most are not there
 		}

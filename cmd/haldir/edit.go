@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/rogpeppe/go-internal/diff"
@@ -20,6 +21,7 @@ import (
 type editing struct {
 	a              *app
 	dryRun, asJSON bool
+	what           string // is added, if it is more than one entry
 }
 
 func (e *editing) flags(cmd *cobra.Command) {
@@ -81,6 +83,10 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 		notes = append(notes, e.signIn(r)...)
 	}
 	what := map[edit.List]string{edit.Policies: "policy", edit.Upstreams: "upstream"}[list]
+	if e.what != "" {
+		named := slices.DeleteFunc(slices.Clone(r.IDs), func(id string) bool { return strings.Contains(id, "[") }) // a scope has no id
+		what, r.ID = e.what, strings.Join(named, ", ")
+	}
 	changes := string(diff.Diff(r.Path, r.Before, r.Path, r.After))
 	if e.asJSON {
 		for _, l := range []*[]string{&loosens, &notes} {
@@ -89,6 +95,11 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 			}
 		}
 		key := map[edit.List]string{edit.Policies: "id", edit.Upstreams: "name"}[list]
+		if e.what != "" {
+			return a.printJSON(map[string]any{
+				"ids": r.IDs, "file": r.Path, "action": done, "written": !e.dryRun, "diff": changes, "loosens": loosens, "notes": notes,
+			})
+		}
 		return a.printJSON(map[string]any{
 			key: r.ID, "file": r.Path, "action": done, "written": !e.dryRun, "entry": r.Entry, "diff": changes, "loosens": loosens, "notes": notes,
 		})

@@ -121,8 +121,8 @@ func (a *app) printLines(lines []policy.Line) error {
 		if l.Counter != nil {
 			about = append(about, l.Counter.String())
 		}
-		// What refuses has been told above in full.
-		if l.Why != "" && l.Passes {
+		// What refuses has been told above in full, and what a condition is comes next.
+		if l.Why != "" && l.Passes && (l.Applies || l.Value == "") {
 			about = append(about, l.Why)
 		}
 		if l.Value != "" {

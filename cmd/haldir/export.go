@@ -25,11 +25,13 @@ func auditExport(a *app) *cobra.Command {
 		Long: "export writes the records in order, so that they can be verified without haldir\n" +
 			"(docs/audit-format.md). The manifest goes to FILE.manifest.json beside --out\n" +
 			"FILE, or to stderr when the records go to stdout. Where old records were pruned it\n" +
-			"begins after them, and the manifest has what is known of them.",
+			"begins after them, and the manifest has what is known of them.\n\n" +
+			"--format ocsf writes events for a SIEM instead: one API Activity (6003) of OCSF\n" +
+			audit.OCSFVersion + " a line, each call once, with its outcome, when it has ended.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if format != "jsonl" && format != "csv" {
-				return usage("--format must be jsonl or csv")
+			if format != "jsonl" && format != "csv" && format != "ocsf" {
+				return usage("--format must be jsonl, csv or ocsf")
 			}
 			if err := a.openState(); err != nil {
 				return err
@@ -59,7 +61,7 @@ func auditExport(a *app) *cobra.Command {
 			return os.WriteFile(out+".manifest.json", append(text, '\n'), 0o600)
 		},
 	}
-	cmd.Flags().StringVar(&format, "format", "jsonl", "jsonl or csv")
+	cmd.Flags().StringVar(&format, "format", "jsonl", "jsonl, csv or ocsf")
 	cmd.Flags().StringVar(&out, "out", "", "a new file to write to (default stdout)")
 	cmd.Flags().Uint64Var(&from, "from", 1, "the first record")
 	return cmd
@@ -78,6 +80,10 @@ func (a *app) export(cmd *cobra.Command, w io.Writer, format string, from uint64
 			return m, err
 		}
 	}
+	events := &audit.Joiner{Ended: true, Each: func(e *audit.Event) error {
+		m.Events++
+		return lines.Encode(e.OCSF(version()))
+	}}
 	gone, err := a.ledger.Pruned(cmd.Context())
 	if err != nil {
 		return m, err
@@ -96,11 +102,17 @@ func (a *app) export(cmd *cobra.Command, w io.Writer, format string, from uint64
 			}
 		}
 		m.Last, m.Head = e.Seq, e.Hash
-		if format == "csv" {
+		switch format {
+		case "csv":
 			return rows.Write(e.CSV())
+		case "ocsf":
+			return events.Add(key, raw)
 		}
 		return lines.Encode(e)
 	})
+	if err == nil {
+		err = events.End()
+	}
 	rows.Flush()
 	if err = errors.Join(err, rows.Error(), buffered.Flush()); err != nil {
 		return m, err

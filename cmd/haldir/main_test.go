@@ -1,12 +1,16 @@
 package main_test
 
 import (
+	"context"
+	"fmt"
+	"os"
 	"os/exec"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	haldir "github.com/haldir-mcp/haldir/cmd/haldir"
+	"github.com/haldir-mcp/haldir/examples/securitytools"
 	"github.com/haldir-mcp/haldir/internal/mcptest"
 )
 
@@ -17,7 +21,15 @@ import (
 func TestMain(m *testing.M) {
 	mcptest.Main()
 	runRealServer()
-	testscript.Main(tests{m}, map[string]func(){"haldir": haldir.Main})
+	testscript.Main(tests{m}, map[string]func(){"haldir": haldir.Main, "securitytools": serveExample})
+}
+
+// serveExample is the example server on a port that it says.
+func serveExample() {
+	if err := securitytools.Serve(context.Background(), "127.0.0.1:0", os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 type tests struct{ *testing.M }

@@ -13,27 +13,32 @@ import (
 )
 
 func policyCommand(a *app) *cobra.Command {
-	return group("policy", "List the policies, add and remove them", policyList(a), policyAdd(a), policyRemove(a))
+	return group("policy", "List the policies, add and remove them", policyList(a), policyAdd(a), policyRemove(a), policyPacks(a))
 }
 
 func policyAdd(a *app) *cobra.Command {
 	e := &editing{a: a}
 	var file string
+	var pack packUse
 	cmd := &cobra.Command{
 		Use:   "add [POLICY]",
 		Short: "Add a policy to the config",
 		Long: "add writes a policy behind those of the config, in the way they are written, and\n" +
 			"leaves the rest of the file as it is. The policy is one mapping in YAML or JSON, as an\n" +
-			"argument or from a file, or is said by flags. Nothing is written unless the config\n" +
-			"loads with it.",
+			"argument or from a file, or is said by flags. With --pack it is several, for a server\n" +
+			"that haldir knows (`haldir policy packs`), all of them or none. Nothing is written\n" +
+			"unless the config loads with it.",
 		Example: "  haldir policy add --type deny --tools 'delete_*,drop_table'\n" +
 			"  haldir policy add --type spend_limit --max-usd 5 --per day\n" +
 			"  haldir policy add '{type: deny, tools: [files/*], when: args.path.startsWith(\"/etc\")}'\n" +
-			"  haldir policy add --file night.yaml --dry-run",
+			"  haldir policy add --file night.yaml --dry-run\n" +
+			"  haldir policy add --pack github\n" +
+			"  haldir policy add --pack filesystem --upstream files --root ~/project",
 		Args: cobra.MaximumNArgs(1),
 	}
 	f := cmd.Flags()
 	f.StringVarP(&file, "file", "f", "", "the file that holds the policy; - for standard input")
+	pack.flags(f)
 	keys := config.PolicyKeys()
 	name := func(k config.Key) string { return strings.ReplaceAll(k.Name, "_", "-") }
 	for _, k := range keys {
@@ -48,6 +53,15 @@ func policyAdd(a *app) *cobra.Command {
 	}
 	e.flags(cmd)
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		if f.Changed("pack") {
+			return e.addPack(&pack, f, args)
+		}
+		if f.Changed("upstream") {
+			return usage("--upstream stands in place of a config file, and this verb edits one; with --pack it names the upstream that the pack is for")
+		}
+		if f.Changed("root") {
+			return usage("--root goes with --pack")
+		}
 		var p pairs
 		for _, k := range keys {
 			if !f.Changed(name(k)) {

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -26,9 +27,11 @@ type follower struct {
 	a   *app
 	srv *proxy.Server
 
-	seen    [sha256.Size]byte // of the file that was dealt with last
-	waiting *config.Config    // for a person to confirm it; nil if nothing is
-	since   time.Time         // when it began to wait
+	mu      sync.Mutex           // guards all that a change of the config changes
+	seen    [sha256.Size]byte    // of the file that was dealt with last
+	waiting *config.Config       // for a person to confirm it; nil if nothing is
+	since   time.Time            // when it began to wait
+	adopted func(*config.Config) // called when another one is in force; nil for nothing
 }
 
 // Statuses of the audit's config records, beside that of a config's first use.
@@ -53,6 +56,10 @@ func (f *follower) follow(ctx context.Context) {
 	if path == "" {
 		return
 	}
+	f.watch(ctx, path)
+}
+
+func (f *follower) watch(ctx context.Context, path string) {
 	w, err := fsnotify.NewWatcher()
 	if err == nil {
 		defer func() { _ = w.Close() }()
@@ -65,7 +72,9 @@ func (f *follower) follow(ctx context.Context) {
 		f.a.log.Warn().Err(err).Msg("the config cannot be watched: changes of it need a restart")
 		return
 	}
+	f.mu.Lock()
 	f.seen = f.a.cfg.SHA256
+	f.mu.Unlock()
 	quiet := time.NewTimer(settleFile) // it may have been saved before it was watched
 	poll := time.NewTicker(acceptPoll)
 	defer poll.Stop()
@@ -106,6 +115,8 @@ func mine(name, path string) bool {
 
 // look reads the file and deals with what has changed.
 func (f *follower) look(ctx context.Context, path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return // it is being replaced, or was removed: the rules of before hold
@@ -142,7 +153,9 @@ func (f *follower) look(ctx context.Context, path string) {
 		f.notice("haldir.yaml was changed; until a person confirms it by `" + f.a.command() + " reload`, the rules of before hold: " + text)
 		return
 	}
-	f.adopt(ctx, cfg, strings.Join(why, "; "))
+	if f.adopt(ctx, cfg, strings.Join(why, "; ")) {
+		f.confirmed(ctx, cfg)
+	}
 }
 
 // broken tells everybody why a file is not taken.
@@ -167,6 +180,8 @@ func acceptedKey(sum [sha256.Size]byte) string {
 // accepted looks whether a person has confirmed what waits, after it began to: an older
 // word was about an older change.
 func (f *follower) accepted(ctx context.Context) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.waiting == nil {
 		return
 	}
@@ -177,18 +192,31 @@ func (f *follower) accepted(ctx context.Context) {
 	}
 	cfg := f.waiting
 	f.waiting = nil
-	f.adopt(ctx, cfg, "a person has confirmed it")
+	if f.adopt(ctx, cfg, "a person has confirmed it") {
+		f.confirmed(ctx, cfg)
+	}
+}
+
+// confirmed notes that nothing waits any more.
+func (f *follower) confirmed(ctx context.Context, cfg *config.Config) {
+	text, err := f.a.ledger.LoadCatalogue(ctx, pendingKey(cfg.SHA256))
+	if err != nil || len(text) == 0 {
+		return
+	}
+	if err := f.a.ledger.SaveCatalogue(ctx, pendingKey(cfg.SHA256), []byte{}); err != nil {
+		f.a.log.Error().Err(err).Msg("note that nothing waits any more")
+	}
 }
 
 // adopt puts a config in force. Upstreams whose block is as it was are left alone; the
-// calls of those that are not end first.
-func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) {
+// calls of those that are not end first. It reports whether it is in force.
+func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) bool {
 	a := f.a
 	settings, err := a.layersAnew().Settings(cfg)
 	if err != nil {
 		a.log.Error().Err(err).Msg("the config was changed; the rules of before hold")
 		f.broken(ctx, cfg.SHA256, err.Error())
-		return
+		return false
 	}
 	settings.StateDir, settings.SessionID, settings.Keyring = a.settings.StateDir, a.settings.SessionID, a.settings.Keyring
 	gone, fresh, heirs := a.arrange(cfg, func() { f.srv.Changed() })
@@ -205,11 +233,6 @@ func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) {
 		}
 	}
 	f.srv.Adopt(r)
-	if text, err := a.ledger.LoadCatalogue(ctx, pendingKey(cfg.SHA256)); err == nil && len(text) > 0 {
-		if err := a.ledger.SaveCatalogue(ctx, pendingKey(cfg.SHA256), []byte{}); err != nil {
-			a.log.Error().Err(err).Msg("note that nothing waits any more")
-		}
-	}
 	a.introduce(fresh)
 	for _, u := range gone {
 		a.retiring.Go(func() {
@@ -222,6 +245,10 @@ func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) {
 	}
 	a.log.Info().Str("config", hex.EncodeToString(cfg.SHA256[:6])).Int("started", len(fresh)).Int("ended", len(gone)).Msg("the changed config is in force")
 	f.record(ctx, configReloaded, cfg.SHA256, why)
+	if f.adopted != nil {
+		f.adopted(cfg)
+	}
+	return true
 }
 
 func (f *follower) record(ctx context.Context, s audit.Status, sum [sha256.Size]byte, text string) {

@@ -150,9 +150,11 @@ func root(a *app) *cobra.Command {
 		return usage("%w; see: %s --help", err, cmd.CommandPath())
 	})
 	cmd.AddCommand(
-		serveCommand(a), demoCommand(a), checkCommand(a), doctorCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
-		sessionCommand(a), approvalsCommand(a), stopCommand(a), resumeCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), versionCommand(a),
+		serveCommand(a), demoCommand(a), initCommand(a), checkCommand(a), doctorCommand(a), schemaCommand(a), toolsCommand(a), callCommand(a), explainCommand(a),
+		simulateCommand(a), suggestCommand(a),
+		sessionCommand(a), approvalsCommand(a), stopCommand(a), resumeCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), consoleCommand(a), keyCommand(a), versionCommand(a),
 	)
+	cmd.AddCommand(pagesCommand(a)...)
 	cmd.InitDefaultCompletionCmd()
 	if c, _, err := cmd.Find([]string{"completion"}); err == nil {
 		c.RunE = needsVerb

@@ -34,7 +34,7 @@ import (
 )
 
 // TestScripts runs testdata/script: what each verb prints, where, and how it
-// exits. In the YAML files there @SECURITY@ stands for the address of the example
+// exits. In the YAML files there, and in those of clients, @SECURITY@ stands for the address of the example
 // server, @ROUGH@ for that of [rough] and @DEAD@ for one where nobody listens.
 // haldir finds haldir.yaml by HALDIR_CONFIG. Beside testscript's own commands
 // there are
@@ -118,7 +118,11 @@ func (s servers) setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	for _, file := range files {
+	others, err := filepath.Glob(filepath.Join(env.WorkDir, ".*", "mcp.json"))
+	if err != nil {
+		return err
+	}
+	for _, file := range append(files, others...) {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return err
@@ -330,7 +334,7 @@ func TestUsage(t *testing.T) {
 		"audit show x":                      `"x" is no number of an entry`,
 		"audit show -- -1":                  `"-1" is no number of an entry`,
 		"audit prove x":                     `"x" is no number of a record`,
-		"audit export --format xml":         "--format must be jsonl or csv",
+		"audit export --format xml":         "--format must be jsonl, csv or ocsf",
 		"session create --spend-limit much": `--spend-limit: "much" is no decimal number`,
 		"session create --spend-limit -1":   "--spend-limit: the amount -1 is negative",
 		"session create --spend-limit NaN":  "--spend-limit: ",

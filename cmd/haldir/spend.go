@@ -1,22 +1,36 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/report"
 	"github.com/haldir-mcp/haldir/proxy"
 )
 
 func spendCommand(a *app) *cobra.Command {
+	var by, since string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "spend",
 		Short: "Show what sessions have spent, against their limits",
-		Long:  "spend shows every session, or with --session one of them by tool and by limit.",
-		Args:  cobra.NoArgs,
+		Long: "spend shows every session, or with --session one of them by tool and by limit.\n" +
+			"With --by it adds up what the calls on record have cost: by tool, session, day (of\n" +
+			"UTC), agent or upstream, exact to the millionth of a dollar.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case by == "" && since != "":
+				return usage("--since needs --by")
+			case by != "":
+				return a.spendBy(cmd.Context(), report.By(by), since, asJSON)
+			}
 			if err := a.load(); err != nil {
 				return err
 			}
@@ -48,8 +62,50 @@ func spendCommand(a *app) *cobra.Command {
 			return a.printSpend(reports, a.settings.SessionID != "")
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	f := cmd.Flags()
+	f.StringVar(&by, "by", "", "add up the calls on record: by tool, session, day, agent or upstream")
+	f.StringVar(&since, "since", "", "with --by, from this time on: RFC 3339, or an age such as 7d (default all)")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// spendBy adds up the calls on record.
+func (a *app) spendBy(ctx context.Context, by report.By, since string, asJSON bool) error {
+	if !slices.Contains(report.Divisions, by) {
+		return usage("--by must be tool, session, day, agent or upstream, not %q", string(by))
+	}
+	if _, err := moment(since); err != nil {
+		return usage("--since: %w", err)
+	}
+	if err := a.openState(); err != nil {
+		return err
+	}
+	p, err := a.since(ctx, since)
+	if err != nil {
+		return err
+	}
+	t := report.NewTally(by)
+	j := &audit.Joiner{Ended: true, Each: func(e *audit.Event) error {
+		if id := a.settings.SessionID; id == "" || id == e.Record.Session {
+			t.Add(e)
+		}
+		return nil
+	}}
+	if err := a.walk(ctx, p, j.Add); err != nil {
+		return err
+	}
+	if err := j.End(); err != nil {
+		return err
+	}
+	if asJSON {
+		return a.printJSON(map[string]any{"by": by, "rows": t.Rows(), "total_usd": t.Total().Spent, "calls": t.Total().Calls})
+	}
+	var rows [][]string
+	for _, r := range append(t.Rows(), t.Total()) {
+		rows = append(rows, []string{plain(r.Key, 64), fmt.Sprint(r.Calls), r.Spent.String(), fmt.Sprint(r.Denied), when(r.Last)})
+	}
+	rows[len(rows)-1][0] = "total"
+	return a.printTable([]string{strings.ToUpper(string(by)), "CALLS", "SPENT", "REFUSED", "LAST"}, rows)
 }
 
 func (a *app) printSpend(reports []proxy.SpendReport, detail bool) error {

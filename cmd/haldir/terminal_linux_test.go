@@ -2,6 +2,8 @@ package main_test
 
 import (
 	"io"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -166,4 +168,69 @@ func TestResumeAtATerminal(t *testing.T) {
 func session(t *testing.T, h *mcptest.Haldir) string {
 	t.Helper()
 	return strings.TrimSpace(h.Must(t, "session", "create"))
+}
+
+// TestInitAtATerminal: init shows what it will do and asks, and offers the rules for Claude
+// Code; undo asks as well.
+func TestInitAtATerminal(t *testing.T) {
+	h := mcptest.NewHaldir(t, program(t), "")
+	if err := os.Remove(h.Config); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(h.Dir, ".claude.json")
+	const before = `{"mcpServers": {"a": {"command": "a"}}}`
+	if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.Env = []string{"HOME=" + h.Dir, "HALDIR_KEYRING=file", "PATH=/nowhere"} // no Claude Code to tell
+	start := func(args ...string) (*os.File, func() string) {
+		cmd := h.Command(args...)
+		tty, err := pty.Start(cmd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tty, func() string {
+			rest, _ := io.ReadAll(tty)
+			_ = tty.Close()
+			if err := cmd.Wait(); err != nil {
+				return string(rest) + err.Error()
+			}
+			return string(rest)
+		}
+	}
+	ask := regexp.MustCompile(`Go ahead\? \[y/N\] $`)
+	tty, end := start("init")
+	if shown := readUntil(t, tty, ask)[0]; !strings.Contains(shown, "Claude Code (user): haldir in place of a") {
+		t.Errorf("shown: %s", shown)
+	}
+	_, _ = io.WriteString(tty, "\n")
+	if said := end(); !strings.Contains(said, "nothing was changed") || !strings.Contains(said, "exit status 1") {
+		t.Errorf("said: %s", said)
+	}
+	if raw, err := os.ReadFile(path); err != nil || string(raw) != before {
+		t.Errorf("%s, %v", raw, err)
+	}
+	tty, end = start("init")
+	readUntil(t, tty, ask)
+	_, _ = io.WriteString(tty, "y\n")
+	readUntil(t, tty, regexp.MustCompile(`Add rules to ~/.claude/settings.json that deny it\? \[y/N\] $`))
+	_, _ = io.WriteString(tty, "y\n")
+	if said := end(); !strings.Contains(said, "done; what was before is in") || strings.Contains(said, "exit status") {
+		t.Errorf("said: %s", said)
+	}
+	if raw, err := os.ReadFile(filepath.Join(h.Dir, ".claude", "settings.json")); err != nil || !strings.Contains(string(raw), `"Bash(haldir approvals approve:*)"`) {
+		t.Errorf("%s, %v", raw, err)
+	}
+	tty, end = start("init", "--undo")
+	readUntil(t, tty, regexp.MustCompile(`Take it back\? \[y/N\] $`))
+	_, _ = io.WriteString(tty, "y\n")
+	if said := end(); strings.Contains(said, "exit status") {
+		t.Errorf("said: %s", said)
+	}
+	if raw, err := os.ReadFile(path); err != nil || string(raw) != before {
+		t.Errorf("%s, %v", raw, err)
+	}
+	if _, err := os.Stat(filepath.Join(h.Dir, ".claude", "settings.json")); !os.IsNotExist(err) {
+		t.Errorf("settings: %v", err)
+	}
 }

@@ -8,9 +8,16 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is the module's version as the Go tool stamped it. To read it takes as long as
-// to make an upstream, of which there may be a hundred.
+// release is the version of a package, which its build has stamped here: the tag without
+// its v, as every registry writes it.
+var release string
+
+// version is the release, or else the module's version as the Go tool stamped it. To read
+// that takes as long as to make an upstream, of which there may be a hundred.
 var version = sync.OnceValue(func() string {
+	if release != "" {
+		return release
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
 		return info.Main.Version
 	}

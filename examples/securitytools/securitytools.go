@@ -6,7 +6,10 @@ package securitytools
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/mark3labs/mcp-go/server"
@@ -42,6 +45,18 @@ func text(answer func(mcp.CallToolRequest) string) server.ToolHandlerFunc {
 	return func(_ context.Context, r mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 		return mcp.NewToolResultText(answer(r)), nil
 	}
+}
+
+// Serve serves over HTTP at an address, and says so.
+func Serve(ctx context.Context, addr string, say io.Writer) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(say, "serving on http://%s/mcp\n", l.Addr()); err != nil {
+		return err
+	}
+	return (&http.Server{Handler: Handler(), ReadHeaderTimeout: 10 * time.Second}).Serve(l)
 }
 
 // Handler serves New over streamable HTTP at /mcp.

@@ -39,6 +39,7 @@ const (
 // three say what matters.
 const (
 	lineLength  = 76
+	nameLength  = 20 // of the agent
 	valueLength = 40
 	formLength  = 6000
 )
@@ -89,8 +90,11 @@ func (q *Question) Message() string {
 	if q.Priced {
 		cost = " for " + q.Cost.String()
 	}
-	fmt.Fprintf(&b, "%s\n%s\n", cut("Let "+Visible(q.Agent)+" call "+Visible(q.Tool)+cost+"?", lineLength), q.summary())
-	fmt.Fprintf(&b, "%s asks · %s\n", Visible(strings.Join(q.Rules, ", ")), q.ID)
+	agent, cost := cut(Visible(q.Agent), nameLength), cost+"?"
+	// However long a name is, the price is not cut off.
+	room := lineLength - len([]rune("Let "+agent+" call "+cost))
+	fmt.Fprintf(&b, "Let %s call %s%s\n%s\n", agent, cut(Visible(q.Tool), room), cost, q.summary())
+	fmt.Fprintf(&b, "%s asks · %s\n", cut(Visible(strings.Join(q.Rules, ", ")), lineLength-len(" asks · ")-len(q.ID)), q.ID)
 	if full := Arguments(q.Arguments); full != "" {
 		fmt.Fprintf(&b, "\nAll arguments:\n%s\n", cut(full, formLength))
 		if len([]rune(full)) > formLength {
@@ -103,7 +107,10 @@ func (q *Question) Message() string {
 // summary puts the arguments that fit on one line, the simple ones first.
 func (q *Question) summary() string {
 	members, err := wire.Members(q.Arguments)
-	if err != nil || len(members) == 0 {
+	switch {
+	case len(q.Arguments) > 0 && err != nil:
+		return cut(Visible(string(q.Arguments)), lineLength)
+	case len(members) == 0:
 		return "without arguments"
 	}
 	var simple, others []string

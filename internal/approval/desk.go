@@ -30,7 +30,7 @@ type Desk struct {
 // How often the bell is looked at, and the database without a bell.
 const (
 	each   = 150 * time.Millisecond
-	anyway = 5 * time.Second
+	anyway = 30 * time.Second
 )
 
 // NewDesk makes a desk. Close it.
@@ -80,8 +80,14 @@ func (d *Desk) watch(ctx context.Context) {
 		look := d.news || bell != heard || time.Since(read) > anyway
 		d.news = false
 		d.mu.Unlock()
-		if look && d.tell(ctx) {
+		switch {
+		case !look:
+		case d.tell(ctx):
 			heard, read = bell, time.Now()
+		default: // the ledger is busy: again, at the next tick
+			d.mu.Lock()
+			d.news = true
+			d.mu.Unlock()
 		}
 		select {
 		case <-tick.C:

@@ -32,6 +32,8 @@ type Config struct {
 	Ruleset   policy.Ruleset
 	Warnings  Problems
 
+	HasSession bool // the file has a session block
+
 	file map[string]any // scalar settings that the file sets, for [Layer]
 }
 
@@ -88,6 +90,12 @@ type OAuth struct {
 // Header is one HTTP header.
 type Header struct{ Name, Value string }
 
+// Trusted reports whether the annotations of an upstream's tools count.
+func (c *Config) Trusted(upstream string) bool {
+	i := slices.IndexFunc(c.Upstreams, func(u Upstream) bool { return u.Name == upstream })
+	return i >= 0 && c.Upstreams[i].TrustAnnotations
+}
+
 // DefaultConnect is how long connecting to an upstream may take.
 const DefaultConnect = 30 * time.Second
 
@@ -120,7 +128,7 @@ func Parse(data []byte, path string) (*Config, error) {
 		c.broken = map[string]bool{}
 		c.blame()
 		c.version()
-		out.Session = c.session()
+		out.Session, out.HasSession = c.session(), c.doc.Session != nil
 		out.Upstreams = c.upstreams()
 		out.Ruleset = c.ruleset()
 		out.file = c.settings()
@@ -598,6 +606,7 @@ func (c *checker) cost(i int) policy.Cost {
 	if d.FromArgument != nil {
 		out.FromArgument, out.HasFromArgument = *d.FromArgument, true
 	}
+	c.unit(path, d, &out)
 	switch {
 	case d.USD == nil && d.FromArgument == nil:
 		c.fail(path, "needs usd or from_argument")
@@ -609,6 +618,20 @@ func (c *checker) cost(i int) policy.Cost {
 		c.fail(path, "has both usd and from_argument; it can be only one of them")
 	}
 	return out
+}
+
+// unit reads what the amount in an argument is counted in.
+func (c *checker) unit(path string, d costDoc, out *policy.Cost) {
+	if !c.has(path + ".unit") {
+		return
+	}
+	if d.FromArgument == nil {
+		c.fail(path+".unit", "goes with from_argument; usd is in dollars")
+	}
+	if err := oneOf("usd", "cents")(d.Unit); err != nil {
+		c.fail(path+".unit", "%v", err)
+	}
+	out.Cents = d.Unit == "cents"
 }
 
 // compile compiles the ruleset and translates the places of its mistakes.

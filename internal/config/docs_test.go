@@ -49,8 +49,8 @@ func TestEveryConfigKeyThatThePagesNameExists(t *testing.T) {
 	setting, word := regexp.MustCompile(`^([a-z_]+): `), regexp.MustCompile(`^[a-z]+(_[a-z]+)+$`)
 	seen := 0
 	for _, p := range pages {
-		if strings.HasSuffix(p, "/audit-format.md") {
-			continue // it names the fields of records
+		if strings.HasSuffix(p, "/audit-format.md") || strings.HasSuffix(p, "/rest-api.md") {
+			continue // they name the fields of records and answers
 		}
 		_, code := page(t, strings.TrimPrefix(p, "../../"))
 		for _, c := range code {

@@ -88,6 +88,7 @@ type costDoc struct {
 	Tools        []string `yaml:"tools" jsonschema:"required" doc:"Patterns of the tools that cost this."`
 	USD          *usd     `yaml:"usd" doc:"Dollars a call; with from_result the ceiling that is reserved."`
 	FromArgument *string  `yaml:"from_argument" doc:"JSON pointer (RFC 6901) to the amount in the arguments."`
+	Unit         string   `yaml:"unit" jsonschema:"enum=usd,enum=cents" doc:"What the amount at from_argument is counted in: usd (default) or cents."`
 	FromResult   string   `yaml:"from_result" doc:"JSON pointer (RFC 6901) to the actual amount in the result."`
 }
 

@@ -108,6 +108,8 @@ costs:
   - {tools: ["search/*"], usd: 0.004}
   - {tools: [payments/charge], from_argument: /amount}
   - {tools: [whole], from_argument: ""}
+  - {tools: [refund], from_argument: /amount, unit: cents}
+  - {tools: [gift], from_argument: /amount, unit: usd}
   - {tools: ["llm/*"], usd: 0.05, from_result: /_meta/cost_usd}
 scopes:
   - {tools: ["*/get_*"], require: [read, "team:admin.x_y-1"]}
@@ -116,6 +118,8 @@ scopes:
 		{Tools: []string{"search/*"}, USD: 4_000},
 		{Tools: []string{"payments/charge"}, FromArgument: "/amount", HasFromArgument: true},
 		{Tools: []string{"whole"}, HasFromArgument: true},
+		{Tools: []string{"refund"}, FromArgument: "/amount", HasFromArgument: true, Cents: true},
+		{Tools: []string{"gift"}, FromArgument: "/amount", HasFromArgument: true},
 		{Tools: []string{"llm/*"}, USD: 50_000, FromResult: "/_meta/cost_usd"},
 	}
 	if diff := cmp.Diff(want, c.Ruleset.Costs); diff != "" {
@@ -134,6 +138,8 @@ scopes:
 		{"usd and from_argument", cost("‸{tools: [a], usd: 0, from_argument: /a}"), []string{"costs[0]: has both usd and from_argument; it can be only one of them"}},
 		{"from_result without a ceiling", cost("{tools: [a], usd: 0, from_result: ‸/b}"), []string{"costs[0].from_result: needs a usd above 0: the ceiling that is reserved until the actual cost is known"}},
 		{"from_result of the whole", cost(`{tools: [a], usd: 1, from_result: ‸""}`), []string{"costs[0].from_result: points at the whole result, which is no amount; point at the amount in it, such as /_meta/cost_usd"}},
+		{"a unit of a price", cost("{tools: [a], usd: 1, unit: ‸cents}"), []string{"costs[0].unit: goes with from_argument; usd is in dollars"}},
+		{"an unknown unit", cost("{tools: [a], from_argument: /a, unit: ‸yen}"), []string{`costs[0].unit: "yen" is none of usd, cents`}},
 		{"no pointer", cost("{tools: [a], from_argument: ‸amount}"), []string{`costs[0].from_argument: the JSON pointer "amount" must begin with / (RFC 6901)`}},
 		{"a pointer with a bare ~", cost("{tools: [a], from_argument: ‸/a~2}"), []string{`costs[0].from_argument: in the JSON pointer "/a~2" a ~ is not followed by 0 or 1 (RFC 6901)`}},
 		{"no pointer into the result", cost("{tools: [a], usd: 1, from_result: ‸cost}"), []string{`costs[0].from_result: the JSON pointer "cost" must begin with / (RFC 6901)`}},

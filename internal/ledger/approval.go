@@ -12,7 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gofrs/flock"
 	bolt "go.etcd.io/bbolt"
@@ -37,8 +40,9 @@ type Approval struct {
 	Rules    []string      `json:"rules"` // that ask
 	Reason   string        `json:"reason"`
 	Cost     policy.Micros `json:"cost_usd"`
-	// Arguments are what the call was made with, up to [MaxShown] bytes of it.
-	Arguments  []byte        `json:"arguments"`
+	// Arguments are what the call was made with, up to [MaxShown] bytes of it. They lie
+	// beside the request, so that who looks through the requests need not read them.
+	Arguments  []byte        `json:"arguments,omitempty"`
 	Size       uint64        `json:"arguments_size"` // bytes
 	SHA256     audit.Hash    `json:"arguments_sha256"`
 	ForSession bool          `json:"for_session"` // the answer may hold for the session
@@ -69,6 +73,7 @@ const (
 	ChannelTimeout  = "timeout"   // nobody has answered in time
 	ChannelGone     = "withdrawn" // the client does not want the call any more
 	ChannelShutdown = "shutdown"  // haldir has ended
+	ChannelRevoked  = "revoked"   // the session was
 )
 
 // Bounds on approvals.
@@ -77,6 +82,10 @@ const (
 	MaxShown = 256 << 10
 	// maxPending bounds how many calls wait for a person, in all processes.
 	maxPending = 1000
+	// maxKept bounds what is kept of all their arguments, in bytes. Beyond it the first
+	// scant bytes of each are.
+	maxKept = 16 << 20
+	scant   = 8 << 10
 	// Listed is how long a call stays listed that was refused because nobody could be
 	// asked, and how long a grant waits for its call.
 	Listed = 10 * time.Minute
@@ -98,11 +107,14 @@ type grant struct {
 
 // In the bucket of approvals, requests and grants lie under these bytes.
 const (
-	prefixPending = 'p' // id → Approval as JSON
-	prefixGrant   = 'g' // key, id → grant as JSON
+	prefixPending   = 'p' // id → Approval as JSON
+	prefixArguments = 'a' // id → its arguments
+	prefixGrant     = 'g' // key, id → grant as JSON
 )
 
 func pendingKey(id string) []byte { return append([]byte{prefixPending}, id...) }
+
+func argumentsKey(id string) []byte { return append([]byte{prefixArguments}, id...) }
 
 func grantKey(key []byte, id string) []byte {
 	return append(append([]byte{prefixGrant}, key...), id...)
@@ -145,7 +157,20 @@ func (t *tx) redeem(key []byte, g *grant) error {
 	if g.ForSession {
 		return nil
 	}
-	return t.approvals().Delete(key)
+	return t.dropApproval(key)
+}
+
+// Free says that an attempt does not wait any more for the approval that is its Grant, and
+// has not used it: if it was allowed, the next such call may have it; if nobody has answered,
+// it stays listed. It does not block and cannot fail, like [Ledger.Settle].
+func (l *Ledger) Free(a Attempt, session string) {
+	l.owe(func(t *tx) error {
+		err := t.list(a.Grant)
+		if errors.Is(err, ErrNoApproval) {
+			err = t.free(&a, session)
+		}
+		return err
+	})
 }
 
 // free lets any such call have the grant that one has not used.
@@ -153,12 +178,14 @@ func (t *tx) free(a *Attempt, session string) error {
 	if a.Grant == "" {
 		return nil
 	}
-	key, g, err := t.granted(a, session)
-	if err != nil || g == nil || g.Process == "" {
-		return err
+	key := grantKey(a.bound(session), a.Grant)
+	raw := t.approvals().Get(key)
+	var g grant
+	if raw == nil || decode(raw, &g) != nil || g.Process == "" {
+		return nil //nolint:nilerr // tidy knows what to do with one that cannot be read
 	}
 	g.Process = ""
-	return t.putApproval(key, g)
+	return t.putApproval(key, &g)
 }
 
 func (t *tx) putApproval(key []byte, v any) error {
@@ -166,68 +193,131 @@ func (t *tx) putApproval(key []byte, v any) error {
 	if err != nil {
 		return err
 	}
+	return t.storeApproval(key, raw)
+}
+
+// The sequence of the bucket is another one after each change: who has looked through it
+// need not do so again before.
+func (t *tx) storeApproval(key, raw []byte) error {
+	if _, err := t.approvals().NextSequence(); err != nil {
+		return err
+	}
 	return t.approvals().Put(key, raw)
 }
 
-// propose keeps what a person is to be asked. rec is the attempt's record.
-func (t *tx) propose(process string, a *Attempt, rec *audit.Record, d *policy.Decision) error {
+func (t *tx) dropApproval(key []byte) error {
+	if _, err := t.approvals().NextSequence(); err != nil {
+		return err
+	}
+	return t.approvals().Delete(key)
+}
+
+// room says why no further call can wait for a person, "" if one can. One that is only
+// listed makes room for it.
+func (t *tx) room() (why string, err error) {
 	n := 0
 	c := t.approvals().Cursor()
 	for k, _ := c.Seek([]byte{prefixPending}); len(k) > 0 && k[0] == prefixPending; k, _ = c.Next() {
 		n++
 	}
-	if n >= maxPending {
-		return errMany
+	if n < maxPending {
+		return "", nil
+	}
+	all := t.allPending()
+	if i := slices.IndexFunc(all, func(p Approval) bool { return !p.Waiting }); i >= 0 {
+		return "", t.answer(&all[i], Answer{Channel: ChannelTimeout, Note: "too many other calls need a person's word"})
+	}
+	return fmt.Sprintf("too many calls wait for a person already, %d of them", n), nil
+}
+
+// propose keeps what a person is to be asked. rec is the attempt's record.
+func (t *tx) propose(process string, a *Attempt, rec *audit.Record, d *policy.Decision) error {
+	kept, most := 0, MaxShown
+	c := t.approvals().Cursor()
+	for k, v := c.Seek([]byte{prefixArguments}); len(k) > 0 && k[0] == prefixArguments; k, v = c.Next() {
+		kept += len(v)
 	}
 	shown := a.Call.Arguments
-	if len(shown) > MaxShown {
-		shown = shown[:MaxShown]
+	if a.Shown != nil {
+		shown = a.Shown(shown)
+	}
+	if kept+min(len(shown), most) > maxKept {
+		most = scant
 	}
 	p := Approval{
 		ID: approvalID(rec.Seq), Seq: rec.Seq, Session: rec.Session, Agent: rec.Agent, Client: rec.Client, Upstream: rec.Upstream, Tool: rec.Tool,
-		Rules: d.Question.Rules, Reason: d.Reason, Cost: d.Cost, Arguments: shown, Size: uint64(len(a.Call.Arguments)), SHA256: a.Body.SHA256,
+		Rules: d.Question.Rules, Reason: d.Reason, Cost: d.Cost, Size: uint64(len(shown)), SHA256: a.Body.SHA256,
 		ForSession: d.Question.Session, Created: t.now, Deadline: t.now.Add(d.Question.Timeout), Timeout: d.Question.Timeout, Waiting: true,
 		Process: process, Key: a.bound(rec.Session),
+	}
+	if err := t.storeApproval(argumentsKey(p.ID), cut(shown, most)); err != nil {
+		return err
 	}
 	return t.putApproval(pendingKey(p.ID), &p)
 }
 
-var errMany = errors.New("too many calls wait for a person")
+// cut shortens a text to at most so many bytes, and splits no character.
+func cut[T []byte | json.RawMessage | string](text T, most int) T {
+	if len(text) <= most {
+		return text
+	}
+	for most > 0 && !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most]
+}
 
-func approvalID(seq uint64) string { return fmt.Sprintf("apr_%d", seq) }
+const approvalPrefix = "apr_"
+
+func approvalID(seq uint64) string { return fmt.Sprint(approvalPrefix, seq) }
 
 func (t *tx) pending(id string) (*Approval, error) {
-	raw := t.approvals().Get(pendingKey(id))
+	key := pendingKey(id)
+	raw := t.approvals().Get(key)
 	if raw == nil {
-		return nil, fmt.Errorf("%w: %s", ErrNoApproval, id)
+		return nil, fmt.Errorf("%w: %s", ErrNoApproval, cut(id, 60))
 	}
-	var p Approval
-	if err := decode(raw, &p); err != nil {
-		return nil, fmt.Errorf("%w: request %s: %w", ErrDamaged, id, err)
-	}
+	p := t.readPending(key, raw)
 	return &p, nil
 }
 
-// allPending lists what waits, the oldest first.
-func (t *tx) allPending() (list []Approval, err error) {
+// readPending reads a request. One that is not what was written is over: nobody knows
+// what a person would be asked. What its record says is enough to deny it.
+func (t *tx) readPending(key, raw []byte) (p Approval) {
+	id := string(key[1:])
+	if decode(raw, &p) == nil && p.ID == id && p.ID == approvalID(p.Seq) && len(p.Rules) > 0 {
+		return p
+	}
+	p = Approval{ID: id, Rules: []string{""}}
+	number, err := strconv.ParseUint(strings.TrimPrefix(id, approvalPrefix), 10, 64)
+	if err != nil {
+		return p
+	}
+	r, err := audit.Decode(t.Bucket(bucketAudit).Get(be64(number)))
+	if err == nil && r.Status == audit.StatusPending {
+		p.Seq, p.Session, p.Agent, p.Upstream, p.Tool, p.Rules, p.Created = r.Seq, r.Session, r.Agent, r.Upstream, r.Tool, []string{r.Rule}, r.Time
+	}
+	return p
+}
+
+// allPending lists what waits, the oldest first, without the arguments.
+func (t *tx) allPending() (list []Approval) {
 	c := t.approvals().Cursor()
 	for k, v := c.Seek([]byte{prefixPending}); len(k) > 0 && k[0] == prefixPending; k, v = c.Next() {
-		var p Approval
-		if err := decode(v, &p); err != nil {
-			return nil, fmt.Errorf("%w: a request: %w", ErrDamaged, err)
-		}
-		list = append(list, p)
+		list = append(list, t.readPending(k, v))
 	}
 	slices.SortFunc(list, func(a, b Approval) int { return cmp.Compare(a.Seq, b.Seq) })
-	return list, nil
+	return list
 }
 
 // Approvals lists the calls that a person is asked about, the oldest first.
 func (l *Ledger) Approvals(ctx context.Context) (list []Approval, err error) {
-	err = l.do(ctx, false, func(t *tx) (err error) {
-		list, err = t.allPending()
-		list = slices.DeleteFunc(list, func(p Approval) bool { return t.late(&p) })
-		return err
+	err = l.do(ctx, false, func(t *tx) error {
+		list = slices.DeleteFunc(t.allPending(), func(p Approval) bool { return t.late(&p) })
+		for i := range list {
+			list[i].Arguments = bytes.Clone(t.approvals().Get(argumentsKey(list[i].ID)))
+		}
+		return nil
 	})
 	return list, err
 }
@@ -257,9 +347,10 @@ func (l *Ledger) Answer(ctx context.Context, id string, a Answer) (p Approval, e
 }
 
 func (t *tx) answer(p *Approval, a Answer) error {
-	if len(a.Note) > maxNote {
-		a.Note = a.Note[:maxNote]
+	if err := errors.Join(t.dropApproval(pendingKey(p.ID)), t.dropApproval(argumentsKey(p.ID))); err != nil || p.Seq == 0 {
+		return err
 	}
+	a.Note = cut(strings.ToValidUTF8(a.Note, "\ufffd"), maxNote)
 	rec := &audit.Record{
 		Kind: audit.KindApproval, Status: audit.StatusDenied, Ref: p.Seq, Session: p.Session, Agent: p.Agent, Upstream: p.Upstream, Tool: p.Tool,
 		Policy: string(policy.TypeApproval), Rule: p.Rules[0], Approval: p.ID, Flagged: !a.Allow, FlagReason: a.Sentence(),
@@ -282,10 +373,7 @@ func (t *tx) answer(p *Approval, a Answer) error {
 	}
 	b := t.Bucket(bucketOutcomes)
 	b.FillPercent = 0.95
-	if err := b.Put(be64(p.Seq), be64(rec.Seq)); err != nil {
-		return err
-	}
-	return t.approvals().Delete(pendingKey(p.ID))
+	return b.Put(be64(p.Seq), be64(rec.Seq))
 }
 
 // Sentence says how a request was decided.
@@ -302,6 +390,8 @@ func (a *Answer) Sentence() string {
 		what = "the client withdrew the call before anybody had answered"
 	case a.Channel == ChannelShutdown:
 		what = "haldir ended before anybody had answered"
+	case a.Channel == ChannelRevoked:
+		what = "the session was revoked before anybody had answered"
 	default:
 		what = "denied by " + a.Channel
 	}
@@ -314,25 +404,23 @@ func (a *Answer) Sentence() string {
 // Refuse says that nobody can be asked: the call is refused, and stays listed for the
 // time of [Listed]. One that was listed for the same call makes room for it.
 func (l *Ledger) Refuse(ctx context.Context, id string) error {
-	return l.do(ctx, true, func(t *tx) error {
-		p, err := t.pending(id)
-		if err != nil {
-			return err
-		}
-		all, err := t.allPending()
-		if err != nil {
-			return err
-		}
-		for _, other := range all {
-			if !other.Waiting && bytes.Equal(other.Key, p.Key) {
-				if err := t.answer(&other, Answer{Channel: ChannelTimeout, Note: "it was asked for again as " + p.ID}); err != nil {
-					return err
-				}
+	return l.do(ctx, true, func(t *tx) error { return t.list(id) })
+}
+
+func (t *tx) list(id string) error {
+	p, err := t.pending(id)
+	if err != nil {
+		return err
+	}
+	for _, other := range t.allPending() {
+		if !other.Waiting && bytes.Equal(other.Key, p.Key) {
+			if err := t.answer(&other, Answer{Channel: ChannelTimeout, Note: "it was asked for again as " + p.ID}); err != nil {
+				return err
 			}
 		}
-		p.Waiting, p.Process, p.Deadline = false, "", t.now.Add(Listed)
-		return t.putApproval(pendingKey(id), p)
-	})
+	}
+	p.Waiting, p.Process, p.Deadline = false, "", t.now.Add(Listed)
+	return t.putApproval(pendingKey(id), p)
 }
 
 // Decided tells of requests that do not wait any more how they were decided. A request
@@ -359,11 +447,7 @@ func (l *Ledger) Decided(ctx context.Context, seqs []uint64) (map[uint64]audit.E
 // next such call. So are requests that nobody has answered in time, and grants that
 // nobody has used.
 func (t *tx) tidy(isDead func(process string) bool) error {
-	all, err := t.allPending()
-	if err != nil {
-		return err
-	}
-	for _, p := range all {
+	for _, p := range t.allPending() {
 		a := Answer{Channel: ChannelTimeout}
 		switch {
 		case p.Waiting && isDead(p.Process):
@@ -388,8 +472,9 @@ func (t *tx) tidy(isDead func(process string) bool) error {
 		}
 	}
 	for k, g := range changed {
+		var err error
 		if g == nil {
-			err = t.approvals().Delete([]byte(k))
+			err = t.dropApproval([]byte(k))
 		} else {
 			err = t.putApproval([]byte(k), g)
 		}
@@ -400,28 +485,48 @@ func (t *tx) tidy(isDead func(process string) bool) error {
 	return nil
 }
 
-// untidy reports whether tidy has something to do, and who may have left it.
-func (t *tx) untidy(owners map[string]bool) (some bool) {
-	c := t.approvals().Cursor()
-	for k, v := c.First(); k != nil; k, v = c.Next() {
-		var x struct {
-			Deadline, Until time.Time
-			Process         string
-			Waiting         bool
-		}
-		if err := decode(v, &x); err != nil {
-			return true // tidy says what it is
-		}
-		if x.Process != "" {
-			owners[x.Process] = true
-		}
-		end := cmp.Or(x.Deadline, x.Until)
-		if x.Waiting {
-			end = end.Add(Listed)
-		}
-		some = some || !t.now.Before(end)
+// tidiness is what there is to tidy among approvals, as it was seen last.
+type tidiness struct {
+	ledger string // of which
+	seq    uint64 // of the bucket
+	owners []string
+	end    time.Time // when the first of them is over; zero if there is none
+	broken bool      // one cannot be read: tidy says what it is
+}
+
+// tidiness looks at it, unless nothing has changed since it was seen.
+func (t *tx) tidiness(seen tidiness) tidiness {
+	now := tidiness{ledger: string(t.space(spaceMeta).get(keyID)), seq: t.approvals().Sequence()}
+	if seen.ledger == now.ledger && seen.seq == now.seq {
+		return seen
 	}
-	return some
+	see := func(process string, end time.Time) {
+		if process != "" && !slices.Contains(now.owners, process) {
+			now.owners = append(now.owners, process)
+		}
+		if now.end.IsZero() || end.Before(now.end) {
+			now.end = end
+		}
+		now.broken = now.broken || end.IsZero()
+	}
+	for _, p := range t.allPending() {
+		if p.Waiting {
+			p.Deadline = p.Deadline.Add(Listed)
+		}
+		see(p.Process, p.Deadline)
+	}
+	c := t.approvals().Cursor()
+	for k, v := c.Seek([]byte{prefixGrant}); len(k) > 0 && k[0] == prefixGrant; k, v = c.Next() {
+		var g grant
+		now.broken = decode(v, &g) != nil || now.broken
+		see(g.Process, g.Until)
+	}
+	return now
+}
+
+// due reports whether there is something to tidy at a time.
+func (s *tidiness) due(now time.Time) bool {
+	return s.broken || !s.end.IsZero() && !now.Before(s.end)
 }
 
 // The bell is a file that changes when what others have asked for is decided, or a
@@ -446,6 +551,43 @@ func (l *Ledger) Bell() string {
 
 func watchers(dir string) string { return filepath.Join(dir, "watchers") }
 
+// turnBackApprovals is turnBack for approvals: what was asked and allowed in the time that
+// was wrong lasts from now on as long as it would have lasted from then on.
+func (t *tx) turnBackApprovals() error {
+	changed := map[string]any{}
+	for _, p := range t.allPending() {
+		if ahead := p.Created.Sub(t.now); ahead > 0 {
+			p.Created, p.Deadline = t.now, p.Deadline.Add(-ahead)
+		}
+		// One of before may have been listed, and a living process says itself when it gives up.
+		if latest := t.now.Add(max(p.Timeout, Listed)); p.Deadline.After(latest) {
+			p.Deadline = latest
+		}
+		changed[string(pendingKey(p.ID))] = &p
+	}
+	c := t.approvals().Cursor()
+	for k, v := c.Seek([]byte{prefixGrant}); len(k) > 0 && k[0] == prefixGrant; k, v = c.Next() {
+		var g grant
+		if decode(v, &g) != nil {
+			continue // tidy removes it
+		}
+		latest := t.now.Add(Listed)
+		if g.ForSession {
+			latest = t.now.Add(sessionGrant)
+		}
+		if g.Until.After(latest) {
+			g.Until = latest
+			changed[string(k)] = &g
+		}
+	}
+	for k, v := range changed {
+		if err := t.putApproval([]byte(k), v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Watch says that this process shows a person what waits, until stop is called or the
 // process ends.
 func (l *Ledger) Watch() (stop func(), err error) {
@@ -453,9 +595,12 @@ func (l *Ledger) Watch() (stop func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	lock := flock.New(filepath.Join(dir, newID("")), flock.SetPermissions(0o600))
-	if ok, err := lock.TryLock(); err != nil || !ok {
-		return nil, errors.Join(fmt.Errorf("say that approvals are watched, in %s", dir), err)
+	lock, err := watch(dir)
+	for n := 1; n < watchTries && err != nil; n++ { // who looks for the dead may have taken it for one
+		lock, err = watch(dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("say that approvals are watched, in %s: %w", dir, err)
 	}
 	return func() {
 		_ = os.Remove(lock.Path()) // who looks at it meanwhile finds it locked, or gone
@@ -464,7 +609,25 @@ func (l *Ledger) Watch() (stop func(), err error) {
 	}, nil
 }
 
-// Watched reports whether any living process shows a person what waits.
+const watchTries = 10
+
+// watch makes and locks a file that shows that somebody watches.
+func watch(dir string) (*flock.Flock, error) {
+	lock := flock.New(filepath.Join(dir, newID("")), flock.SetPermissions(0o600))
+	ok, err := lock.TryLock()
+	if err == nil && !ok {
+		err = errors.New("it is locked")
+	}
+	if err == nil {
+		if _, err = os.Stat(lock.Path()); err != nil { // it was removed before it was locked
+			_ = lock.Unlock()
+		}
+	}
+	return lock, err
+}
+
+// Watched reports whether any living process shows a person what waits. Several look at
+// once, so their locks keep out those of the living only.
 func (l *Ledger) Watched() bool {
 	dir := watchers(l.o.Dir)
 	entries, err := os.ReadDir(dir)
@@ -473,11 +636,12 @@ func (l *Ledger) Watched() bool {
 	}
 	for _, e := range entries {
 		lock := flock.New(filepath.Join(dir, e.Name()), flock.SetFlag(os.O_RDWR))
-		free, err := lock.TryLock()
+		free, err := lock.TryRLock()
 		switch {
 		case free: // its process has died
 			_ = os.Remove(lock.Path())
 			_ = lock.Unlock()
+			_ = os.Remove(lock.Path()) // Windows removes no open file
 		case err == nil:
 			return true
 		}

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -88,7 +89,7 @@ func (t *tx) turnBack() error {
 			return err
 		}
 	}
-	if err := t.forgetLoops(); err != nil {
+	if err := errors.Join(t.forgetLoops(), t.turnBackApprovals()); err != nil {
 		return err
 	}
 	changed := map[string][]byte{}
@@ -148,12 +149,17 @@ func (t *tx) turned(space byte, v []byte, used int64) ([]byte, error) {
 	if err := decode(v, &s); err != nil {
 		return nil, fmt.Errorf("%w: a session: %w", ErrDamaged, err)
 	}
-	back(&s.RenewedAt)
-	ahead := s.Created.Sub(t.now)
-	if ahead <= 0 { // a session is renewed after it was made
+	// A session is renewed after it was made, and expires so long after the later of both.
+	began := s.Created
+	if !s.RenewedAt.IsZero() {
+		began = s.RenewedAt
+	}
+	ahead := began.Sub(t.now)
+	if ahead <= 0 {
 		return nil, nil
 	}
-	s.Created = t.now
+	back(&s.Created)
+	back(&s.RenewedAt)
 	if !s.ExpiresAt.IsZero() {
 		s.ExpiresAt = s.ExpiresAt.Add(-ahead)
 	}

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -56,4 +57,47 @@ func (l *Ledger) Since(ctx context.Context, at time.Time) (first, newest uint64,
 		return nil
 	})
 	return first, newest, err
+}
+
+// glance is how often who follows looks at the head file.
+const glance = 100 * time.Millisecond
+
+// Follow calls f with every record from first on, in order, and with each that comes
+// until ctx ends, which is no error. It waits without the lock and takes it only for
+// news; a ledger that is busy is asked again. After a recovery it goes on with the
+// first record of the new chain.
+func (l *Ledger) Follow(ctx context.Context, first uint64, f func(key uint64, raw []byte) error) error {
+	next, before := max(first, 1), uint64(0)
+	tick := time.NewTicker(glance)
+	defer tick.Stop()
+	for {
+		head, err := l.Head()
+		if err != nil {
+			return err
+		}
+		if head < before { // another chain has begun; its head file comes with its next record
+			next = 1
+		}
+		before = head
+		if head >= next {
+			_, _, err := l.Walk(ctx, next, func(key uint64, raw []byte) error {
+				if err := f(key, raw); err != nil {
+					return err
+				}
+				next = key + 1
+				return nil
+			})
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err != nil && !errors.Is(err, ErrBusy):
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }

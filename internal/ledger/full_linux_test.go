@@ -84,6 +84,8 @@ func fullDisk(raw []byte) error {
 		s.create(c.Root, dir)
 	case "compact":
 		s.compact(c.Root, dir)
+	case "approvals":
+		s.approvals(c.Root, dir)
 	}
 	if s.failed {
 		return errors.New("failed")

@@ -68,6 +68,7 @@ type Ledger struct {
 	taken    chan error // receives when an acquisition ends; nil when there is none
 	presence *presence
 	healed   time.Time // when it was last looked for dead processes
+	seen     tidiness
 	damaged  *damaged  // what this process found the file to be
 	began    string    // the id of the ledger that it used first
 	moved    bool      // it uses another one now
@@ -440,7 +441,11 @@ func (l *Ledger) heal() error {
 	err := l.commit([]*op{{run: func(t *tx) error {
 		clear(owners)
 		l.unheard = t.unheard(l.retention())
-		untidy = t.untidy(owners)
+		l.seen = t.tidiness(l.seen)
+		for _, id := range l.seen.owners {
+			owners[id] = true
+		}
+		untidy = l.seen.due(t.now)
 		now := string(t.space(spaceMeta).get(keyID))
 		l.began = cmp.Or(l.began, now)
 		l.moved = l.began != now

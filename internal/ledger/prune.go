@@ -275,7 +275,7 @@ func (t *tx) unneeded(last uint64) (uint64, error) {
 	err := t.space(spaceHolds).each(nil, func(_, v []byte) error {
 		var h held
 		if decode(v, &h) != nil || h.Seq == 0 {
-			limit = 0 // abandon knows what to do with it
+			limit = 0  // abandon knows what to do with it
 			return nil //nolint:nilerr // see above
 		}
 		limit = min(limit, h.Seq-1)

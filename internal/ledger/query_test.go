@@ -564,3 +564,30 @@ func TestAFileOfTheFirstFormatIsBroughtUpToDate(t *testing.T) {
 	reserve(t, old, call("ses_0", "steal", `{}`), engine(t, shop()))
 	verify(t, old)
 }
+
+func TestTheCountersOfALimit(t *testing.T) {
+	l := quick(t, stateDir(t))
+	e := engine(t, policy.Ruleset{Policies: []policy.Rule{{Type: policy.TypeRateLimit, MaxCalls: 9, Window: time.Hour, Per: policy.PerTool}}})
+	for _, tool := range []string{"b", "a", "b"} {
+		reserve(t, l, call("ses_a", tool, `{}`), e)
+	}
+	limit := e.Limits()[0]
+	list, now, err := l.Counters(context.Background(), limit.Counter, 10)
+	if err != nil || len(list) != 2 || now.IsZero() {
+		t.Fatalf("%+v, %v, %v", list, now, err)
+	}
+	for i, want := range []int64{1, 2} {
+		if got, resets := limit.Used(list[i].Counter, now); got != want || !resets.After(now) || !strings.HasSuffix(list[i].Of, []string{"/a", "/b"}[i]) {
+			t.Errorf("%+v: %d used, until %v", list[i], got, resets)
+		}
+	}
+	if list, _, err := l.Counters(context.Background(), limit.Counter, 1); err != nil || len(list) != 1 {
+		t.Errorf("at most one: %+v, %v", list, err)
+	}
+	if list, _, err := l.Counters(context.Background(), limit.Counter+"x", 10); err != nil || len(list) != 0 {
+		t.Errorf("of no limit: %+v, %v", list, err)
+	}
+	if n, err := l.Newest(); err != nil || n != 4 { // the session's record, and three calls
+		t.Errorf("the newest is %d, %v", n, err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/policy"
 )
 
 // step is how many entries a query takes in one transaction.
@@ -314,4 +315,33 @@ func (l *Ledger) ChangePins(ctx context.Context, upstream string, change func(ol
 		}
 		return b.Put(pinsKey(upstream), now)
 	})
+}
+
+// Newest returns the number of the newest record without waiting for a turn. It may lag
+// behind for a moment.
+func (l *Ledger) Newest() (uint64, error) {
+	h, err := readHead(l.o.Dir)
+	return h.seq, err
+}
+
+// Used is a counter of one part of the world.
+type Used struct {
+	Of string
+	policy.Counter
+}
+
+// Counters returns those that a limit has, at most so many, and the time by which they
+// count. What is lost with a damaged file is in none.
+func (l *Ledger) Counters(ctx context.Context, counter string, most int) (list []Used, now time.Time, err error) {
+	prefix := append([]byte(counter), 0)
+	err = l.do(ctx, false, func(t *tx) error {
+		list, now = nil, t.now
+		return t.space(spaceCounters).some(prefix, most, func(k, v []byte) error {
+			if of, ok := bytes.CutPrefix(k, prefix); ok {
+				list = append(list, Used{string(of), decodeCounter(v)})
+			}
+			return nil
+		})
+	})
+	return list, now, err
 }

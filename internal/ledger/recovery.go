@@ -133,6 +133,7 @@ type salvage struct {
 	gone   uint64    // the records that were pruned, as the database or the chain says
 	newest uint64    // the greatest number that anything speaks of
 	last   time.Time // of the newest verified record
+	halted *Stopped  // what the records say of a stop of everything
 	spent  spending
 	result Recovery
 }
@@ -454,6 +455,10 @@ func (s *salvage) write() (err error) {
 		case r.Kind == audit.KindOutcome && open[r.Ref] != nil:
 			s.spent.add(open[r.Ref], r.Cost-open[r.Ref].Cost)
 			delete(open, r.Ref)
+		case r.Kind == audit.KindLedger && r.Status == audit.StatusStopped:
+			s.halted = &Stopped{At: r.Time, Reason: r.FlagReason}
+		case r.Kind == audit.KindLedger && r.Status == audit.StatusResumed:
+			s.halted = nil
 		}
 	}
 	if err := errors.Join(buffered.Flush(), f.Sync(), f.Close()); err != nil {
@@ -548,6 +553,9 @@ func (s *salvage) begin(noSync bool) (Recovery, error) {
 	return s.result, syncDir(s.dir)
 }
 
+// living are the spaces that live on.
+var living = string([]byte{spaceSessions, spaceCounters, spaceKeys, spaceOnce, spaceRetain})
+
 // fill puts what lives on into the new database, and the first record.
 func (s *salvage) fill(t *tx) error {
 	t.now, t.wall = s.at, s.at
@@ -562,9 +570,12 @@ func (s *salvage) fill(t *tx) error {
 		err = errors.Join(err, meta.put(keyDoubt, stamp(t.now)))
 	}
 	for k, v := range s.hot {
-		if k[0] == spaceSessions || k[0] == spaceCounters || k[0] == spaceRetain || k == string(spaceMeta)+string(keyDoubt) || k == string(spaceMeta)+string(keyStopped) {
+		if strings.IndexByte(living, k[0]) >= 0 || k == string(spaceMeta)+string(keyDoubt) || k == string(spaceMeta)+string(keyStopped) {
 			err = errors.Join(err, t.Bucket(bucketHot).Put([]byte(k), v))
 		}
+	}
+	if s.hot == nil && s.halted != nil {
+		err = errors.Join(err, meta.putJSON(keyStopped, s.halted))
 	}
 	for k, n := range s.spent {
 		if c := t.counter(k); s.hot != nil && c.Value < n {
@@ -586,10 +597,19 @@ func (s *salvage) fill(t *tx) error {
 	if r.Doubt {
 		what += "; what had been used is not known, so every limit counts as used up until its window has passed, and no session of before goes on"
 	}
-	return t.append(&audit.Record{
+	err = t.append(&audit.Record{
 		Kind: audit.KindLedger, Status: audit.StatusRecovered, Flagged: true, FlagReason: what,
 		Arguments: text, ArgumentsSHA256: sha256.Sum256(text), ArgumentsSize: uint64(len(text)),
 	})
+	if err != nil {
+		return err
+	}
+	stopped := t.stopped()
+	if stopped == nil {
+		return nil
+	}
+	// Once more, for the next recovery.
+	return t.append(&audit.Record{Kind: audit.KindLedger, Status: audit.StatusStopped, Flagged: true, FlagReason: stopped.Reason})
 }
 
 // Trust ends the doubt that a recovery left: what was not known counts as unused

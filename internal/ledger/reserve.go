@@ -27,6 +27,8 @@ type Attempt struct {
 	Config audit.Hash
 	// Pin is the hash of the tool's definition, which a person's word is bound to.
 	Pin audit.Hash
+	// Shown returns what a person is shown of the arguments; nil shows them as they are.
+	Shown func(arguments []byte) []byte
 	// Grant is the id of the approval that this call has waited for, "" if none.
 	Grant string
 	// Refused, if set, is why the call cannot be let through whatever the
@@ -150,11 +152,7 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 func (t *tx) judge(call policy.Call, s *Session, a *Attempt, d Decider) (decision policy.Decision, spent *grant, err error) {
 	refused := a.Refused
 	if refused == nil {
-		stopped, err := t.stopped()
-		if err != nil {
-			return decision, nil, err
-		}
-		if stopped != nil {
+		if stopped := t.stopped(); stopped != nil {
 			refused = stopped.refusal()
 		}
 	}
@@ -166,13 +164,28 @@ func (t *tx) judge(call policy.Call, s *Session, a *Attempt, d Decider) (decisio
 	}
 	a.Call = call
 	key, g, err := t.granted(a, s.ID)
-	if err != nil || g == nil {
+	if err != nil {
 		return decision, nil, err
+	}
+	if g == nil {
+		return t.queue(decision)
 	}
 	if decision, err = t.decide(call, s, d, true); err != nil || decision.Verdict != policy.Allow {
 		return decision, nil, err
 	}
 	return decision, g, t.redeem(key, g)
+}
+
+// queue refuses a call that needs a person's word if too many wait for that already.
+func (t *tx) queue(asks policy.Decision) (policy.Decision, *grant, error) {
+	if !t.Writable() {
+		return asks, nil, nil
+	}
+	why, err := t.room()
+	if err != nil || why == "" {
+		return asks, nil, err
+	}
+	return policy.Decision{Policy: asks.Policy, Rule: asks.Rule, Reason: asks.Reason + ", and " + why, Also: asks.Also}, nil, nil
 }
 
 // decide asks d with the counters that it reads. A mistake in d, which knows

@@ -30,6 +30,8 @@ const (
 	OriginConfig Origin = "config"
 	// OriginCommand: haldir session create; the terms are fixed.
 	OriginCommand Origin = "command"
+	// OriginAPI: the REST API; the terms are fixed.
+	OriginAPI Origin = "api"
 )
 
 // Session is one agent's stretch of work.
@@ -46,6 +48,7 @@ type Session struct {
 	RenewedAt time.Time      `json:"renewed_at,omitzero"`
 	Renewed   time.Duration  `json:"renewed_for,omitempty"` // from RenewedAt on, instead of what the terms say
 	Origin    Origin         `json:"origin"`
+	Key       string         `json:"key_id,omitempty"` // of the REST API, by which it was made
 }
 
 // Use says which session a call belongs to.
@@ -202,8 +205,8 @@ func (l *Ledger) Sessions(ctx context.Context) (list []Session, err error) {
 }
 
 // Revoke ends a session: new calls are refused by every process. Its running calls finish,
-// or, with cancel, are cancelled as soon as their processes see it. Revoking twice changes
-// nothing, but that the second may cancel.
+// or, with cancel, are cancelled as soon as their processes see it; those that wait for a
+// person are denied. Revoking twice changes nothing, but that the second may cancel.
 func (l *Ledger) Revoke(ctx context.Context, id string, cancel bool) (s Session, err error) {
 	err = l.wait(ctx, &op{write: true, done: make(chan error, 1), then: l.ring, run: func(t *tx) error {
 		found, err := t.session(id)
@@ -216,6 +219,14 @@ func (l *Ledger) Revoke(ctx context.Context, id string, cancel bool) (s Session,
 		}
 		if s.RevokedAt.IsZero() {
 			s.RevokedAt = t.now
+		}
+		for _, p := range t.allPending() {
+			if p.Session != id {
+				continue
+			}
+			if err := t.answer(&p, Answer{Channel: ChannelRevoked}); err != nil {
+				return err
+			}
 		}
 		rec := &audit.Record{Kind: audit.KindSession, Status: audit.StatusRevoked, Session: id, Agent: found.Agent}
 		if s.Cancelled = cancel; cancel {
@@ -234,6 +245,9 @@ var ErrRevoked = errors.New("the session was revoked; create another one")
 
 // Renew lets a session last for ttl from now on. One that does not expire stays so.
 func (l *Ledger) Renew(ctx context.Context, id string, ttl time.Duration) (s Session, err error) {
+	if ttl <= 0 {
+		return s, fmt.Errorf("a session cannot be renewed for %v; revoke it to end it", ttl)
+	}
 	err = l.do(ctx, true, func(t *tx) error {
 		found, err := t.session(id)
 		if err != nil {

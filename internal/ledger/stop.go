@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -18,16 +17,18 @@ type Stopped struct {
 // PolicyStopped is the policy that refuses while everything is stopped.
 const PolicyStopped = "stopped"
 
-func (t *tx) stopped() (*Stopped, error) {
+// stopped returns since when every call is refused, nil if they are not. A stop that cannot
+// be read is one.
+func (t *tx) stopped() *Stopped {
 	raw := t.space(spaceMeta).get(keyStopped)
 	if raw == nil {
-		return nil, nil
+		return nil
 	}
 	var s Stopped
-	if err := decode(raw, &s); err != nil {
-		return nil, fmt.Errorf("%w: why everything is stopped: %w", ErrDamaged, err)
+	if decode(raw, &s) != nil {
+		s = Stopped{Reason: "the reason cannot be read"}
 	}
-	return &s, nil
+	return &s
 }
 
 // Sentence says that all calls are refused.
@@ -59,9 +60,8 @@ func (l *Ledger) Stop(ctx context.Context, reason string) (s Stopped, err error)
 // Resume lets calls be judged again. It reports whether they were stopped.
 func (l *Ledger) Resume(ctx context.Context) (was bool, err error) {
 	err = l.do(ctx, true, func(t *tx) error {
-		s, err := t.stopped()
-		if was = s != nil; err != nil || !was {
-			return err
+		if was = t.stopped() != nil; !was {
+			return nil
 		}
 		if err := t.space(spaceMeta).delete(keyStopped); err != nil {
 			return err
@@ -73,9 +73,6 @@ func (l *Ledger) Resume(ctx context.Context) (was bool, err error) {
 
 // Stopped returns since when every call is refused, nil if they are not.
 func (l *Ledger) Stopped(ctx context.Context) (s *Stopped, err error) {
-	err = l.do(ctx, false, func(t *tx) (err error) {
-		s, err = t.stopped()
-		return err
-	})
+	err = l.do(ctx, false, func(t *tx) error { s = t.stopped(); return nil })
 	return s, err
 }

@@ -52,9 +52,8 @@ type ToolUse struct {
 	Input string // a JSON object
 }
 
-// StartClaude starts Claude Code before a haldir. extra are settings, a JSON object; "" for
-// none. uses are what the model does with the first prompt, which is sent.
-func StartClaude(t testing.TB, h *Haldir, extra string, uses ...ToolUse) *Claude {
+// ClaudeCode returns the path of the real Claude Code, which is installed if need be.
+func ClaudeCode(t testing.TB) string {
 	t.Helper()
 	arch, ok := map[string]string{"amd64": "x64", "arm64": "arm64"}[runtime.GOARCH]
 	if runtime.GOOS != "linux" || !ok {
@@ -65,9 +64,13 @@ func StartClaude(t testing.TB, h *Haldir, extra string, uses ...ToolUse) *Claude
 	if err != nil {
 		Unavailable(t, "npm cannot install %s: %v", name, err)
 	}
-	c := &Claude{t: t, messages: make(chan ClaudeMessage, 1000), model: &model{uses: uses}}
-	api := httptest.NewServer(c.model)
-	t.Cleanup(api.Close)
+	return filepath.Join(dir, "node_modules", filepath.FromSlash(name), "claude")
+}
+
+// StartClaude starts Claude Code before a haldir. extra are settings, a JSON object; "" for
+// none. uses are what the model does with the first prompt, which is sent.
+func StartClaude(t testing.TB, h *Haldir, extra string, uses ...ToolUse) *Claude {
+	t.Helper()
 	home := t.TempDir()
 	servers, err := json.Marshal(map[string]any{"mcpServers": map[string]any{"haldir": map[string]any{
 		"command": h.Program, "args": []string{"serve", "--config", h.Config, "--state-dir", h.State},
@@ -79,19 +82,30 @@ func StartClaude(t testing.TB, h *Haldir, extra string, uses ...ToolUse) *Claude
 	if err := os.WriteFile(mcp, servers, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{
-		"-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--mcp-config", mcp, "--strict-mcp-config",
-		"--allowedTools", "mcp__haldir__*", "--model", "claude-sonnet-4-5",
-	}
+	args := []string{"--mcp-config", mcp, "--strict-mcp-config"}
 	if extra != "" {
 		args = append(args, "--settings", extra)
 	}
-	c.cmd = exec.Command(filepath.Join(dir, "node_modules", filepath.FromSlash(name), "claude"), args...)
-	c.cmd.Dir = home
-	c.cmd.Env = []string{
-		"HOME=" + home, "CLAUDE_CONFIG_DIR=" + filepath.Join(home, ".claude"), "PATH=" + os.Getenv("PATH"), "ANTHROPIC_BASE_URL=" + api.URL,
-		"ANTHROPIC_API_KEY=sk-none", "DISABLE_AUTOUPDATER=1", "DISABLE_TELEMETRY=1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1", "ENABLE_TOOL_SEARCH=false",
-	}
+	env := []string{"HOME=" + home, "CLAUDE_CONFIG_DIR=" + filepath.Join(home, ".claude"), "PATH=" + os.Getenv("PATH")}
+	return LaunchClaude(t, home, env, args, uses...)
+}
+
+// LaunchClaude starts Claude Code in a directory, with the servers that it finds there and
+// in its environment.
+func LaunchClaude(t testing.TB, dir string, env, args []string, uses ...ToolUse) *Claude {
+	t.Helper()
+	c := &Claude{t: t, messages: make(chan ClaudeMessage, 1000), model: &model{uses: uses}}
+	api := httptest.NewServer(c.model)
+	t.Cleanup(api.Close)
+	args = append([]string{
+		"-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--allowedTools", "mcp__haldir__*", "--model", "claude-sonnet-4-5",
+	}, args...)
+	c.cmd = exec.Command(ClaudeCode(t), args...)
+	c.cmd.Dir = dir
+	c.cmd.Env = slices.Concat(env, []string{
+		"ANTHROPIC_BASE_URL=" + api.URL, "ANTHROPIC_API_KEY=sk-none", "DISABLE_AUTOUPDATER=1", "DISABLE_TELEMETRY=1",
+		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1", "ENABLE_TOOL_SEARCH=false",
+	})
 	c.cmd.Stderr = os.Stderr
 	in, err := c.cmd.StdinPipe()
 	if err != nil {
@@ -240,7 +254,7 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	// Claude Code asks its model for other things too, such as a title: those have no tools.
-	if has := slices.ContainsFunc(req.Tools, func(t named) bool { return strings.HasPrefix(t.Name, "mcp__haldir__") }); has && done < len(m.uses) {
+	if has := slices.ContainsFunc(req.Tools, func(t named) bool { return strings.HasPrefix(t.Name, "mcp__") }); has && done < len(m.uses) {
 		use = &m.uses[done]
 	}
 	m.mu.Unlock()

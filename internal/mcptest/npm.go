@@ -22,6 +22,7 @@ const (
 	Everything = "@modelcontextprotocol/server-everything@2026.8.31"
 	Filesystem = "@modelcontextprotocol/server-filesystem@2026.8.31"
 	Inspector  = "@modelcontextprotocol/inspector@0.15.0" // the last that runs on node 20
+	Axe        = "axe-core@4.14.1"
 )
 
 // noSkip turns a missing npm into a failure. .ci/run sets it.
@@ -47,12 +48,7 @@ func NPM(t testing.TB, spec, program string) []string {
 	if err != nil {
 		Unavailable(t, "there is no node: %v", err)
 	}
-	dir, err := install(spec)
-	if err != nil {
-		Unavailable(t, "npm cannot install %s: %v", spec, err)
-	}
-	name := spec[:strings.LastIndex(spec, "@")]
-	home := filepath.Join(dir, "node_modules", filepath.FromSlash(name))
+	home := NPMPackage(t, spec)
 	raw, err := os.ReadFile(filepath.Join(home, "package.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -68,6 +64,16 @@ func NPM(t testing.TB, spec, program string) []string {
 		t.Fatalf("%s has no program %s, only %v", spec, program, manifest.Bin)
 	}
 	return []string{node, filepath.Join(home, filepath.FromSlash(script))}
+}
+
+// NPMPackage returns the directory of an npm package, installed as by [NPM].
+func NPMPackage(t testing.TB, spec string) string {
+	t.Helper()
+	dir, err := install(spec)
+	if err != nil {
+		Unavailable(t, "npm cannot install %s: %v", spec, err)
+	}
+	return filepath.Join(dir, "node_modules", filepath.FromSlash(spec[:strings.LastIndex(spec, "@")]))
 }
 
 var installed sync.Map // spec → func() (string, error), each of which works once

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
 // List is a list of haldir.yaml that can be edited.
@@ -40,7 +41,7 @@ func (l List) one() string {
 var (
 	ErrNotFound = errors.New("is not in the config")
 	ErrForbids  = errors.New("must not be set from here")
-	ErrChanged  = errors.New("the file changes while it is edited")
+	ErrChanged  = replace.ErrChanged
 	ErrShape    = errors.New("the file is written in a way that haldir cannot edit there; edit it by hand")
 	ErrAlias    = errors.New("other parts of the file stand for the same text")
 )
@@ -58,10 +59,11 @@ type Options struct {
 
 // Result is what a change has made, or would make.
 type Result struct {
-	Path          string // of the file, links followed
-	ID            string // of the policy, the name of the upstream, else its place, such as costs[0]
-	Entry         string // as it was written, or has stood there
-	Before, After []byte // the text of the file; Before is nil if there was none
+	Path          string   // of the file, links followed
+	ID            string   // of the policy, the name of the upstream, else its place, such as costs[0]
+	IDs           []string // of all entries that [AddAll] has added
+	Entry         string   // as it was written, or has stood there
+	Before, After []byte   // the text of the file; Before is nil if there was none
 	Old, New      *config.Config
 	Notes         []string // what a person should know
 }
@@ -81,13 +83,70 @@ func Add(path string, list List, text []byte, o Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	return (&change{list: list, entry: e, o: o}).file(path)
+	return rewrite(&change{list: list, entry: e, o: o}, path, o.DryRun)
+}
+
+// Entry is something to add to a list.
+type Entry struct {
+	List List
+	Text []byte // one mapping, as the list has them
+}
+
+// AddAll adds entries in their order, each as [Add] does, all of them or none.
+func AddAll(path string, entries []Entry, o Options) (Result, error) {
+	var all batch
+	for _, e := range entries {
+		read, err := readEntry(e.Text, e.List, o)
+		if err != nil {
+			return Result{}, err
+		}
+		all = append(all, &change{list: e.List, entry: read, o: o})
+	}
+	return rewrite(all, path, o.DryRun)
+}
+
+// batch is several changes that are made as one.
+type batch []*change
+
+// apply makes the changes to a text, each to what the one before has made of it.
+func (b batch) apply(path string, before []byte) (r Result, err error) {
+	for i, c := range b {
+		text := before
+		if i > 0 {
+			text = r.After
+		}
+		one, err := c.apply(path, text)
+		if err != nil {
+			return Result{Before: before}, err
+		}
+		if i > 0 {
+			one.Before, one.Old = before, r.Old
+		}
+		one.IDs, one.Notes = append(r.IDs, one.ID), append(r.Notes, one.Notes...)
+		r = one
+	}
+	return r, nil
+}
+
+// AddTo is [Add] for the text of a file, of which nothing is read or written; nil is that of
+// none.
+func AddTo(before []byte, path string, list List, text []byte, o Options) (Result, error) {
+	e, err := readEntry(text, list, o)
+	if err != nil {
+		return Result{}, err
+	}
+	return (&change{list: list, entry: e, o: o}).apply(path, before)
 }
 
 // Remove removes a policy by its id, as [policy.Engine.Rules] lists them, an upstream
 // by its name, a cost or a scope by its number from 0. Comments above it stay.
 func Remove(path string, list List, id string, o Options) (Result, error) {
-	return (&change{list: list, remove: id, o: o}).file(path)
+	return rewrite(&change{list: list, remove: id, o: o}, path, o.DryRun)
+}
+
+// RemoveFrom is [Remove] for the text of a file, of which nothing is read or written.
+func RemoveFrom(before []byte, path string, list List, id string) (Result, error) {
+	return (&change{list: list, remove: id}).apply(path, before)
 }
 
 // apply makes the change to a text.

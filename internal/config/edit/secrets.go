@@ -15,29 +15,35 @@ var (
 	secretValue = regexp.MustCompile(`(^|[^A-Za-z0-9])(sk-[A-Za-z0-9_-]{8,}|(sk|rk|pk)_(live|test)_\w+|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]{10,}|xox[abeprs]-[\w-]+|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]+\.[\w-]+\.|hld_\w+|npm_\w{20,}|-----BEGIN)`)
 )
 
+// LooksSecret reports whether the value of a header, a variable or a parameter of that name
+// looks like a secret in the clear. A name of "" says nothing.
+func LooksSecret(name, value string) bool {
+	if strings.Contains(strings.ReplaceAll(value, "$${", ""), "${") {
+		return false
+	}
+	return secretName.MatchString(name) && len(value) > 3 || secretValue.MatchString(value)
+}
+
 // exposed tells of values of an upstream that look like secrets in the clear. It does not
 // repeat them.
 func exposed(u config.Upstream) (notes []string) {
 	note := func(what, name string) {
 		notes = append(notes, fmt.Sprintf("%s looks like a secret in the clear, which everybody can read who can read the file: store it with `haldir secret set %s` and write ${keyring:%s} in its place", what, name, name))
 	}
-	looks := func(name, value string) bool {
-		return !strings.Contains(strings.ReplaceAll(value, "$${", ""), "${") && (secretName.MatchString(name) && len(value) > 3 || secretValue.MatchString(value))
-	}
 	for _, h := range u.Headers {
-		if looks(h.Name, h.Value) {
+		if LooksSecret(h.Name, h.Value) {
 			note("the header "+h.Name, u.Name)
 		}
 	}
 	for _, e := range u.Env {
-		if name, value, _ := strings.Cut(e, "="); looks(name, value) {
+		if name, value, _ := strings.Cut(e, "="); LooksSecret(name, value) {
 			note("the variable "+name, u.Name)
 		}
 	}
-	if looks("token", u.Bearer) {
+	if LooksSecret("token", u.Bearer) {
 		note("auth.token", u.Name)
 	}
-	if u.OAuth != nil && looks("secret", u.OAuth.ClientSecret) {
+	if u.OAuth != nil && LooksSecret("secret", u.OAuth.ClientSecret) {
 		note("auth.client_secret", u.Name)
 	}
 	for i, a := range u.Args {
@@ -47,7 +53,7 @@ func exposed(u config.Upstream) (notes []string) {
 	}
 	if _, query, ok := strings.Cut(u.URL, "?"); ok {
 		for pair := range strings.SplitSeq(query, "&") {
-			if name, value, _ := strings.Cut(pair, "="); looks(name, value) {
+			if name, value, _ := strings.Cut(pair, "="); LooksSecret(name, value) {
 				note("the parameter "+name+" of url", u.Name)
 			}
 		}

@@ -1,4 +1,4 @@
-package edit
+package replace
 
 import (
 	"errors"
@@ -13,18 +13,18 @@ func TestAChangedFileIsNotReplaced(t *testing.T) {
 	if err := os.WriteFile(path, []byte("version: 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	before, info, err := read(path)
+	before, info, err := Read(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path, []byte("version: 1 # saved\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := replace(path, before, []byte("mine"), info); !errors.Is(err, ErrChanged) {
+	if err := File(path, before, []byte("mine"), info); !errors.Is(err, ErrChanged) {
 		t.Errorf("%v", err)
 	}
 	// Nor one that has come, or gone, meanwhile.
-	if err := replace(path, nil, []byte("mine"), nil); !errors.Is(err, ErrChanged) {
+	if err := File(path, nil, []byte("mine"), nil); !errors.Is(err, ErrChanged) {
 		t.Errorf("%v", err)
 	}
 	if raw, err := os.ReadFile(path); err != nil || string(raw) != "version: 1 # saved\n" {
@@ -33,7 +33,7 @@ func TestAChangedFileIsNotReplaced(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if err := replace(path, before, []byte("mine"), info); !errors.Is(err, ErrChanged) {
+	if err := File(path, before, []byte("mine"), info); !errors.Is(err, ErrChanged) {
 		t.Errorf("%v", err)
 	}
 	names, err := os.ReadDir(filepath.Dir(path))

@@ -1,4 +1,4 @@
-package edit
+package replace
 
 import (
 	"io/fs"

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/internal/packs"
+)
+
+// packUse are the flags of a pack.
+type packUse struct{ name, upstream, root string }
+
+func (p *packUse) flags(f *pflag.FlagSet) {
+	f.StringVar(&p.name, "pack", "", "add the policies that haldir has for a server; see: haldir policy packs")
+	f.StringVar(&p.upstream, "upstream", "", "with --pack: the upstream that it is for (default: the one that is such a server)")
+	f.StringVar(&p.root, "root", "", "with --pack filesystem or git: the directory that nothing is done outside of")
+}
+
+// addPack adds a pack to the config.
+func (e *editing) addPack(p *packUse, f *pflag.FlagSet, args []string) error {
+	other := ""
+	f.Visit(func(x *pflag.Flag) {
+		if own := config.PolicyKeys(); x.Name == "file" || x.Name != "mode" && slices.ContainsFunc(own, func(k config.Key) bool { return strings.ReplaceAll(k.Name, "_", "-") == x.Name }) {
+			other = "--" + x.Name
+		}
+	})
+	if len(args) > 0 {
+		other = "a policy"
+	}
+	if other != "" {
+		return usage("%s says something of one policy, and --pack adds several; edit them once they are added", other)
+	}
+	pack, err := findPack(p.name)
+	if err != nil {
+		return err
+	}
+	use := packs.Use{Params: map[string]string{}, Shadow: f.Lookup("mode").Value.String() == "shadow"}
+	if f.Changed("root") {
+		if !slices.ContainsFunc(pack.Params, func(x packs.Param) bool { return x.Name == "root" }) {
+			return usage("the pack %s has no use for --root", pack.Name)
+		}
+		if use.Params["root"], err = filepath.Abs(p.root); err != nil {
+			return err
+		}
+		use.Params["root"] = filepath.ToSlash(use.Params["root"])
+	}
+	path, err := e.path()
+	if err != nil {
+		return err
+	}
+	cfg, err := e.a.layers.Find()
+	if err != nil { // what is wrong with it, the editor says as well
+		cfg = nil
+	}
+	if use.Upstream, err = packUpstream(pack, cfg, p.upstream); err != nil {
+		return err
+	}
+	if err := present(pack, cfg, use.Upstream); err != nil {
+		return err
+	}
+	entries, missing := pack.Entries(use)
+	e.what = fmt.Sprintf("the pack %s for %s:", pack.Name, use.Upstream)
+	r, err := edit.AddAll(path, entries, edit.Options{DryRun: e.dryRun})
+	for _, m := range missing {
+		r.Notes = append(r.Notes, fmt.Sprintf("without --%s the rule is left out by which %s", m.Name, m.Doc))
+	}
+	return e.tell(edit.Policies, "added", r, err)
+}
+
+// packUpstream is the upstream that a pack is added for.
+func packUpstream(pack packs.Pack, cfg *config.Config, asked string) (string, error) {
+	if cfg == nil || len(cfg.Upstreams) == 0 { // a file of policies alone
+		if asked == "" {
+			asked = pack.Name
+		}
+		return asked, nil
+	}
+	var names, suits []string
+	for _, u := range cfg.Upstreams {
+		names = append(names, u.Name)
+		if pack.Suits(u) {
+			suits = append(suits, u.Name)
+		}
+	}
+	switch {
+	case asked != "" && !slices.Contains(names, asked):
+		return "", usage("there is no upstream %q in the config%s", asked, config.Suggest(asked, names))
+	case asked != "":
+		return asked, nil
+	case len(suits) == 1:
+		return suits[0], nil
+	case len(suits) > 1:
+		return "", usage("the upstreams %s are such servers; say which by --upstream", strings.Join(suits, " and "))
+	case slices.Contains(names, pack.Name):
+		return pack.Name, nil
+	}
+	return "", usage("none of the upstreams %s is a server that the pack %s knows; say which it is for by --upstream", strings.Join(names, ", "), pack.Name)
+}
+
+// present refuses a pack that is there already.
+func present(pack packs.Pack, cfg *config.Config, upstream string) error {
+	if cfg == nil {
+		return nil
+	}
+	mine, err := config.Parse([]byte(pack.Text(packs.Use{Upstream: upstream})), pack.Name)
+	if err != nil {
+		return err
+	}
+	there := cfg.Engine.Rules()
+	for _, id := range mine.Engine.Rules() {
+		if slices.Contains(there, id) {
+			return usage("the config has a policy %s already, as of this pack; see: haldir policy list, haldir policy remove", id)
+		}
+	}
+	return nil
+}
+
+func findPack(name string) (packs.Pack, error) {
+	all, err := packs.All()
+	if err != nil {
+		return packs.Pack{}, err
+	}
+	var names []string
+	for _, p := range all {
+		if p.Name == name {
+			return p, nil
+		}
+		names = append(names, p.Name)
+	}
+	return packs.Pack{}, usage("there is no pack %q%s", name, config.Suggest(name, names))
+}
+
+func policyPacks(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "packs [NAME]",
+		Short: "List the packs of policies that haldir has, or show one",
+		Long: "packs lists the sets of policies that `haldir policy add --pack` can add, each for\n" +
+			"servers of one kind. With a name it prints that pack as a config.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				p, err := findPack(args[0])
+				if err != nil {
+					return err
+				}
+				use := packs.Use{Upstream: p.Name, Params: map[string]string{"root": "/srv/project"}}
+				if asJSON {
+					return a.printJSON(map[string]any{"name": p.Name, "does": p.Does, "servers": p.Servers, "config": p.Text(use)})
+				}
+				return a.printf("%s", p.Text(use))
+			}
+			all, err := packs.All()
+			if err != nil {
+				return err
+			}
+			type entry struct {
+				Name    string   `json:"name"`
+				Does    string   `json:"does"`
+				Servers []string `json:"servers"`
+			}
+			list := []entry{}
+			var rows [][]string
+			for _, p := range all {
+				list = append(list, entry{p.Name, p.Does, p.Servers})
+				rows = append(rows, []string{p.Name, p.Does})
+			}
+			if asJSON {
+				return a.printJSON(map[string]any{"packs": list})
+			}
+			return a.printTable([]string{"PACK", "WHAT IT DOES"}, rows)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}

@@ -1,0 +1,243 @@
+package adopt_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/haldir-mcp/haldir/internal/adopt"
+	"github.com/haldir-mcp/haldir/internal/replace"
+)
+
+const three = `{
+  "mcpServers": {
+    "a": {"command": "a", "env": {"TOKEN": "ghp_0123456789abcdefghij"}},
+    "b": {"command": "b"}
+  }
+}
+`
+
+func (p *person) plan() *adopt.Plan {
+	p.t.Helper()
+	plan, err := adopt.New(p.o)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return plan
+}
+
+// same checks that nothing is as it was not, and that no secret is stored.
+func (p *person) same(before map[string]string) {
+	p.t.Helper()
+	if diff := cmp.Diff(before, p.all()); diff != "" {
+		p.t.Errorf("(-before +after):\n%s", diff)
+	}
+	if names, err := p.store.Names(); err != nil || len(names) > 0 {
+		p.t.Errorf("secrets: %v, %v", names, err)
+	}
+}
+
+// A file that somebody saves while a person reads the plan is not written over, and nothing
+// else is written either.
+func TestAFileThatChangesUnderThePlan(t *testing.T) {
+	for _, change := range []func(p *person, path string){
+		func(p *person, _ string) { p.write(".cursor/mcp.json", three+"\n") },
+		func(p *person, path string) {
+			if err := os.Remove(path); err != nil {
+				p.t.Fatal(err)
+			}
+		},
+		func(p *person, _ string) { p.write(".config/haldir/haldir.yaml", "version: 1\n") },
+	} {
+		p := newPerson(t)
+		p.write(".cursor/mcp.json", three)
+		p.write(".claude.json", three)
+		plan := p.plan()
+		change(p, filepath.Join(p.home, ".cursor", "mcp.json"))
+		before := p.all()
+		if _, err := plan.Do(t.Context()); !errors.Is(err, replace.ErrChanged) {
+			t.Errorf("%v", err)
+		}
+		p.same(before)
+		if _, err := adopt.Last(p.o.StateDir, p.o.Host, p.store); !errors.Is(err, adopt.ErrNothing) {
+			t.Errorf("there is something to undo: %v", err)
+		}
+	}
+}
+
+// locked is a store that cannot be written to.
+type locked struct{ adopt.Store }
+
+func (locked) Set(string, string) error { return errors.New("the keyring is locked") }
+
+// What fails half-way is taken back.
+func TestWhatFailsIsTakenBack(t *testing.T) {
+	p := newPerson(t)
+	p.write(".cursor/mcp.json", three)
+	before := p.all()
+	p.o.Store = locked{p.store}
+	if _, err := p.plan().Do(t.Context()); err == nil || !strings.Contains(err.Error(), "store the secret a.TOKEN: the keyring is locked") {
+		t.Errorf("%v", err)
+	}
+	p.same(before)
+
+	// The last file cannot be written: its directory is closed.
+	if runtime.GOOS == "windows" || os.Geteuid() == 0 {
+		return // nothing is closed to root; the next test has another fault
+	}
+	p.o.Store = p.store
+	p.write("closed/mcp.json", three)
+	dir := filepath.Join(p.home, "closed")
+	if err := os.Chmod(dir, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Chmod(dir, 0o700) })
+	if err := os.MkdirAll(filepath.Join(p.home, ".codeium", "windsurf"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(dir, "mcp.json"), filepath.Join(p.home, ".codeium", "windsurf", "mcp_config.json")); err != nil {
+		t.Fatal(err)
+	}
+	before = p.all()
+	if _, err := p.plan().Do(t.Context()); err == nil {
+		t.Error("a file was written in a closed directory")
+	}
+	p.same(before)
+}
+
+// claude is a command line of Claude Code with a fault, a script.
+func (p *person) claude(script string) {
+	p.t.Helper()
+	if runtime.GOOS == "windows" {
+		p.t.Skip("the fault is a script of the shell")
+	}
+	p.write("bin/claude", "#!/bin/sh\n"+script)
+	p.o.Claude = filepath.Join(p.home, "bin", "claude")
+	if err := os.Chmod(p.o.Claude, 0o700); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// Where Claude Code does not do what it is told, its file is edited as it is without it.
+func TestClaudeThatFails(t *testing.T) {
+	for name, script := range map[string]string{
+		"it ends with an error":       "echo 'no such thing' >&2; exit 3\n",
+		"it does nothing":             "exit 0\n",
+		"it writes something else":    `printf '{"mcpServers": {"haldir": {"command": "haldir", "args": ["serve"]}, "c": {}}}' >"$CONFIG"` + "\n",
+		"it leaves what is no JSON":   `printf '{' >"$CONFIG"` + "\n",
+		"it takes its file away":      `rm -f "$CONFIG"` + "\n",
+		"it has been left unfinished": `printf '{"mcpServers": {"a": {"command": "a"}}}' >"$CONFIG"; exit 1` + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPerson(t)
+			p.write(".claude.json", three)
+			p.claude("CONFIG='" + filepath.Join(p.home, ".claude.json") + "'\n" + script)
+			before := p.all()
+			plan := p.plan()
+			done, err := plan.Do(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "was edited instead") {
+				t.Errorf("notes: %q", done.Notes)
+			}
+			want := "{\n  \"mcpServers\": {\n    \"haldir\": {\"type\": \"stdio\", \"command\": \"haldir\", \"args\": [\"serve\"]}\n  }\n}\n"
+			if got := p.all()[".claude.json"]; got != "-rw------- "+want {
+				t.Errorf("Claude Code's file: %s", got)
+			}
+			p.undo(false)
+			p.same(before)
+		})
+	}
+}
+
+// An init that was cut off can be undone, wherever that was.
+func TestUndoOfWhatWasCutOff(t *testing.T) {
+	p := newPerson(t)
+	for _, name := range []string{".claude.json", ".cursor/mcp.json", ".codeium/windsurf/mcp_config.json"} {
+		p.write(name, three)
+	}
+	before := p.all()
+	for after := range 4 { // files that were written
+		p.o.Now = time.Unix(int64(after), 0)
+		plan := p.plan()
+		written := map[string][]byte{}
+		for i, c := range plan.Files {
+			if i < after {
+				written[c.Path] = c.After
+			}
+		}
+		done, err := plan.Do(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// What Do has written behind the cut is as it was, on disk and in the manifest.
+		for i, c := range plan.Files {
+			if written[c.Path] != nil {
+				continue
+			}
+			copies := filepath.Join(done.Backup, string(rune('0'+i)))
+			if err := os.Remove(copies + ".after"); err != nil {
+				t.Fatal(err)
+			}
+			if c.Before == nil {
+				if err := os.Remove(c.Path); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := os.WriteFile(c.Path, c.Before, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.undo(false)
+		p.same(before)
+	}
+}
+
+// A file that init did not find in the way back is a conflict, and force solves it.
+func TestUndoOfWhatIsGone(t *testing.T) {
+	p := newPerson(t)
+	p.write(".cursor/mcp.json", three)
+	before := p.all()
+	if _, err := p.plan().Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(p.home, ".cursor", "mcp.json")); err != nil {
+		t.Fatal(err)
+	}
+	u, err := adopt.Last(p.o.StateDir, p.o.Host, p.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := u.Conflicts(); len(c) != 1 || c[0].Why != "the file is gone" {
+		t.Errorf("conflicts: %+v", c)
+	}
+	if err := u.Do(false); err == nil {
+		t.Error("undone in spite of a conflict")
+	}
+	p.undo(true)
+	p.same(before)
+}
+
+// A server that a person has put where one was that moved is not written over.
+func TestUndoWithAnotherServerOfTheName(t *testing.T) {
+	p := newPerson(t)
+	p.write(".cursor/mcp.json", three)
+	if _, err := p.plan().Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.write(".cursor/mcp.json", `{"mcpServers": {"haldir": {"command": "haldir", "args": ["serve"]}, "a": {"command": "mine"}}}`)
+	u, err := adopt.Last(p.o.StateDir, p.o.Host, p.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := u.Conflicts()
+	if len(c) != 1 || !strings.HasSuffix(c[0].Why, `mcp.json:1:69: there is another "a" by now`) {
+		t.Errorf("conflicts: %+v", c)
+	}
+}

@@ -1,0 +1,486 @@
+package adopt
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/clients"
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/internal/replace"
+)
+
+// Store keeps secrets, as secret.Store does.
+type Store interface {
+	Get(name string) (string, error)
+	Set(name, value string) error
+	Remove(name string) error
+}
+
+// Options are what a person wants, and where.
+type Options struct {
+	Host     clients.Host
+	Clients  []clients.Client // nil for all
+	Projects bool             // the servers of all projects of Claude Code, not of this one alone
+	Config   string           // the path of haldir.yaml
+	StateDir string
+	Store    Store
+
+	// How clients start haldir: those of a terminal, and those with a window, whose PATH
+	// need not be the shell's. Serves is what the arguments of both name.
+	Terminal, Window clients.Entry
+	Serves           clients.Guard
+
+	Trust       bool   // the annotations of the servers that move
+	Permissions bool   // deny rules for Claude Code
+	Claude      string // the path of its command line; "" for none
+	Now         time.Time
+}
+
+// Upstream is a server that moves.
+type Upstream struct {
+	Name    string
+	From    []*clients.Server // all are the same
+	There   bool              // haldir.yaml has it already
+	Secrets []Secret
+
+	entry  string                       // as it is written in haldir.yaml
+	unsaid map[*clients.Server][]string // comments that haldir.yaml does not have
+}
+
+// Secret is a value that goes to the store.
+type Secret struct {
+	Name  string // in the store
+	What  string // whose value it is, for people
+	value string
+	there bool // it is stored already
+}
+
+// Left is a server that stays where it is.
+type Left struct {
+	Server *clients.Server
+	Why    string
+}
+
+// Kind is what a file is to haldir.
+type Kind string
+
+// The kinds.
+const (
+	KindConfig   Kind = "config"   // haldir.yaml
+	KindClient   Kind = "client"   // the servers of a client
+	KindSettings Kind = "settings" // of Claude Code
+)
+
+// Change is one file that changes.
+type Change struct {
+	Kind          Kind
+	Client        clients.Client
+	Path          string
+	Before, After []byte     // Before is nil for a new file
+	Swaps         []Swapped  // of a client
+	Rules         []string   // of settings
+	Commands      [][]string // of Claude Code, that make the change; nil: the file is edited
+
+	file *clients.File
+	info fs.FileInfo
+	swap []clients.Swap
+}
+
+// Swapped is what has become of one list of servers.
+type Swapped struct {
+	Scope  clients.Scope `json:"scope"`
+	Dir    string        `json:"dir,omitempty"`
+	Gone   []string      `json:"gone"`
+	Name   string        `json:"name"`   // of haldir's entry
+	Placed bool          `json:"placed"` // the entry is new
+}
+
+// Plan is what would be done.
+type Plan struct {
+	Config    string
+	Upstreams []*Upstream
+	Left      []Left
+	Files     []*Change
+	Notes     []string
+	Masks     []string // texts that must not be shown
+
+	o         Options
+	fail      error // of the store
+	elsewhere bool  // a client's haldir serves another config
+}
+
+// New makes a plan. Nothing is written.
+func New(o Options) (*Plan, error) {
+	p := &Plan{Config: o.Config, o: o}
+	files, err := p.read()
+	if err != nil {
+		return nil, err
+	}
+	before, info, err := readConfig(o.Config)
+	if err != nil {
+		return nil, err
+	}
+	var cfg *config.Config
+	if before != nil {
+		if cfg, err = config.Parse(before, o.Config); err != nil {
+			return nil, err
+		}
+	}
+	p.gather(files, cfg)
+	for _, u := range p.Upstreams {
+		p.name(u, cfg)
+	}
+	after, err := p.write(before)
+	if p.elsewhere && len(p.Upstreams) == 0 {
+		after = before // there is a haldir already, and this is not its config
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p.fail != nil {
+		return nil, p.fail
+	}
+	if !bytes.Equal(before, after) {
+		p.Files = append(p.Files, &Change{Kind: KindConfig, Path: o.Config, Before: before, After: after, info: info})
+	}
+	if err := p.swaps(files); err != nil {
+		return nil, err
+	}
+	if o.Permissions {
+		if err := p.permissions(); err != nil {
+			return nil, err
+		}
+	}
+	p.advise(cfg)
+	return p, nil
+}
+
+func readConfig(path string) ([]byte, fs.FileInfo, error) {
+	target, err := replace.Follow(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	return replace.Read(target)
+}
+
+// read reads the files of the clients, each once. All that is wrong with them is told.
+func (p *Plan) read() (files []*clients.File, err error) {
+	seen := map[string]bool{}
+	for _, place := range p.o.Host.Places() {
+		if len(p.o.Clients) > 0 && !slices.Contains(p.o.Clients, place.Client) {
+			continue
+		}
+		f, wrong := p.o.Host.Read(place)
+		if wrong != nil {
+			err = errors.Join(err, wrong)
+			continue
+		}
+		if !seen[f.Target] && f.Data != nil {
+			seen[f.Target] = true
+			files = append(files, f)
+			p.Masks = append(p.Masks, f.Secrets(secretive)...)
+		}
+	}
+	return files, err
+}
+
+// gather decides which servers move.
+func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
+	if cfg != nil {
+		for _, u := range cfg.Upstreams {
+			for _, v := range slices.Concat(values(u.Headers), []string{u.Bearer}) {
+				if secretive("token", v) {
+					p.Masks = append(p.Masks, v)
+				}
+			}
+			for _, e := range u.Env {
+				if name, v, _ := strings.Cut(e, "="); secretive(name, v) {
+					p.Masks = append(p.Masks, v)
+				}
+			}
+		}
+	}
+	for _, f := range files {
+		for _, l := range f.Lists {
+			for _, s := range l.Servers {
+				if s.Guard != nil {
+					continue
+				}
+				if why := cmp.Or(s.Why, p.stays(l)); why != "" {
+					p.Left = append(p.Left, Left{s, why})
+					continue
+				}
+				p.join(s)
+			}
+		}
+	}
+}
+
+func values(headers []config.Header) (out []string) {
+	for _, h := range headers {
+		out = append(out, h.Value)
+	}
+	return out
+}
+
+// stays says why the servers of a list are none of this plan; "" if they are.
+func (p *Plan) stays(l *clients.List) string {
+	if !l.Here && !p.o.Projects {
+		return fmt.Sprintf("it is of another project, %s: run haldir init there, or with --all-projects", l.Dir)
+	}
+	if l.File.Info.Mode()&0o200 == 0 {
+		return fmt.Sprintf("%s is read-only", l.File.Path)
+	}
+	for _, s := range l.Servers {
+		if s.Guard != nil && !p.same(*s.Guard) {
+			p.elsewhere = true
+			return fmt.Sprintf("the haldir beside it (%s) serves another config, %s: run haldir init with that --config", s.Name, cmp.Or(s.Guard.Config, "the default one"))
+		}
+	}
+	return ""
+}
+
+// same reports whether an entry of haldir serves this config.
+func (p *Plan) same(g clients.Guard) bool {
+	clean := func(s string) string {
+		if s == "" {
+			return ""
+		}
+		return filepath.Clean(s)
+	}
+	config, state := clean(g.Config), clean(g.StateDir)
+	return (config == clean(p.o.Serves.Config) || config == clean(p.o.Config)) && (state == clean(p.o.Serves.StateDir) || state == clean(p.o.StateDir))
+}
+
+// join puts a server to the same one of another client, if there is one.
+func (p *Plan) join(s *clients.Server) {
+	for _, u := range p.Upstreams {
+		if u.From[0].Same(s) {
+			u.From = append(u.From, s)
+			return
+		}
+	}
+	p.Upstreams = append(p.Upstreams, &Upstream{From: []*clients.Server{s}})
+}
+
+// withheld lists the tools that one of its clients does not offer.
+func (u *Upstream) withheld() (tools []string) {
+	for _, s := range u.From {
+		for _, t := range s.Withheld {
+			if !slices.Contains(tools, t) {
+				tools = append(tools, t)
+			}
+		}
+	}
+	return tools
+}
+
+// timeout is the longest that one of its clients waits; 0 for the default.
+func (u *Upstream) timeout() (longest time.Duration) {
+	for _, s := range u.From {
+		longest = max(longest, s.Timeout)
+	}
+	return longest
+}
+
+// longest name of an upstream.
+const longest = 32
+
+var foreign = regexp.MustCompile(`[^a-z0-9]+`)
+
+// name finds the name of an upstream, or the upstream that it already is.
+func (p *Plan) name(u *Upstream, cfg *config.Config) {
+	taken := func(n string) bool {
+		return n == "haldir" || slices.ContainsFunc(p.Upstreams, func(o *Upstream) bool { return o != u && o.Name == n }) ||
+			cfg != nil && slices.ContainsFunc(cfg.Upstreams, func(o config.Upstream) bool { return o.Name == n })
+	}
+	if cfg != nil {
+		for _, c := range cfg.Upstreams {
+			if p.is(u.From[0], c) {
+				u.Name, u.There = c.Name, true
+				return
+			}
+		}
+	}
+	own := u.From[0].Name
+	base := strings.Trim(foreign.ReplaceAllString(strings.ToLower(own), "-"), "-")
+	base = strings.TrimRight(base[:min(len(base), longest)], "-")
+	base = cmp.Or(base, "server")
+	u.Name = base
+	for n := 2; taken(u.Name); n++ {
+		end := fmt.Sprintf("-%d", n)
+		u.Name = strings.TrimRight(base[:min(len(base), longest-len(end))], "-") + end
+	}
+	if u.Name != own {
+		p.Notes = append(p.Notes, fmt.Sprintf("%q of %s is called %s in haldir.yaml", own, u.From[0].List.File.Client, u.Name))
+	}
+}
+
+// is reports whether an upstream that is there is this server.
+func (p *Plan) is(s *clients.Server, u config.Upstream) bool {
+	open := func(text string) string { // with the secrets that it refers to
+		return keyring.ReplaceAllStringFunc(text, func(m string) string {
+			v, err := p.o.Store.Get(m[len("${keyring:") : len(m)-1])
+			if err != nil {
+				return m
+			}
+			return strings.ReplaceAll(v, "${", "$${")
+		})
+	}
+	set := func(list []string) []string {
+		out := slices.Clone(list)
+		for i := range out {
+			out[i] = open(out[i])
+		}
+		slices.Sort(out)
+		return out
+	}
+	var env, headers, theirs []string
+	for _, e := range s.Env {
+		env = append(env, e.Name+"="+e.Value)
+	}
+	for _, h := range s.Headers {
+		headers = append(headers, strings.ToLower(h.Name)+": "+h.Value)
+	}
+	for _, h := range u.Headers {
+		theirs = append(theirs, strings.ToLower(h.Name)+": "+h.Value)
+	}
+	if u.Bearer != "" {
+		theirs = append(theirs, "authorization: Bearer "+u.Bearer)
+	}
+	return s.Command == u.Command && slices.Equal(s.Args, u.Args) && s.Cwd == u.Cwd && s.URL == open(u.URL) &&
+		slices.Equal(set(env), set(u.Env)) && slices.Equal(set(headers), set(theirs))
+}
+
+var keyring = regexp.MustCompile(`\$\{keyring:[^}]*\}`)
+
+// swaps plans the changes of the clients' files.
+func (p *Plan) swaps(files []*clients.File) error {
+	moved := func(s *clients.Server) *Upstream {
+		for _, u := range p.Upstreams {
+			if slices.Contains(u.From, s) {
+				return u
+			}
+		}
+		return nil
+	}
+	for _, f := range files {
+		c := &Change{Kind: KindClient, Client: f.Client, Path: f.Path, Before: f.Data, file: f, info: f.Info}
+		for _, l := range f.Lists {
+			s := clients.Swap{List: l, Name: "haldir", Keep: map[string][]string{}}
+			var guard *clients.Server
+			here := false
+			for _, srv := range l.Servers {
+				if srv.Guard != nil {
+					guard = srv
+				}
+				if u := moved(srv); u != nil {
+					s.Gone = append(s.Gone, srv.Name)
+					s.Keep[srv.Name] = u.unsaid[srv]
+					if u.There {
+						s.Keep[srv.Name] = srv.Comments
+					}
+					here = here || srv.Here
+				}
+			}
+			if len(s.Gone) == 0 {
+				continue
+			}
+			if guard != nil {
+				s.Name = guard.Name
+			} else {
+				entry := p.entry(l)
+				if here {
+					entry.Cwd = "${workspaceFolder}"
+				}
+				s.Entry = &entry
+				for n := 2; l.Server(s.Name) != nil && !slices.Contains(s.Gone, s.Name); n++ {
+					s.Name = fmt.Sprintf("haldir-%d", n)
+				}
+			}
+			c.swap = append(c.swap, s)
+			c.Swaps = append(c.Swaps, Swapped{l.Scope, l.Dir, s.Gone, s.Name, s.Entry != nil})
+			if l.Scope == clients.Project {
+				p.Notes = append(p.Notes, fmt.Sprintf("%s belongs to the project: who shares it needs haldir and the servers in their haldir.yaml as well", f.Path))
+			}
+		}
+		if len(c.swap) == 0 {
+			continue
+		}
+		var err error
+		if c.After, err = p.o.Host.Swap(f, c.swap...); err != nil {
+			return err
+		}
+		if f.Client == clients.ClaudeCode && f.Scope == clients.User && p.o.Claude != "" {
+			c.Commands = commands(c.swap)
+		}
+		p.Files = append(p.Files, c)
+	}
+	return nil
+}
+
+// entry is how the client of a list starts haldir.
+func (p *Plan) entry(l *clients.List) clients.Entry {
+	if l.File.Client == clients.ClaudeCode || l.Scope == clients.Project {
+		return p.o.Terminal
+	}
+	return p.o.Window
+}
+
+// permissions plans the deny rules.
+func (p *Plan) permissions() error {
+	path := p.o.Host.ClaudeSettings()
+	target, err := replace.Follow(path)
+	if err != nil {
+		return err
+	}
+	before, info, err := replace.Read(target)
+	if err != nil {
+		return err
+	}
+	after, fresh, err := clients.Deny(path, before, Rules(p.o.Host, p.o.Config, p.o.StateDir))
+	if err != nil || len(fresh) == 0 {
+		return err
+	}
+	p.Files = append(p.Files, &Change{Kind: KindSettings, Client: clients.ClaudeCode, Path: path, Before: before, After: after, Rules: fresh, info: info})
+	return nil
+}
+
+// advise says what a person should know beside the plan.
+func (p *Plan) advise(cfg *config.Config) {
+	for _, u := range p.Upstreams {
+		s := u.From[0]
+		for _, key := range s.Lost {
+			if !strings.HasPrefix(key, `"timeout"`) {
+				name, _, _ := strings.Cut(key, ":")
+				what := "is kept as a comment"
+				if u.There {
+					what = "stands in the copy of the file only"
+				}
+				p.Notes = append(p.Notes, fmt.Sprintf("%s: haldir has nothing like %s; it %s", u.Name, name, what))
+			}
+		}
+		if (s.Here || slices.Contains(s.Args, ".")) && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: it works in the directory that a client starts haldir in, and each client has its own", u.Name))
+		}
+		if args := exposedArgs(s); args && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs: give it by env, as ${keyring:NAME}", u.Name))
+		}
+	}
+	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
+		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
+	}
+}
+
+func exposedArgs(s *clients.Server) bool {
+	return slices.ContainsFunc(s.Args, func(a string) bool { return edit.LooksSecret("", a) })
+}

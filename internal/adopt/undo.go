@@ -1,0 +1,272 @@
+package adopt
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/clients"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/internal/replace"
+	"github.com/haldir-mcp/haldir/internal/secret"
+)
+
+// ErrNothing says that there is no init to undo.
+var ErrNothing = errors.New("there is nothing to undo")
+
+// Undo is how the last init is taken back.
+type Undo struct {
+	Dir     string // of its copies
+	Made    time.Time
+	Files   []Reversal
+	Secrets []string // that go
+	Masks   []string // texts that must not be shown
+
+	store Store
+}
+
+// Way is how a file gets back.
+type Way string
+
+// The ways.
+const (
+	WayNone     Way = "none"     // it is as it was before init
+	WayRestore  Way = "restore"  // it is as init left it: byte for byte
+	WayMerge    Way = "merge"    // it has gone on since: init's part of it is taken back
+	WayConflict Way = "conflict" // what init did to it has been changed since
+)
+
+// Reversal is how one file gets back.
+type Reversal struct {
+	Kind Kind
+	Path string
+	Way  Way
+	Why  string // there is a conflict, if there is more to say
+
+	Left, Now, After []byte // as init left it, as it is, as it will be; nil for no file
+
+	before []byte
+	mode   fs.FileMode
+}
+
+// Last reads the newest init that was not undone.
+func Last(stateDir string, h clients.Host, store Store) (*Undo, error) {
+	root := filepath.Join(stateDir, initDir)
+	entries, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range slices.Backward(entries) {
+		dir := filepath.Join(root, e.Name())
+		if _, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
+			return open(dir, h, store)
+		}
+	}
+	return nil, ErrNothing
+}
+
+func open(dir string, h clients.Host, store Store) (*Undo, error) {
+	path := filepath.Join(dir, manifestFile)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var m manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if m.Version != 1 {
+		return nil, fmt.Errorf("%s is of another haldir (version %d)", path, m.Version)
+	}
+	u := &Undo{Dir: dir, Made: m.Made, Secrets: m.Secrets, store: store}
+	for i, r := range m.Files {
+		v, err := u.reverse(h, r, filepath.Join(dir, strconv.Itoa(i)))
+		if err != nil {
+			return nil, err
+		}
+		u.Files = append(u.Files, v)
+	}
+	return u, nil
+}
+
+// reverse finds the way back of one file.
+func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err error) {
+	v = Reversal{Kind: r.Kind, Path: r.Path, mode: r.Mode}
+	if r.Before != "" {
+		if v.before, err = os.ReadFile(copies + ".before"); err != nil {
+			return v, err
+		}
+		if digest(v.before) != r.Before {
+			return v, fmt.Errorf("%s.before is not the copy that was made", copies)
+		}
+	}
+	if v.Left, _, err = replace.Read(copies + ".after"); err != nil {
+		return v, err
+	}
+	target, err := replace.Follow(r.Path)
+	if err != nil {
+		return v, err
+	}
+	if v.Now, _, err = replace.Read(target); err != nil {
+		return v, err
+	}
+	v.After = v.before
+	was := &clients.File{Place: clients.Place{Client: r.Client, Scope: r.Scope, Path: r.Path}, Target: target}
+	for _, data := range [][]byte{v.before, v.Now} {
+		if f, err := h.With(was, data); err == nil && r.Kind != KindConfig {
+			u.Masks = append(u.Masks, f.Secrets(secretive)...)
+		}
+	}
+	switch now := digest(v.Now); {
+	case now == r.Before:
+		v.Way = WayNone
+		return v, nil
+	case r.After != "" && now == r.After:
+		v.Way = WayRestore
+		return v, nil
+	}
+	v.Way = WayMerge
+	switch {
+	case v.Now == nil:
+		err = errors.New("the file is gone")
+	case r.Kind == KindClient:
+		v.After, err = putBack(h, was, v, r.Swaps)
+	case r.Kind == KindSettings:
+		v.After, err = clients.Undeny(r.Path, v.Now, r.Rules)
+	case r.Kind == KindConfig && v.before != nil:
+		v.After, err = withdraw(r.Path, v.Now, r.Added)
+	default:
+		err = errors.New("init made it, and it was changed since")
+	}
+	if err != nil {
+		v.Way, v.Why, v.After = WayConflict, err.Error(), v.before
+	}
+	return v, nil
+}
+
+// putBack puts the servers of a client back into its file as it is now.
+func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) ([]byte, error) {
+	before, err := h.With(place, v.before)
+	if err != nil {
+		return nil, err
+	}
+	text := v.Now
+	for _, s := range swaps {
+		now, err := h.With(place, text)
+		if err != nil {
+			return nil, err
+		}
+		was := before.Find(s.Scope, s.Dir)
+		if was == nil {
+			return nil, errors.New("its copy has no such servers")
+		}
+		if text, err = h.PutBack(now, was, s.Gone, s.Name, s.Placed); err != nil {
+			return nil, err
+		}
+	}
+	return text, nil
+}
+
+// withdraw takes upstreams out of a haldir.yaml.
+func withdraw(path string, text []byte, names []string) ([]byte, error) {
+	for _, name := range names {
+		rule, err := edit.RemoveFrom(text, path, edit.Policies, withheld(name))
+		if err == nil {
+			text = rule.After
+		} else if !errors.Is(err, edit.ErrNotFound) {
+			return nil, err
+		}
+		r, err := edit.RemoveFrom(text, path, edit.Upstreams, name)
+		if errors.Is(err, edit.ErrNotFound) {
+			continue // a person has taken it out
+		}
+		if err != nil {
+			return nil, err
+		}
+		text = r.After
+	}
+	return text, nil
+}
+
+// Conflicts are the files that have no way back but by force.
+func (u *Undo) Conflicts() (out []Reversal) {
+	for _, v := range u.Files {
+		if v.Way == WayConflict {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// Do takes the init back. force puts files with conflicts back as they were before it; what
+// they were until now is kept in the directory of the copies, which else goes.
+func (u *Undo) Do(force bool) error {
+	if len(u.Conflicts()) > 0 && !force {
+		return errors.New("files were changed since")
+	}
+	kept := false
+	for i, v := range slices.Backward(u.Files) { // clients first: haldir serves as long as they ask it
+		if v.Way == WayNone {
+			continue
+		}
+		after := v.After
+		if force {
+			after = v.before
+		}
+		if force && v.Way != WayRestore && v.Now != nil {
+			kept = true
+			if err := writeNew(filepath.Join(u.Dir, strconv.Itoa(i)+".undone"), v.Now); err != nil {
+				return err
+			}
+		}
+		if err := v.back(after); err != nil {
+			return fmt.Errorf("%s: %w", v.Path, err)
+		}
+	}
+	for _, name := range u.Secrets {
+		if err := u.store.Remove(name); err != nil && !errors.Is(err, secret.ErrNotFound) {
+			return fmt.Errorf("remove the secret %s: %w", name, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(u.Dir, manifestFile)); err != nil {
+		return err
+	}
+	if kept {
+		return nil
+	}
+	return os.RemoveAll(u.Dir)
+}
+
+// back writes what a file is to be.
+func (v Reversal) back(after []byte) error {
+	target, err := replace.Follow(v.Path)
+	if err != nil {
+		return err
+	}
+	now, info, err := replace.Read(target)
+	if err != nil {
+		return err
+	}
+	if digest(now) != digest(v.Now) {
+		return replace.ErrChanged
+	}
+	switch {
+	case after == nil:
+		return os.Remove(target)
+	case v.Kind == KindConfig:
+		return edit.Replace(v.Path, now, after)
+	}
+	if err := replace.File(target, now, after, info); err != nil {
+		return err
+	}
+	if info == nil && v.mode != 0 {
+		return os.Chmod(target, v.mode)
+	}
+	return nil
+}

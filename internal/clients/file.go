@@ -1,0 +1,430 @@
+package clients
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/tailscale/hujson"
+
+	"github.com/haldir-mcp/haldir/internal/replace"
+)
+
+// File is a file of servers, as it was read.
+type File struct {
+	Place
+	Target string // where it is, links followed
+	Data   []byte // nil: there is none
+	Info   fs.FileInfo
+	Lists  []*List
+
+	text *text
+}
+
+// List is the servers of one scope in a file.
+type List struct {
+	File    *File
+	Scope   Scope
+	Dir     string // the project, for Local
+	Here    bool   // it is for where the person is
+	Servers []*Server
+
+	value *hujson.Value // the object that has them
+}
+
+// Read reads a file of servers. One that is not there has no lists.
+func (h Host) Read(p Place) (*File, error) {
+	f := &File{Place: p}
+	var err error
+	if f.Target, err = replace.Follow(p.Path); err != nil {
+		return nil, err
+	}
+	if f.Data, f.Info, err = replace.Read(f.Target); err != nil || f.Data == nil {
+		return f, err
+	}
+	return f, h.parse(f)
+}
+
+// With is the file with another text.
+func (h Host) With(f *File, data []byte) (*File, error) {
+	g := &File{Place: f.Place, Target: f.Target, Data: data, Info: f.Info}
+	return g, h.parse(g)
+}
+
+// key is the name of the object that has the servers.
+func (c Client) key() string {
+	if c == VSCode {
+		return "servers"
+	}
+	return "mcpServers"
+}
+
+func (h Host) parse(f *File) (err error) {
+	if f.text, err = parse(f.Path, f.Data); err != nil || f.text.root == nil {
+		return err
+	}
+	t := f.text
+	root := object(t.root)
+	if root == nil {
+		return t.problem(t.root.StartOffset, "an object must stand here")
+	}
+	if err := h.list(f, root, &List{File: f, Scope: f.Scope, Here: true}); err != nil {
+		return err
+	}
+	if f.Client != ClaudeCode || f.Scope != User {
+		return nil
+	}
+	projects, err := t.inside(root, "projects")
+	if err != nil || projects == nil {
+		return err
+	}
+	for i := range projects.Members {
+		m := &projects.Members[i]
+		if o := object(&m.Value); o != nil {
+			dir := nameOf(m)
+			if err := h.list(f, o, &List{File: f, Scope: Local, Dir: dir, Here: h.here(dir)}); err != nil {
+				return err
+			}
+		}
+	}
+	off := map[string]bool{}
+	for i := range projects.Members {
+		m := &projects.Members[i]
+		if o := object(&m.Value); o != nil && h.here(nameOf(m)) {
+			for _, name := range texts(o, "disabledMcpServers") {
+				off[name] = true
+			}
+		}
+	}
+	for _, l := range f.Lists {
+		for _, s := range l.Servers {
+			if l.Here && off[s.Name] && s.Why == "" {
+				s.Why = "it is switched off in this project"
+			}
+		}
+	}
+	return nil
+}
+
+// texts is the list of texts that is a member of an object; nil if it is none.
+func texts(o *hujson.Object, name string) (out []string) {
+	for i := range o.Members {
+		m := &o.Members[i]
+		if a, ok := m.Value.Value.(*hujson.Array); ok && nameOf(m) == name {
+			for j := range a.Elements {
+				if s, ok := str(&a.Elements[j]); ok {
+					out = append(out, s)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// list reads the servers in an object.
+func (h Host) list(f *File, in *hujson.Object, l *List) error {
+	m, err := f.text.member(in, f.Client.key())
+	if err != nil || m == nil {
+		return err
+	}
+	servers := object(&m.Value)
+	if servers == nil {
+		return f.text.problem(m.Value.StartOffset, "%s must be an object", f.Client.key())
+	}
+	l.value = &m.Value
+	count := map[string]int{}
+	for i := range servers.Members {
+		s := h.server(f, l, &servers.Members[i])
+		l.Servers = append(l.Servers, s)
+		count[s.Name]++
+	}
+	for _, s := range l.Servers {
+		if count[s.Name] > 1 {
+			s.Why = fmt.Sprintf("the name %q stands twice there, and clients do not agree on which of them holds", s.Name)
+		}
+	}
+	if f.Client == ClaudeCode && f.Scope == Project {
+		off := h.rejected(filepath.Dir(f.Path))
+		for _, s := range l.Servers {
+			if s.Why == "" && slices.Contains(off, s.Name) {
+				s.Why = "it was rejected in Claude Code"
+			}
+		}
+	}
+	f.Lists = append(f.Lists, l)
+	return nil
+}
+
+// rejected lists the servers of a project's .mcp.json that the person does not want.
+func (h Host) rejected(dir string) (out []string) {
+	const key = "disabledMcpjsonServers"
+	root := func(path string) *hujson.Object {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil
+		}
+		t, err := parse(path, data)
+		if err != nil || t.root == nil {
+			return nil // Claude Code cannot read it either
+		}
+		return object(t.root)
+	}
+	for _, path := range []string{h.ClaudeSettings(), filepath.Join(dir, ".claude", "settings.json"), filepath.Join(dir, ".claude", "settings.local.json")} {
+		if o := root(path); o != nil {
+			out = append(out, texts(o, key)...)
+		}
+	}
+	o := root(h.ClaudeConfig())
+	if o == nil {
+		return out
+	}
+	for i := range o.Members {
+		if p := object(&o.Members[i].Value); p != nil && nameOf(&o.Members[i]) == "projects" {
+			for j := range p.Members {
+				if in := object(&p.Members[j].Value); in != nil && h.here(nameOf(&p.Members[j])) {
+					out = append(out, texts(in, key)...)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// Entry is how a client starts haldir.
+type Entry struct {
+	Command string
+	Args    []string
+	Cwd     string // "" for the client's own
+}
+
+// json is the entry on one line, or over several with a margin.
+func (e Entry) json(c Client, margin, unit, eol string, lines, tight bool) string {
+	pairs := []string{`"command"`, quote(e.Command), `"args"`, ""}
+	sep, colon := ", ", ": "
+	if tight {
+		sep, colon = ",", ":"
+	}
+	pairs[3] = "[" + strings.Join(quoted(e.Args), sep) + "]"
+	if c == VSCode || c == ClaudeCode {
+		pairs = append([]string{`"type"`, `"stdio"`}, pairs...)
+	}
+	if e.Cwd != "" {
+		pairs = append(pairs, `"cwd"`, quote(e.Cwd))
+	}
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for i := 0; i < len(pairs); i += 2 {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		switch {
+		case lines:
+			b.WriteString(eol + margin + unit)
+		case i > 0 && !tight:
+			b.WriteByte(' ')
+		}
+		b.WriteString(pairs[i] + colon + pairs[i+1])
+	}
+	if lines {
+		b.WriteString(eol + margin)
+	}
+	b.WriteByte('}')
+	return b.String()
+}
+
+// Swap takes servers out of a list, and puts haldir in the place of the first.
+type Swap struct {
+	List  *List
+	Gone  []string // names
+	Name  string   // of haldir's entry
+	Entry *Entry   // nil: it is there already
+
+	// Keep are comments in servers that go, by their names, which stay in the file.
+	Keep map[string][]string
+}
+
+// Swap returns the text of the file with changes made, of which each is about another list.
+// Whatever else is in the file is as it was, or an error says that it cannot be.
+func (h Host) Swap(f *File, swaps ...Swap) ([]byte, error) {
+	var splices []splice
+	for _, s := range swaps {
+		v := s.List.value
+		o := object(v)
+		first := -1
+		gone := func(i int) bool { return slices.Contains(s.Gone, nameOf(&o.Members[i])) && i != first }
+		if s.Entry != nil {
+			for i := range o.Members {
+				if gone(i) {
+					first = i
+					break
+				}
+			}
+			splices = append(splices, f.text.swap(f.Client, v, &o.Members[first], s))
+		}
+		splices = append(splices, f.text.take(v, gone, func(i int) string { return blocks(s.Keep[nameOf(&o.Members[i])]) })...)
+	}
+	after := f.text.edited(splices)
+	now, err := h.With(f, after)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range swaps {
+		if err := s.holds(now); err != nil {
+			return nil, err
+		}
+	}
+	return after, nil
+}
+
+// swap puts haldir in the place of a member.
+func (t *text) swap(c Client, list *hujson.Value, m *hujson.ObjectMember, s Swap) splice {
+	between := t.body[m.Name.EndOffset:m.Value.StartOffset]
+	colon := string(between)
+	if !blank(bytes.Replace(between, []byte(":"), nil, 1)) {
+		colon = ": "
+	}
+	lines := bytes.IndexByte(t.body[m.Value.StartOffset:m.Value.EndOffset], '\n') >= 0
+	margin, unit := t.margin(m.Name.StartOffset), t.unit(&m.Value)
+	if unit == "" || !lines {
+		unit = t.unit(list)
+	}
+	return splice{m.Name.StartOffset, m.Value.EndOffset, blocks(s.Keep[nameOf(m)]) + quote(s.Name) + colon + s.Entry.json(c, margin, unit, t.eol, lines, colon == ":" && !lines)}
+}
+
+// holds checks that a list is what it was but for what was to change.
+func (s Swap) holds(now *File) error {
+	l := now.Find(s.List.Scope, s.List.Dir)
+	if l == nil {
+		return fmt.Errorf("%s: the servers would be lost; edit the file by hand", now.Path)
+	}
+	var want, got []string
+	for _, m := range s.List.members() {
+		if !slices.Contains(s.Gone, nameOf(m)) {
+			want = append(want, nameOf(m)+plainJSON(&m.Value))
+		}
+	}
+	for _, m := range l.members() {
+		if s.Entry == nil || nameOf(m) != s.Name {
+			got = append(got, nameOf(m)+plainJSON(&m.Value))
+		}
+	}
+	if !slices.Equal(want, got) {
+		return fmt.Errorf("%s: other servers would change as well; edit the file by hand", now.Path)
+	}
+	return nil
+}
+
+// Find returns the list of a scope, nil if there is none.
+func (f *File) Find(scope Scope, dir string) *List {
+	for _, l := range f.Lists {
+		if l.Scope == scope && l.Dir == dir {
+			return l
+		}
+	}
+	return nil
+}
+
+func (l *List) members() (out []*hujson.ObjectMember) {
+	if o := object(l.value); o != nil {
+		for i := range o.Members {
+			out = append(out, &o.Members[i])
+		}
+	}
+	return out
+}
+
+// Server returns the server of a name, nil if there is none.
+func (l *List) Server(name string) *Server {
+	for _, s := range l.Servers {
+		if s.Name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// PutBack returns the text of a file that has gone on since servers were taken out of it: it
+// has them again, as they stand in was, in the place of haldir's entry, which goes if placed
+// says that it came with them. It is an error if one of them is there again and is another.
+func (h Host) PutBack(f *File, was *List, gone []string, name string, placed bool) ([]byte, error) {
+	l := f.Find(was.Scope, was.Dir)
+	if l == nil {
+		return nil, fmt.Errorf("%s: the servers are gone that haldir's entry was among", f.Path)
+	}
+	var fresh []string
+	for _, m := range was.members() {
+		n := nameOf(m)
+		if !slices.Contains(gone, n) {
+			continue
+		}
+		if now := l.Server(n); now == nil || placed && n == name && now.Guard != nil {
+			fresh = append(fresh, string(was.File.text.body[m.Name.StartOffset:m.Value.EndOffset]))
+		} else if !bytes.Equal(meaning(&now.member.Value), meaning(&m.Value)) {
+			return nil, f.text.problem(now.member.Name.StartOffset, "there is another %q by now", n)
+		}
+	}
+	var splices []splice
+	entry := l.Server(name)
+	if placed && entry != nil && entry.Guard == nil {
+		return nil, f.text.problem(entry.member.Name.StartOffset, "%q is not haldir's any more", name)
+	}
+	switch {
+	case placed && entry != nil && len(fresh) > 0:
+		sep := " "
+		if lead, first := f.text.lead(entry.member.Name.StartOffset); first {
+			sep = f.text.eol + lead
+		}
+		var all bytes.Buffer
+		for i, m := range fresh {
+			if i > 0 {
+				all.WriteString("," + sep)
+			}
+			all.WriteString(m)
+		}
+		splices = append(splices, splice{entry.member.Name.StartOffset, entry.member.Value.EndOffset, all.String()})
+	case placed && entry != nil:
+		o := object(l.value)
+		splices = f.text.take(l.value, func(i int) bool { return nameOf(&o.Members[i]) == name }, nil)
+	case len(fresh) > 0:
+		splices = f.text.put(l.value, fresh, f.text.unit(l.value))
+	}
+	after := f.text.edited(splices)
+	_, err := h.With(f, after)
+	return after, err
+}
+
+// Alike reports whether a list has the same servers as another, however they are written.
+// Numbers are compared as clients read them.
+func (l *List) Alike(other *List, but ...string) bool {
+	values := func(l *List) map[string]json.RawMessage {
+		out := map[string]json.RawMessage{}
+		for _, m := range l.members() {
+			if n := nameOf(m); !slices.Contains(but, n) {
+				out[n] = meaning(&m.Value)
+			}
+		}
+		return out
+	}
+	a, errA := json.Marshal(values(l))
+	b, errB := json.Marshal(values(other))
+	return errA == nil && errB == nil && bytes.Equal(a, b)
+}
+
+// meaning is a value as a client reads it, however it is written.
+func meaning(v *hujson.Value) json.RawMessage {
+	raw := []byte(plainJSON(v))
+	var x any
+	if json.Unmarshal(raw, &x) != nil {
+		return raw
+	}
+	out, err := json.Marshal(x)
+	if err != nil {
+		return raw
+	}
+	return out
+}

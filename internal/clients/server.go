@@ -1,0 +1,462 @@
+package clients
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tailscale/hujson"
+)
+
+// Server is an entry in a file, said as haldir says it: in its texts ${env:NAME} is a
+// variable, ${root} the directory that haldir is started in, and $${ a plain ${.
+type Server struct {
+	List         *List
+	Name         string
+	Line, Column int
+
+	Why   string // why it cannot move; "" if it can
+	Guard *Guard // it is haldir itself
+
+	Command, Cwd string
+	Args         []string
+	Env          []Pair
+	URL          string
+	Headers      []Pair
+	OAuth        *OAuth
+	Timeout      time.Duration // for one call; 0 for the default
+	Withheld     []string      // tools that the client does not offer
+	Here         bool          // it refers to the directory of the project
+	Lost         []string      // keys without a counterpart, as they are written
+	Comments     []string      // that stand in the entry
+
+	member *hujson.ObjectMember
+}
+
+// Pair is a variable or a header.
+type Pair struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// OAuth is what a client knows of signing in to a server.
+type OAuth struct {
+	ClientID     string   `json:"client_id"`
+	ClientSecret string   `json:"client_secret"`
+	Scopes       []string `json:"scopes"`
+	Port         int      `json:"port"`
+}
+
+// Guard is an entry that starts haldir.
+type Guard struct {
+	Config, StateDir string // as they are named; "" for the default
+}
+
+// Place is where the entry stands, for people.
+func (s *Server) Place() string {
+	return fmt.Sprintf("%s:%d:%d", s.List.File.Path, s.Line, s.Column)
+}
+
+// Secrets lists all texts of the file, with the name that each is the value of.
+func (f *File) Secrets(looks func(name, value string) bool) (out []string) {
+	if f.text == nil || f.text.root == nil {
+		return nil
+	}
+	var walk func(name string, v *hujson.Value)
+	walk = func(name string, v *hujson.Value) {
+		if s, ok := str(v); ok && looks(name, s) {
+			out = append(out, s)
+		}
+		switch c := v.Value.(type) {
+		case *hujson.Object:
+			for i := range c.Members {
+				walk(nameOf(&c.Members[i]), &c.Members[i].Value)
+			}
+		case *hujson.Array:
+			for i := range c.Elements {
+				walk(name, &c.Elements[i])
+			}
+		}
+	}
+	walk("", f.text.root)
+	return out
+}
+
+// lost are keys that say nothing that haldir would do: they are kept in a comment.
+var lost = []string{
+	"description", "title", "icon", "iconUrl", "icons", "homepage", "notes", "tags", "gallery", "version", "$comment", "_comment", "//",
+	"alwaysLoad", "alwaysAllow", "autoApprove", "dev", "startupTimeout",
+}
+
+// never are keys that change what the server is or does, in a way that haldir has not.
+var never = map[string]string{
+	"headersHelper":  "a program gives its headers (headersHelper)",
+	"envFile":        "its variables are in a file (envFile)",
+	"sandbox":        "the client runs it in a sandbox",
+	"sandboxEnabled": "the client runs it in a sandbox",
+}
+
+// server reads one entry. What is wrong with it, or too much for haldir, is in Why.
+func (h Host) server(f *File, l *List, m *hujson.ObjectMember) *Server {
+	s := &Server{List: l, Name: nameOf(m), member: m}
+	s.Line, s.Column = f.text.place(m.Name.StartOffset)
+	o := object(&m.Value)
+	if o == nil {
+		s.Why = "it is no object"
+		return s
+	}
+	for _, e := range []hujson.Extra{m.Name.AfterExtra, m.Value.BeforeExtra} {
+		s.Comments = append(s.Comments, comments(&hujson.Value{Value: &hujson.Array{AfterExtra: e}})...)
+	}
+	s.Comments = append(s.Comments, comments(&m.Value)...)
+	r := &reading{host: h, server: s, client: f.Client, scope: f.Scope}
+	seen := map[string]bool{}
+	for i := range o.Members {
+		key := nameOf(&o.Members[i])
+		if seen[key] {
+			r.no("its key %q stands twice", key)
+		}
+		seen[key] = true
+		r.key(key, &o.Members[i].Value)
+	}
+	r.end()
+	return s
+}
+
+// reading is the reading of one entry.
+type reading struct {
+	host      Host
+	server    *Server
+	client    Client
+	scope     Scope
+	transport string
+	plain     Server // its texts as they are written
+}
+
+// no says why the entry cannot move. The first reason is kept.
+func (r *reading) no(format string, args ...any) {
+	if r.server.Why == "" {
+		r.server.Why = fmt.Sprintf(format, args...)
+	}
+}
+
+func (r *reading) key(key string, v *hujson.Value) {
+	s := r.server
+	switch key {
+	case "type", "transport":
+		r.transport, _ = str(v)
+	case "command":
+		r.plain.Command = r.text(key, v, &s.Command)
+	case "args":
+		r.plain.Args = r.list(key, v, &s.Args)
+	case "env":
+		r.plain.Env = r.pairs(key, v, &s.Env)
+	case "cwd":
+		r.text(key, v, &s.Cwd)
+	case "url", "serverUrl":
+		r.text(key, v, &s.URL)
+	case "headers":
+		r.pairs(key, v, &s.Headers)
+	case "disabled":
+		r.flag(key, v, true)
+	case "enabled":
+		r.flag(key, v, false)
+	case "timeout":
+		r.timeout(v)
+	case "disabledTools":
+		r.list(key, v, &s.Withheld)
+	case "oauth", "auth":
+		r.oauth(key, v)
+	default:
+		switch {
+		case never[key] != "":
+			r.no("%s", never[key])
+		case slices.Contains(lost, key):
+			s.Lost = append(s.Lost, quote(key)+": "+plainJSON(v))
+		default:
+			r.no("haldir does not know its key %q", key)
+		}
+	}
+}
+
+// text reads a text, and returns it as it is written.
+func (r *reading) text(key string, v *hujson.Value, to *string) string {
+	s, ok := str(v)
+	if !ok {
+		r.no("its %s is no text", key)
+		return ""
+	}
+	*to = r.said(s)
+	return s
+}
+
+func (r *reading) list(key string, v *hujson.Value, to *[]string) (plain []string) {
+	a, ok := v.Value.(*hujson.Array)
+	if !ok {
+		r.no("its %s is no list", key)
+		return nil
+	}
+	for i := range a.Elements {
+		s, ok := str(&a.Elements[i])
+		if !ok {
+			r.no("its %s has something else than texts", key)
+		}
+		plain = append(plain, s)
+		*to = append(*to, r.said(s))
+	}
+	return plain
+}
+
+func (r *reading) pairs(key string, v *hujson.Value, to *[]Pair) (plain []Pair) {
+	o := object(v)
+	if o == nil {
+		r.no("its %s is no object", key)
+		return nil
+	}
+	for i := range o.Members {
+		m := &o.Members[i]
+		s, ok := str(&m.Value)
+		if l, lit := m.Value.Value.(hujson.Literal); !ok && lit && l.Kind() != 'n' {
+			s, ok = string(l), true // a number or a boolean, which clients take as it is written
+		}
+		if !ok {
+			r.no("%s in its %s is no text", nameOf(m), key)
+		}
+		plain = append(plain, Pair{nameOf(m), s})
+		*to = append(*to, Pair{nameOf(m), r.said(s)})
+	}
+	return plain
+}
+
+// flag reads whether the entry is off, which it is if the value is what off says.
+func (r *reading) flag(key string, v *hujson.Value, off bool) {
+	l, ok := v.Value.(hujson.Literal)
+	if !ok || l.Kind() != 't' && l.Kind() != 'f' {
+		r.no("its %s is neither true nor false", key)
+		return
+	}
+	if l.Bool() == off {
+		r.no("it is disabled")
+	}
+}
+
+// timeout reads a limit for one call: milliseconds with Claude Code, seconds elsewhere.
+func (r *reading) timeout(v *hujson.Value) {
+	l, ok := v.Value.(hujson.Literal)
+	if !ok || l.Kind() != '0' {
+		r.no("its timeout is no number")
+		return
+	}
+	unit := time.Second
+	if r.client == ClaudeCode {
+		unit = time.Millisecond
+	}
+	if n := l.Int(); n > 0 && n < int64(1000*time.Hour/unit) {
+		r.server.Timeout = time.Duration(n) * unit
+	}
+	r.server.Lost = append(r.server.Lost, `"timeout": `+string(l))
+}
+
+func (r *reading) oauth(key string, v *hujson.Value) {
+	o := object(v)
+	if o == nil {
+		r.no("its %s is no object", key)
+		return
+	}
+	out := &OAuth{}
+	for i := range o.Members {
+		m := &o.Members[i]
+		switch name := nameOf(m); name {
+		case "clientId", "CLIENT_ID":
+			r.text(name, &m.Value, &out.ClientID)
+		case "CLIENT_SECRET":
+			r.text(name, &m.Value, &out.ClientSecret)
+		case "scopes":
+			if s, ok := str(&m.Value); ok {
+				out.Scopes = strings.Fields(s)
+				continue
+			}
+			r.list(name, &m.Value, &out.Scopes)
+		case "callbackPort":
+			l, ok := m.Value.Value.(hujson.Literal)
+			if !ok || l.Kind() != '0' {
+				r.no("its callbackPort is no number")
+				continue
+			}
+			out.Port = int(l.Int())
+		default:
+			r.no("haldir does not know its key %q in %s", name, key)
+		}
+	}
+	r.server.OAuth = out
+}
+
+// end judges the entry as a whole.
+func (r *reading) end() {
+	s := r.server
+	if s.Guard = guard(r.plain); s.Guard != nil {
+		s.Why = ""
+		return
+	}
+	switch kind := strings.ToLower(r.transport); kind {
+	case "":
+		if s.URL != "" && s.Command == "" && r.client == ClaudeCode {
+			r.no("it has a url but no type, so that Claude Code does not use it")
+		}
+	case "stdio", "local":
+		if s.Command == "" {
+			r.no("it has no command")
+		}
+	case "http", "sse", "streamable-http", "streamablehttp", "streamable_http", "remote":
+		if s.URL == "" {
+			r.no("it has no url")
+		}
+	default:
+		r.no("haldir has no transport %q", kind)
+	}
+	switch {
+	case s.Command == "" && s.URL == "":
+		r.no("it has neither a command nor a url")
+	case s.Command != "" && s.URL != "":
+		r.no("it has both a command and a url")
+	case s.URL != "" && (len(s.Args) > 0 || s.Cwd != ""):
+		r.no("it has a url, and keys of a program")
+	case s.URL != "":
+		s.Env = nil // of a helper, which it has not
+	case len(s.Headers) > 0 || s.OAuth != nil:
+		r.no("it has a command, and keys of a url")
+	}
+	if s.OAuth != nil && slices.ContainsFunc(s.Headers, func(p Pair) bool { return strings.EqualFold(p.Name, "Authorization") }) {
+		r.no("it signs in, and has a header Authorization")
+	}
+}
+
+var (
+	reference = regexp.MustCompile(`\$\{([^}]*)\}`)
+	variable  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+)
+
+// said says a text as haldir does.
+func (r *reading) said(s string) string {
+	var b strings.Builder
+	at := 0
+	for _, m := range reference.FindAllStringSubmatchIndex(s, -1) {
+		b.WriteString(literal(s[at:m[0]]))
+		ref := r.reference(s[m[2]:m[3]])
+		if m[0] > 0 && s[m[0]-1] == '$' && strings.HasPrefix(ref, "${") {
+			r.no("haldir has no way to write $%s", s[m[0]:m[1]])
+		}
+		b.WriteString(ref)
+		at = m[1]
+	}
+	b.WriteString(literal(s[at:]))
+	return b.String()
+}
+
+// literal is a text without references.
+func literal(s string) string { return strings.ReplaceAll(s, "${", "$${") }
+
+// reference is ${name} as haldir says it.
+func (r *reading) reference(name string) string {
+	same := literal("${" + name + "}")
+	kind, rest, _ := strings.Cut(name, ":")
+	switch r.client {
+	case ClaudeDesktop: // it knows none
+	case ClaudeCode:
+		if variable.MatchString(name) {
+			return "${env:" + name + "}"
+		}
+		if variable.MatchString(kind) && strings.HasPrefix(rest, "-") {
+			r.no("it has a default for the variable %s, which haldir cannot say", kind)
+		}
+	case Windsurf:
+		if kind == "env" && variable.MatchString(rest) || kind == "file" && rest != "" {
+			return "${" + name + "}"
+		}
+	case Cursor, VSCode:
+		switch {
+		case kind == "env" && variable.MatchString(rest):
+			return "${" + name + "}"
+		case name == "userHome":
+			return literal(r.host.Home)
+		case name == "pathSeparator" || name == "/":
+			return string(filepath.Separator)
+		case name == "workspaceFolder" && r.client == VSCode:
+			r.server.Here = true
+			return "${root}"
+		case kind == "input":
+			r.no("VS Code asks a person for its %q", rest)
+		default:
+			r.no("it refers to ${%s}, for which haldir has no word", name)
+		}
+	}
+	return same
+}
+
+// guard tells what an entry that starts haldir says to it; nil if it starts something else.
+func guard(s Server) *Guard {
+	words := append([]string{s.Command}, s.Args...)
+	at := -1
+	for i, w := range words {
+		base := strings.ToLower(filepath.Base(filepath.FromSlash(strings.ReplaceAll(w, `\`, "/"))))
+		if i > 0 {
+			base, _, _ = strings.Cut(base, "@") // npx haldir@1
+		}
+		if base = strings.TrimSuffix(base, ".exe"); base == "haldir" {
+			at = i
+			break
+		}
+	}
+	if at < 0 || !slices.Contains(words[at:], "serve") {
+		return nil
+	}
+	g := &Guard{}
+	for _, p := range s.Env {
+		switch p.Name {
+		case "HALDIR_CONFIG":
+			g.Config = p.Value
+		case "HALDIR_STATE_DIR":
+			g.StateDir = p.Value
+		}
+	}
+	rest := words[at+1:]
+	for i, w := range rest {
+		for flag, to := range map[string]*string{"--config": &g.Config, "--state-dir": &g.StateDir} {
+			if v, ok := strings.CutPrefix(w, flag+"="); ok {
+				*to = v
+			} else if w == flag && i+1 < len(rest) {
+				*to = rest[i+1]
+			}
+		}
+	}
+	return g
+}
+
+// Same reports whether two servers are one: they say the same, whatever they are called.
+func (s *Server) Same(o *Server) bool {
+	type essence struct {
+		Command string   `json:"command"`
+		Cwd     string   `json:"cwd"`
+		URL     string   `json:"url"`
+		Args    []string `json:"args"`
+		Env     []Pair   `json:"env"`
+		Headers []Pair   `json:"headers"`
+		OAuth   *OAuth   `json:"oauth"`
+	}
+	of := func(s *Server) string {
+		e := essence{s.Command, s.Cwd, s.URL, s.Args, slices.Clone(s.Env), slices.Clone(s.Headers), s.OAuth}
+		for _, list := range [][]Pair{e.Env, e.Headers} {
+			slices.SortFunc(list, func(a, b Pair) int { return strings.Compare(a.Name, b.Name) })
+		}
+		out, err := json.Marshal(e)
+		if err != nil {
+			return ""
+		}
+		return string(out)
+	}
+	return of(s) == of(o)
+}

@@ -1,0 +1,202 @@
+// Package packs has policies for servers that many people use, each narrowed to the
+// upstream that it is for.
+//
+// A pack is a file in data: a haldir.yaml in which $UPSTREAM stands for the name of the
+// upstream, below a head of comments that says what it does (# name: …), by which words in
+// its command or url a server is known (# servers: …), and what may be given to it
+// (# root: …). A parameter stands as "$ROOT" in a condition; an entry whose parameter is
+// not given is left out.
+//
+// What the packs say of real tools is held against lists that real servers have given
+// (testdata/tools).
+package packs
+
+import (
+	"embed"
+	"encoding/json"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
+)
+
+//go:embed data/*.yaml
+var data embed.FS
+
+// Pack is a set of entries for one upstream.
+type Pack struct {
+	Name    string
+	Does    string   // in one sentence
+	Servers []string // words in the command or the url of an upstream that is one of these
+	Params  []Param
+	entries []entry
+}
+
+// Param is something that may be given to a pack.
+type Param struct{ Name, Doc string }
+
+// entry is one of a list of haldir.yaml. Its text has comments above it and is indented
+// by nothing.
+type entry struct {
+	list edit.List
+	text string
+}
+
+// All returns the packs, by name.
+func All() ([]Pack, error) {
+	files, err := data.ReadDir("data")
+	if err != nil {
+		return nil, err
+	}
+	var out []Pack
+	for _, f := range files {
+		raw, err := data.ReadFile(path.Join("data", f.Name()))
+		if err != nil {
+			return nil, err
+		}
+		p, err := read(strings.TrimSuffix(f.Name(), ".yaml"), string(raw))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+var (
+	headLine = regexp.MustCompile(`^# ([a-z-]+): (.+)$`)
+	listLine = regexp.MustCompile(`^(policies|costs|scopes):$`)
+)
+
+// read takes a file of data apart.
+func read(name, text string) (p Pack, err error) {
+	p.Name = name
+	var list edit.List
+	var above string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		head := headLine.FindStringSubmatch(line)
+		switch {
+		case line == "version: 1":
+		case head != nil && head[1] == name:
+			p.Does = strings.TrimSuffix(head[2], ".")
+		case head != nil && head[1] == "servers":
+			p.Servers = strings.Split(head[2], ", ")
+		case head != nil:
+			p.Params = append(p.Params, Param{head[1], head[2]})
+		case listLine.MatchString(line):
+			list = edit.List(strings.TrimSuffix(line, ":"))
+		case list != "" && strings.HasPrefix(line, "  # "):
+			above += line[2:] + "\n"
+		case list != "" && strings.HasPrefix(line, "  - "):
+			p.entries = append(p.entries, entry{list, above + line[4:] + "\n"})
+			above = ""
+		case len(p.entries) > 0 && strings.HasPrefix(line, "    "):
+			p.entries[len(p.entries)-1].text += line[4:] + "\n"
+		default:
+			return p, fmt.Errorf("the line %q is none that a pack has", line)
+		}
+	}
+	return p, nil
+}
+
+// Suits reports whether an upstream is one of the servers that the pack is for.
+func (p Pack) Suits(u config.Upstream) bool {
+	words := append([]string{u.URL, u.Command}, u.Args...)
+	return slices.ContainsFunc(words, func(w string) bool {
+		return slices.ContainsFunc(p.Servers, func(s string) bool { return has(w, s) })
+	})
+}
+
+// has reports whether a word stands in a text by itself: server-git is not in
+// server-github.
+func has(text, word string) bool {
+	for rest := text; ; {
+		i := strings.Index(rest, word)
+		if i < 0 {
+			return false
+		}
+		before, after := rest[:i], rest[i+len(word):]
+		if !strings.ContainsAny(last(before), inName) && !strings.ContainsAny(first(after), inName) {
+			return true
+		}
+		rest = after
+	}
+}
+
+const inName = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+
+func first(s string) string { return s[:min(1, len(s))] }
+func last(s string) string  { return s[max(0, len(s)-1):] }
+
+// Use is how a pack is used.
+type Use struct {
+	Upstream string
+	Params   map[string]string
+	Shadow   bool // its policies record what they would have done, and refuse nothing
+}
+
+// Entries returns the entries for an upstream, to be added to its config, and the
+// parameters that are not given: entries that need them are left out.
+func (p Pack) Entries(u Use) (entries []edit.Entry, missing []Param) {
+	for _, param := range p.Params {
+		if u.Params[param.Name] == "" {
+			missing = append(missing, param)
+		}
+	}
+	for _, e := range p.entries {
+		text := e.text
+		if slices.ContainsFunc(missing, func(m Param) bool { return strings.Contains(text, m.placeholder()) }) {
+			continue
+		}
+		for _, param := range p.Params {
+			text = strings.ReplaceAll(text, param.placeholder(), inCondition(u.Params[param.Name]))
+		}
+		text = strings.ReplaceAll(text, "$UPSTREAM", u.Upstream)
+		if u.Shadow && e.list == edit.Policies {
+			text += "mode: shadow\n"
+		}
+		entries = append(entries, edit.Entry{List: e.list, Text: []byte(text)})
+	}
+	return entries, missing
+}
+
+func (m Param) placeholder() string { return `"$` + strings.ToUpper(m.Name) + `"` }
+
+// inCondition writes a text as CEL has it, inside a text of YAML in single quotes.
+func inCondition(text string) string {
+	quoted, err := json.Marshal(text)
+	if err != nil { // no text is one
+		return `""`
+	}
+	return strings.ReplaceAll(string(quoted), "'", "''")
+}
+
+// Text returns the entries for an upstream as a haldir.yaml.
+func (p Pack) Text(u Use) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# %s: %s.\nversion: 1\n", p.Name, p.Does)
+	entries, _ := p.Entries(u)
+	var list edit.List
+	for _, e := range entries {
+		if e.List != list {
+			list = e.List
+			fmt.Fprintf(&b, "%s:\n", list)
+		}
+		dash := "  - "
+		for line := range strings.Lines(string(e.Text)) {
+			switch {
+			case strings.HasPrefix(line, "# "):
+				b.WriteString("  " + line)
+			default:
+				b.WriteString(dash + line)
+				dash = "    "
+			}
+		}
+	}
+	return b.String()
+}
