@@ -219,12 +219,11 @@ func (v *Verifier) Skipped() int { return v.skipped }
 // Pruned returns how many records are gone at the beginning.
 func (v *Verifier) Pruned() uint64 { return v.begun.Size }
 
-// Count returns the number of the last record, which is how many there are with those
-// that are gone.
-func (v *Verifier) Count() uint64 { return v.count }
+// Count returns how many records were added.
+func (v *Verifier) Count() uint64 { return v.count - v.begun.Size }
 
-// Agreed returns the size of the largest checkpoint that matched, 0 if none.
-func (v *Verifier) Agreed() uint64 { return v.agreed }
+// Agreed returns how many of them are under the largest checkpoint that matched.
+func (v *Verifier) Agreed() uint64 { return max(v.agreed, v.begun.Size) - v.begun.Size }
 
 // Signed returns how many checkpoints matched, and when the last of them was signed.
 func (v *Verifier) Signed() (n int, last time.Time) { return v.matched, v.signed }

@@ -256,7 +256,7 @@ func auditVerify(a *app) *cobra.Command {
 			}
 			if asJSON {
 				return a.printJSON(map[string]any{
-					"ok": true, "records": v.Count() - v.Pruned(), "head": v.Head().String(), "signed": v.Agreed() - v.Pruned(), "pruned": v.Pruned(), "uncompared": before(extra, v.Pruned()),
+					"ok": true, "records": v.Count(), "head": v.Head().String(), "signed": v.Agreed(), "pruned": v.Pruned(), "uncompared": before(extra, v.Pruned()),
 				})
 			}
 			if n := before(extra, v.Pruned()); n > 0 {
@@ -266,7 +266,7 @@ func auditVerify(a *app) *cobra.Command {
 			if v.Pruned() > 0 {
 				gone = fmt.Sprintf("; %d older ones were pruned, and signed before", v.Pruned())
 			}
-			return a.printf("verify: ok (%d records, %d of them under a signed checkpoint, head %s%s)\n", v.Count()-v.Pruned(), v.Agreed()-v.Pruned(), v.Head(), gone)
+			return a.printf("verify: ok (%d records, %d of them under a signed checkpoint, head %s%s)\n", v.Count(), v.Agreed(), v.Head(), gone)
 		},
 	}
 	cmd.Flags().StringVar(&file, "checkpoint", "", "a checkpoint kept elsewhere to compare with")

@@ -171,7 +171,7 @@ func (e *examination) records(ctx context.Context) bool {
 		e.fails("ledger", err)
 		return false
 	}
-	e.add(fine, "ledger", "", "%s: %d records, the chain is intact", e.settings.StateDir, v.Count()-v.Pruned())
+	e.add(fine, "ledger", "", "%s: %d records, the chain is intact", e.settings.StateDir, v.Count())
 	if e.cfg == nil {
 		return true
 	}

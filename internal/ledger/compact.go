@@ -374,8 +374,9 @@ func (m *copier) swap() error {
 	l := m.l
 	var list []pair
 	type rest struct {
-		name []byte
-		list []pair
+		name     []byte
+		sequence uint64
+		list     []pair
 	}
 	var others []rest
 	err := l.commit([]*op{{run: func(t *tx) error {
@@ -398,7 +399,7 @@ func (m *copier) swap() error {
 			case string(bucketAudit), string(bucketOutcomes), string(bucketIndex):
 				return nil
 			}
-			r := rest{name: bytes.Clone(name)}
+			r := rest{name: bytes.Clone(name), sequence: b.Sequence()}
 			err := b.ForEach(func(k, v []byte) error {
 				r.list = append(r.list, pair{bytes.Clone(k), bytes.Clone(v)})
 				return nil
@@ -413,6 +414,9 @@ func (m *copier) swap() error {
 	err = m.db.Update(func(btx *bolt.Tx) error {
 		for _, o := range others {
 			b, err := btx.CreateBucket(o.name)
+			if err == nil {
+				err = b.SetSequence(o.sequence) // by which others see that nothing has changed
+			}
 			if err != nil {
 				return err
 			}

@@ -90,7 +90,7 @@ func (l *Ledger) Follow(ctx context.Context, first uint64, f func(key uint64, ra
 			switch {
 			case ctx.Err() != nil:
 				return nil
-			case err != nil && !errors.Is(err, ErrBusy):
+			case err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, audit.ErrPruned): // it goes on with what is kept
 				return err
 			}
 		}

@@ -242,8 +242,9 @@ func (p *pruner) begin(t *tx) (func(*tx) error, error) {
 	if err != nil {
 		return nil, err
 	}
+	stopped := t.stopped()
 	c, note, err := findCheckpoint(p.dir, key.Public(), state.Logged, func(c audit.Checkpoint) bool {
-		return c.Size <= limit && !c.Time.Add(keep).After(t.now)
+		return c.Size <= limit && !c.Time.Add(keep).After(t.now) && (stopped == nil || c.Time.Before(stopped.At))
 	})
 	if err != nil || c.Size <= t.pruned() {
 		return nil, err
@@ -334,8 +335,8 @@ func findCheckpoint(dir, public string, logged int64, good func(audit.Checkpoint
 
 func (p *pruner) drop(t *tx) error { return t.space(spaceMeta).delete(keyPruning) }
 
-// errYoung says that what was to be pruned is not as old as its checkpoint: the clock was
-// behind when that was signed.
+// errYoung says that what was to be pruned is not as old as its checkpoint, or tells of the
+// present stop: the clock was behind when that was signed.
 var errYoung = errors.New("there are records that are younger than the checkpoint over them says")
 
 // advance takes some more records into the tree.
@@ -359,6 +360,7 @@ func (p *pruner) advance(t *tx) error {
 	if keep == 0 || signed.Time.Add(keep).After(t.now) {
 		return p.drop(t) // somebody wants them kept, after all
 	}
+	stopped := t.stopped()
 	cursor := t.Bucket(bucketAudit).Cursor()
 	end := min(prep.Size, prep.Done.Size+uint64(pruneAhead*p.n)) //nolint:gosec // not negative
 	k, raw := cursor.Seek(be64(prep.Done.Size + 1))
@@ -369,6 +371,9 @@ func (p *pruner) advance(t *tx) error {
 		r, err := audit.Decode(raw)
 		if err != nil {
 			return &audit.Damage{Seq: prep.Done.Size + 1, Kind: audit.DamageUnreadable, Detail: err.Error()}
+		}
+		if stopped != nil && r.Status == audit.StatusStopped && r.Time.Equal(stopped.At) {
+			return errYoung // recovery needs it
 		}
 		if r.Time.After(prep.Newest) && !r.Time.After(t.now) {
 			prep.Newest = r.Time

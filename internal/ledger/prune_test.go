@@ -173,15 +173,33 @@ func TestWhatSomebodyNeedsStays(t *testing.T) {
 				}
 			}
 		},
+		"a stop that goes on": func(t *testing.T, l *ledger.Ledger) (uint64, func()) {
+			if _, err := l.Stop(context.Background(), "a test"); err != nil {
+				t.Fatal(err)
+			}
+			list, _, err := l.Find(context.Background(), audit.Filter{Limit: 1})
+			if err != nil || len(list) != 1 || list[0].Status != audit.StatusStopped {
+				t.Fatalf("%+v %v", list, err)
+			}
+			return list[0].Seq, func() {
+				if _, err := l.Resume(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			clock := newClock()
 			l := little(t, stateDir(t), clock, "a", 2*time.Hour)
+			e := engine(t, shop())
 			hours := func(n int) {
 				for range n {
 					clock.add(time.Hour)
-					crowd(t, l, 40)
+					for range 60 {
+						reserve(t, l, call("ses_a", "steal", `{}`), e)
+					}
+					crowd(t, l, 0)
 				}
 				compact(t, l) // which does not wait for a day
 			}
