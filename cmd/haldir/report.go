@@ -79,7 +79,7 @@ func (a *app) report(ctx context.Context, since string, o report.Options) (r *re
 		return nil, nil, damage
 	}
 	if v != nil {
-		i.Records, i.Signed, i.Head = v.Count(), v.Agreed(), v.Head().String()
+		i.Records, i.Signed, i.Pruned, i.Head = v.Count(), v.Agreed(), v.Pruned(), v.Head().String()
 		i.Checkpoints, i.SignedAt = v.Signed()
 	}
 	if i.Intact = damage == nil; !i.Intact {

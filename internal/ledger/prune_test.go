@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -491,6 +492,61 @@ func TestWhatWasPrunedIsNotMissingAfterARecovery(t *testing.T) {
 				t.Error("nothing is pruned of the new ledger")
 			}
 			verify(t, l)
+		})
+	}
+}
+
+// BenchmarkCallsWhilePruning compares calls, settled before the next, while nothing is pruned
+// and while with every 32 records twice as many go.
+func BenchmarkCallsWhilePruning(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		keep time.Duration
+	}{{"kept", 0}, {"pruned", 90 * day}} {
+		b.Run(c.name, func(b *testing.B) {
+			clock, dir := newClock(), stateDir(b)
+			l := little(b, dir, clock, "a", 90*day)
+			crowd(b, l, 2*b.N+2000)
+			clock.add(100 * day)
+			for _, d := range []time.Duration{time.Minute, time.Minute, 25 * time.Hour} {
+				crowd(b, l, 2*b.N)
+				clock.add(d)
+			}
+			closeLedger(b, l)
+			o := ledger.Options{Dir: dir, Clock: clock.now}
+			if c.keep > 0 {
+				o.Retention = &ledger.Retention{Place: filepath.Join(dir, "a"), Keep: c.keep, Last: 20}
+			}
+			l = open(b, o)
+			e := engine(b, rulesets["figures"]())
+			before, err := l.Stats(context.Background())
+			if err != nil {
+				b.Fatal(err)
+			}
+			took := make([]time.Duration, 0, b.N)
+			b.ResetTimer()
+			for range b.N {
+				began := time.Now()
+				ticket, d := reserve(b, l, call("ses_a", "look", `{}`), e)
+				if d.Verdict != policy.Allow {
+					b.Fatal(d.Reason)
+				}
+				l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+				flush(b, l)
+				took = append(took, time.Since(began))
+			}
+			b.StopTimer()
+			after, err := l.Stats(context.Background())
+			if err != nil {
+				b.Fatal(err)
+			}
+			slices.Sort(took)
+			f := figure{took: took}
+			ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+			b.ReportMetric(ms(f.percentile(50)), "p50-ms")
+			b.ReportMetric(ms(f.percentile(99)), "p99-ms")
+			b.ReportMetric(ms(took[len(took)-1]), "worst-ms")
+			b.ReportMetric(float64(after.First-before.First)+float64(before.Unswept)-float64(after.Unswept), "deleted")
 		})
 	}
 }

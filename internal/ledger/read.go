@@ -133,14 +133,14 @@ func (l *Ledger) Verify(ctx context.Context, progress func(done uint64), extra .
 func (l *Ledger) verify(ctx context.Context, progress func(done uint64), extra []audit.Checkpoint) (*audit.Verifier, error) {
 	list, _, err := l.Checkpoints(ctx)
 	if err != nil {
-		return nil, err
+		return &audit.Verifier{}, err
 	}
 	gone, err := l.Pruned(ctx)
 	if err != nil {
-		return nil, err
+		return &audit.Verifier{}, err
 	}
 	if err := known(list, extra, gone.Size); err != nil {
-		return nil, err
+		return &audit.Verifier{}, err
 	}
 	list = append(list, extra...)
 	slices.SortStableFunc(list, func(a, b audit.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })

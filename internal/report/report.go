@@ -17,6 +17,7 @@ type Integrity struct {
 	Intact      bool      `json:"intact"`
 	Damage      string    `json:"damage,omitempty"`   // what is wrong, if it is not
 	Records     uint64    `json:"records"`            // of the whole chain, not of the period
+	Pruned      uint64    `json:"pruned,omitempty"`   // records of before, which are not kept any more
 	Signed      uint64    `json:"signed"`             // of these, under a signed checkpoint that matches
 	Checkpoints int       `json:"checkpoints"`        // that match
 	SignedAt    time.Time `json:"signed_at,omitzero"` // the last checkpoint

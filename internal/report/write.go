@@ -212,6 +212,9 @@ func (r *Report) integrity() []fact {
 		signed = fmt.Sprintf("%d match, the last of %s; %d records are under it", i.Checkpoints, stamp(i.SignedAt), i.Signed)
 	}
 	list = append(list, fact{Name: "Records verified", Value: fmt.Sprint(i.Records)}, fact{Name: "Signed checkpoints", Value: signed})
+	if i.Pruned > 0 {
+		list = append(list, fact{Name: "Not kept any more", Value: fmt.Sprintf("%d older records, which were signed before they were pruned", i.Pruned)})
+	}
 	if i.Head != "" {
 		list = append(list, fact{Name: "Head", Value: i.Head})
 	}

@@ -30,6 +30,7 @@ type Ledger interface {
 	Walk(ctx context.Context, first uint64, f func(key uint64, raw []byte) error) (uint64, audit.Hash, error)
 	Verify(ctx context.Context, progress func(done uint64), extra ...audit.Checkpoint) (*audit.Verifier, error)
 	Newest() (uint64, error)
+	Pruned(ctx context.Context) (audit.Pruned, error)
 	Keys(ctx context.Context) ([]ledger.Key, error)
 	CreateKey(ctx context.Context, terms ledger.KeyTerms, parent string) (ledger.Key, string, error)
 	RevokeKey(ctx context.Context, id string) (ledger.Key, error)

@@ -235,6 +235,7 @@ func (a *API) verifyAudit(r *request) (*reply, error) {
 		Verified bool          `json:"verified"`        // as the original has it
 		Checked  uint64        `json:"entries_checked"` // likewise
 		Signed   uint64        `json:"signed"`          // of them under a signed checkpoint
+		Pruned   uint64        `json:"pruned"`          // older ones, which are not kept any more
 		Head     string        `json:"head,omitempty"`
 		Message  string        `json:"message"`
 		Damage   *audit.Damage `json:"damage,omitempty"`
@@ -247,7 +248,7 @@ func (a *API) verifyAudit(r *request) (*reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.OK, out.Records = true, v.Count()
+	out.OK, out.Records, out.Pruned = true, v.Count(), v.Pruned()
 	out.Verified, out.Checked, out.Signed, out.Head = true, v.Count(), v.Agreed(), v.Head().String()
 	out.Message = "no record was changed, removed, added or moved"
 	return &reply{body: out}, nil

@@ -115,13 +115,22 @@ func (a *API) exportRecords(r *request, from uint64, e *export) error {
 			return err
 		}
 	}
-	_, _, err := a.o.Ledger.Walk(r.Context(), from, func(key uint64, raw []byte) error {
+	gone, err := a.o.Ledger.Pruned(r.Context())
+	if err != nil {
+		return err
+	}
+	if gone.Size > 0 && from <= gone.Size+1 {
+		e.m.Pruned, from = &gone, gone.Size+1
+	}
+	_, _, err = a.o.Ledger.Walk(r.Context(), from, func(key uint64, raw []byte) error {
 		x, err := audit.Export(raw)
 		if err != nil {
 			return &audit.Damage{Seq: key, Kind: audit.DamageUnreadable, Detail: err.Error()}
 		}
 		if e.m.Count == 0 {
-			e.m.First = x.Seq
+			if e.m.First = x.Seq; e.m.Pruned != nil && x.Seq != from {
+				return audit.ErrPruned // between the two
+			}
 		}
 		e.m.Last, e.m.Head = x.Seq, x.Hash
 		return e.write(x, x.CSV())
