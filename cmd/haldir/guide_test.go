@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ type consoles struct {
 	upstream string
 	session  string
 	cmd      *exec.Cmd
-	stderr   *bytes.Buffer
+	stderr   *stderrs
 }
 
 const guideConfig = "version: 1\ncosts:\n  - {tools: [buy_report], from_argument: /amount}\n"
@@ -36,7 +37,7 @@ const guideConfig = "version: 1\ncosts:\n  - {tools: [buy_report], from_argument
 // startConsole starts both, with a config of this text; "" for no config at all.
 func startConsole(t *testing.T, config string) *consoles {
 	t.Helper()
-	c := &consoles{t: t, dir: t.TempDir(), stderr: &bytes.Buffer{}}
+	c := &consoles{t: t, dir: t.TempDir(), stderr: &stderrs{}}
 	if config != "" {
 		if err := os.WriteFile(filepath.Join(c.dir, "haldir.yaml"), []byte(config), 0o600); err != nil {
 			t.Fatal(err)
@@ -82,6 +83,24 @@ func startConsole(t *testing.T, config string) *consoles {
 	}
 	c.url, _, _ = strings.Cut(link, "/console/#token=")
 	return c
+}
+
+// stderrs is what several processes say, at once.
+type stderrs struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (e *stderrs) Write(p []byte) (int, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.b.Write(p)
+}
+
+func (e *stderrs) String() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.b.String()
 }
 
 func (c *consoles) command(args ...string) *exec.Cmd {
