@@ -88,7 +88,7 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 		var program pins.Program
 		o, program, err = u.offers(c, r, pin)
 		if err == nil && pin && (r.Program != program || !pins.Settles(raw, list) || !r.Knows(o, r.Compare(o, u.strict()))) {
-			r, raw, err = u.pin(ctx, o, program, list)
+			r, raw, err = u.pin(ctx, raw, o, program, list)
 		}
 	}
 	if err != nil { // what was looked at before cannot be told from what is new
@@ -185,13 +185,18 @@ func program(cfg config.Upstream, r *config.Resolver, known pins.Program) (pins.
 	return now, nil
 }
 
-// pin pins what is new and tells of what has changed, each once.
-func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, list []byte) (r pins.Record, now []byte, err error) {
-	err = u.o.Pins.ChangePins(ctx, u.Name(), func(old []byte) ([]byte, []pins.Note, error) {
+// pin pins what is new and tells of what has changed, each once. known is what was pinned
+// a moment ago.
+func (u *Upstream) pin(ctx context.Context, known []byte, o pins.Offer, program pins.Program, list []byte) (r pins.Record, now []byte, err error) {
+	var news []pins.Change
+	var found []string
+	wrote := false
+	scanned := map[string][]pins.Finding{}
+	change := func(old []byte) (_ []byte, notes []pins.Note, err error) {
+		now, news, found, wrote = old, nil, nil, false
 		if r, err = readPins(old); err != nil {
 			return nil, nil, err
 		}
-		var notes []pins.Note
 		note := func(s pins.Status, name, text string, raw []byte) {
 			notes = append(notes, pins.Note{Status: s, Name: wire.Printable(name, shown), Text: text, Digest: sha256.Sum256(raw)})
 		}
@@ -213,17 +218,16 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 			}
 		}
 		changes := r.Compare(o, u.strict())
-		news, fresh := r.Tell(changes)
+		var fresh bool
+		news, fresh = r.Tell(changes)
 		for i, c := range news {
 			if i == maxNoted {
 				note(pins.Changed, "", fmt.Sprintf("%d more have changed", len(news)-i), nil)
 				break
 			}
 			note(pins.Changed, c.Key(), wire.Printable(c.Summary(), 400), c.New)
-			u.o.Log.Warn().Str("change", wire.Printable(u.o.Clean(c.Summary()), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: " + u.o.Command + " pins diff " + u.Name())
 		}
-		var found []string
-		for _, f := range pins.Scan(only(o, append(added, news...), first)) {
+		for _, f := range scan(o, append(added, news...), first, scanned) {
 			found = append(found, fmt.Sprintf("%s %s, %s: %s", f.Kind, wire.Printable(f.Name, 80), wire.Printable(f.Path, 80), f.Reason))
 		}
 		if n := len(found); n > 0 {
@@ -232,20 +236,33 @@ func (u *Upstream) pin(ctx context.Context, o pins.Offer, program pins.Program, 
 				text += fmt.Sprintf("; and %d more", n-3)
 			}
 			note(pins.Flagged, "", text, []byte(strings.Join(found, "\n")))
-			u.o.Log.Info().Int("texts", n).Msg("texts of the upstream's should be looked at; see: " + u.o.Command + " pins list")
 		}
 		before := r.Settled
 		r.Settle(list, o, changes)
 		if !first && len(added) == 0 && !fresh && r.Program == program && r.Settled == before {
-			now = old
 			return old, nil, nil
 		}
 		r.Program = program
-		u.wrote = true
+		wrote = true
 		now, err = json.Marshal(r)
 		return now, notes, err
-	})
-	return r, now, err
+	}
+	// Once for what it costs to look through large texts: every process waits while the
+	// ledger is changed.
+	if _, _, err := change(known); err != nil {
+		return r, nil, err
+	}
+	if err := u.o.Pins.ChangePins(ctx, u.Name(), change); err != nil {
+		return r, nil, err
+	}
+	u.wrote = u.wrote || wrote
+	for _, c := range news {
+		u.o.Log.Warn().Str("change", wire.Printable(u.o.Clean(c.Summary()), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: " + u.o.Command + " pins diff " + u.Name())
+	}
+	if n := len(found); n > 0 {
+		u.o.Log.Info().Int("texts", n).Msg("texts of the upstream's should be looked at; see: " + u.o.Command + " pins list")
+	}
+	return r, now, nil
 }
 
 // maxNoted bounds how many changes of one list have a record of their own.
@@ -274,23 +291,31 @@ func (u *Upstream) withheld(call Call) error {
 	return nil
 }
 
-// only is what of an offer is new.
-func only(o pins.Offer, new []pins.Change, first bool) (out pins.Offer) {
-	if first {
-		out.Instructions = o.Instructions
+// scan looks through what of an offer is new. What was scanned before is known by its
+// digest.
+func scan(o pins.Offer, news []pins.Change, first bool, scanned map[string][]pins.Finding) (found []pins.Finding) {
+	look := func(id string, part pins.Offer) {
+		if _, known := scanned[id]; !known {
+			scanned[id] = pins.Scan(part)
+		}
+		found = append(found, scanned[id]...)
 	}
-	for _, c := range new {
-		switch item := (pins.Item{Name: c.Name, Raw: c.New}); c.Kind {
+	if first {
+		look("", pins.Offer{Instructions: o.Instructions})
+	}
+	for _, c := range news {
+		id, item := c.Key()+" "+c.Digest(), []pins.Item{{Name: c.Name, Raw: c.New}}
+		switch c.Kind {
 		case pins.Tool:
-			out.Tools = append(out.Tools, item)
+			look(id, pins.Offer{Tools: item})
 		case pins.Prompt:
-			out.Prompts = append(out.Prompts, item)
+			look(id, pins.Offer{Prompts: item})
 		case pins.Instructions:
-			out.Instructions = o.Instructions
+			look("", pins.Offer{Instructions: o.Instructions})
 		case pins.Server, pins.Resource:
 		}
 	}
-	return out
+	return found
 }
 
 // withholdAll leaves nothing that a model could read but what is pinned.

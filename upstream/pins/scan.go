@@ -55,19 +55,23 @@ func texts(path string, v any, visit func(path, s string)) {
 }
 
 // commands are turns of phrase with which a text orders a model about. Each must be
-// rare in honest descriptions.
+// rare in honest descriptions. They are compared with a text in small letters, if it has
+// one of the words: texts can be megabytes.
 var commands = []struct {
-	text string
-	re   *regexp.Regexp
+	text  string
+	words []string
+	re    *regexp.Regexp
 }{
-	{"it tells the model to ignore what it was told", regexp.MustCompile(`(?i)\b(ignore|disregard|forget|override)\b[^.\n]{0,40}\b(previous|prior|above|earlier|all|other|system)\b[^.\n]{0,30}\b(instruction|prompt|rule|message|guideline)s?`)},
-	{"it tells the model to keep something from the user", regexp.MustCompile(`(?i)\b(do not|don't|never|without)\b[^.\n]{0,40}\b(tell|mention|inform|reveal|show|notify|telling|mentioning|informing)\b[^.\n]{0,40}\b(user|human|person|them)\b`)},
-	{"it has a tag that models take for the system's", regexp.MustCompile(`(?i)<\s*/?\s*(important|system|instructions?|secret|hidden|admin|override)\s*>`)},
-	{"it claims to speak for the system", regexp.MustCompile(`(?im)^\s*(system|assistant|developer)\s*(prompt|message|note)?\s*:`)},
-	{"it tells the model to read keys or settings", regexp.MustCompile(`(?i)(~/\.ssh|id_rsa|id_ed25519|\.aws/credentials|\.env\b|/etc/passwd|mcp\.json|\.npmrc|\.netrc)`)},
-	{"it tells the model what to do before or after another tool", regexp.MustCompile(`(?i)\b(before|after|when(ever)?|instead of)\b[^.\n]{0,30}\b(using|calling|invoking|you (use|call|invoke))\b[^.\n]{0,30}\b(any|every|other|another|all)\b[^.\n]{0,15}\btools?\b`)},
-	{"it holds a long run of encoded text", regexp.MustCompile(`[A-Za-z0-9+/]{160,}={0,2}`)},
+	{"it tells the model to ignore what it was told", []string{"ignore", "disregard", "forget", "override"}, regexp.MustCompile(`\b(ignore|disregard|forget|override)\b[^.\n]{0,40}\b(previous|prior|above|earlier|all|other|system)\b[^.\n]{0,30}\b(instruction|prompt|rule|message|guideline)s?`)},
+	{"it tells the model to keep something from the user", []string{"user", "human", "person", "them"}, regexp.MustCompile(`\b(do not|don't|never|without)\b[^.\n]{0,40}\b(tell|mention|inform|reveal|show|notify|telling|mentioning|informing)\b[^.\n]{0,40}\b(user|human|person|them)\b`)},
+	{"it has a tag that models take for the system's", []string{"<"}, regexp.MustCompile(`<\s*/?\s*(important|system|instructions?|secret|hidden|admin|override)\s*>`)},
+	{"it claims to speak for the system", []string{"system", "assistant", "developer"}, regexp.MustCompile(`(?m)^\s*(system|assistant|developer)\s*(prompt|message|note)?\s*:`)},
+	{"it tells the model to read keys or settings", []string{"~/.ssh", "id_rsa", "id_ed25519", ".aws/credentials", ".env", "/etc/passwd", "mcp.json", ".npmrc", ".netrc"}, regexp.MustCompile(`(~/\.ssh|id_rsa|id_ed25519|\.aws/credentials|\.env\b|/etc/passwd|mcp\.json|\.npmrc|\.netrc)`)},
+	{"it tells the model what to do before or after another tool", []string{"tool"}, regexp.MustCompile(`\b(before|after|when(ever)?|instead of)\b[^.\n]{0,30}\b(using|calling|invoking|you (use|call|invoke))\b[^.\n]{0,30}\b(any|every|other|another|all)\b[^.\n]{0,15}\btools?\b`)},
 }
+
+// small is a text in small letters, with the long s for what it folds to.
+func small(s string) string { return strings.ReplaceAll(strings.ToLower(s), "ſ", "s") }
 
 // suspicious says what is.
 func suspicious(s string) (reasons []string) {
@@ -78,11 +82,16 @@ func suspicious(s string) (reasons []string) {
 			reasons = append(reasons, r)
 		}
 	}
-	last := rune(0)
+	last, encoded := rune(0), 0
 	for _, r := range s {
 		before := last
 		last = r
+		if encoded++; !encodes(r) {
+			encoded = 0
+		}
 		switch {
+		case encoded == 160:
+			add("it holds a long run of encoded text")
 		case r == '\t' || r == '\n' || r == '\r':
 		case r == 0x1b || r == 0x9b:
 			add("it holds a terminal's escape sequence")
@@ -100,8 +109,9 @@ func suspicious(s string) (reasons []string) {
 			add("it holds a control character")
 		}
 	}
+	lower := small(s)
 	for _, c := range commands {
-		if c.re.MatchString(s) {
+		if slices.ContainsFunc(c.words, func(w string) bool { return strings.Contains(lower, w) }) && c.re.MatchString(lower) {
 			add(c.text)
 		}
 	}
@@ -109,6 +119,11 @@ func suspicious(s string) (reasons []string) {
 		add("it hides text behind a long blank")
 	}
 	return reasons
+}
+
+// encodes reports a character of Base64.
+func encodes(r rune) bool {
+	return r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '+' || r == '/'
 }
 
 // selects reports a variation selector.
