@@ -27,7 +27,7 @@ export function mount(app, query) {
     app.go(`#/calls${q.size ? "?" + q : ""}`, { replace: true });
   });
 
-  let size = Number(app.remember("page-size") ?? 100);
+  let size = Number(app.remember("page-size") ?? 50);
   let cursors = [""]; // of the pages up to this one
   let entries = [];
   let next = null;
