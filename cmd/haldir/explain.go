@@ -69,7 +69,7 @@ func explainCommand(a *app) *cobra.Command {
 }
 
 func (a *app) printDecision(id string, d policy.Decision) error {
-	if err := a.printf("%s: %s\n", id, d.Verdict); err != nil {
+	if err := a.printf("%s: %s\n", plain(id, 0), d.Verdict); err != nil {
 		return err
 	}
 	if d.Cost > 0 {
@@ -78,7 +78,7 @@ func (a *app) printDecision(id string, d policy.Decision) error {
 		}
 	}
 	if d.Verdict != policy.Allow {
-		if err := a.printf("  %s (%s): %s\n", d.Policy, d.Rule, d.Reason); err != nil {
+		if err := a.printf("  %s (%s): %s\n", plain(d.Policy, 0), plain(d.Rule, 0), plain(d.Reason, 0)); err != nil {
 			return err
 		}
 	}
@@ -87,7 +87,7 @@ func (a *app) printDecision(id string, d policy.Decision) error {
 		if f.Shadow {
 			word = "shadow"
 		}
-		if err := a.printf("  %s: %s (%s): %s\n", word, f.Policy, f.Rule, f.Reason); err != nil {
+		if err := a.printf("  %s: %s (%s): %s\n", word, plain(f.Policy, 0), plain(f.Rule, 0), plain(f.Reason, 0)); err != nil {
 			return err
 		}
 	}

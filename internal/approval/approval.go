@@ -6,6 +6,8 @@ package approval
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -104,7 +106,8 @@ func (q *Question) Message() string {
 	return strings.TrimSpace(b.String())
 }
 
-// summary puts the arguments that fit on one line, the simple ones first.
+// summary puts the arguments that fit on one line: numbers and the like first, which a
+// long text must not push out, then texts, then what has parts.
 func (q *Question) summary() string {
 	members, err := wire.Members(q.Arguments)
 	switch {
@@ -113,21 +116,36 @@ func (q *Question) summary() string {
 	case len(members) == 0:
 		return "without arguments"
 	}
-	var simple, others []string
+	var short, texts, others []string
 	for _, m := range members {
-		value := string(m.Value)
+		value := cut(Visible(string(m.Value)), valueLength)
+		part := word(m.Name) + ": "
 		switch wire.KindOf(m.Value) {
 		case "an object", "an array":
-			others = append(others, Visible(m.Name)+": "+cut(Visible(value), valueLength))
-		default:
+			others = append(others, part+value)
+		case "a string":
 			if text, ok := wire.String(m.Value); ok {
-				value = text
+				value = word(text)
 			}
-			simple = append(simple, Visible(m.Name)+": "+cut(Visible(value), valueLength))
+			texts = append(texts, part+value)
+		default:
+			short = append(short, part+value)
 		}
 	}
-	return cut(strings.Join(append(simple, others...), " · "), lineLength)
+	return cut(strings.Join(slices.Concat(short, texts, others), " · "), lineLength)
 }
+
+// word is a text as one part of a line. It is quoted where it could pass for more than
+// one, or for what is no text.
+func word(text string) string {
+	shown := cut(Visible(text), valueLength)
+	if unquoted.MatchString(shown) && !json.Valid([]byte(shown)) {
+		return shown
+	}
+	return strconv.Quote(shown)
+}
+
+var unquoted = regexp.MustCompile(`^[\p{L}\p{N}_./@+#,…-]+( [\p{L}\p{N}_./@+#,…-]+)*$`)
 
 // cut shortens a text to so many characters.
 func cut(s string, limit int) string {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -98,7 +99,7 @@ func upstreamsChanged(old, now []Upstream, add adder) {
 		switch {
 		case !known && u.Command == "":
 			add("upstream %s is a new server", u.Name)
-		case known && u.Command == "" && was.Command == "" && !sameServer(was, u):
+		case known && u.Command == "" && !sameServer(was, u):
 			add("upstream %s is another server, or is signed in to otherwise", u.Name)
 		}
 		if !known {
@@ -186,7 +187,7 @@ func stricter(a, b policy.Rule) bool {
 	case policy.TypeApproval:
 		same := a
 		same.ID, same.Tools, same.Timeout, same.Once, same.When = b.ID, b.Tools, b.Timeout, b.Once, b.When
-		return wider(a.Tools, b.Tools) && (b.Once || !a.Once) && b.Timeout <= a.Timeout && reflect.DeepEqual(same, b)
+		return wider(a.Tools, b.Tools) && (b.Once || !a.Once) && cmp.Or(b.Timeout, policy.DefaultTimeout) <= cmp.Or(a.Timeout, policy.DefaultTimeout) && reflect.DeepEqual(same, b)
 	case policy.TypeLoop:
 		same := a
 		same.MaxRepeats = b.MaxRepeats

@@ -24,6 +24,7 @@ policies:
   - {type: time_window, allowed_hours: {start: "09:00", end: "17:00"}}
   - {type: deny, tools: [x], mode: shadow}
   - {type: deny, upstreams: [files], when: 'args.force == true'}
+  - {type: require_approval, tools: [pay], timeout: 2s}
 audit: {retain: 90d}
 `
 
@@ -87,6 +88,10 @@ func TestWhatAPersonMustConfirm(t *testing.T) {
 		"another argument":             {"[server]", "[server, --all]", "upstream files starts another command"},
 		"another variable":             {"A=b", "A=c", "upstream files starts another command"},
 		"a url that becomes a command": {`url: "https://web.example/mcp"`, "command: sh", "upstream web starts another command"},
+		"a command that becomes a url": {`command: npx, args: [server], env: ["A=b"]`, `url: "http://127.0.0.1:1/mcp", headers: ["X: ${env:HOME}"]`, "upstream files is another server"},
+		"a longer time to answer":      {"timeout: 2s", "timeout: 10m", "the require_approval rule"},
+		"the usual time to answer":     {", timeout: 2s", "", "the require_approval rule"},
+		"a shorter time to answer":     {"timeout: 2s", "timeout: 1s", ""},
 		"trusted annotations":          {"deny_requests", "trust_annotations: true, deny_requests", "is trusted"},
 		"a request less":               {", deny_requests: [sampling]", "", "may ask the client for more"},
 		"looser pins":                  {"deny_requests", "pins: warn, deny_requests", "pins of upstream files"},

@@ -111,7 +111,7 @@ func aRetention(v string) error {
 		return err
 	}
 	if time.Duration(d) < leastRetain {
-		return fmt.Errorf("%s is too short; records are kept for 1d at least, and without the key for ever", v)
+		return fmt.Errorf("%q is too short; records are kept for 1d at least, and without the key for ever", v)
 	}
 	return nil
 }
