@@ -145,7 +145,7 @@ func word(text string) string {
 	return strconv.Quote(shown)
 }
 
-var unquoted = regexp.MustCompile(`^[\p{L}\p{N}_./@+#,…-]+( [\p{L}\p{N}_./@+#,…-]+)*$`)
+var unquoted = regexp.MustCompile(`^[\p{L}\p{N}_./@+#,…\[\]-]+( [\p{L}\p{N}_./@+#,…\[\]-]+)*$`)
 
 // cut shortens a text to so many characters.
 func cut(s string, limit int) string {
