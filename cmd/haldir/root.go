@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 	_ "time/tzdata" // time windows must work where the system has no zones
 
 	"github.com/spf13/cobra"
@@ -107,8 +108,23 @@ func advice(err error) (code int, hint string) {
 }
 
 func (a *app) say(format string, args ...any) {
-	_, _ = fmt.Fprintf(a.err, format+"\n", args...) // nobody is left to tell
+	said := make(chan struct{})
+	go func() {
+		_, _ = fmt.Fprintf(a.err, format+"\n", args...) // nobody is left to tell
+		close(said)
+	}()
+	if !a.serving {
+		<-said
+		return
+	}
+	select {
+	case <-said:
+	case <-time.After(sayGrace): // the host does not read what is said here
+	}
 }
+
+// sayGrace is how long serve waits for its stderr to be read.
+const sayGrace = 20 * time.Millisecond
 
 func root(a *app) *cobra.Command {
 	cmd := &cobra.Command{
