@@ -94,6 +94,10 @@ func (a *app) set() (err error) {
 }
 
 func (a *app) openLog() error {
+	if a.looking && a.settings.LogLevel == "auto" {
+		a.log = zerolog.Nop() // the findings say it
+		return nil
+	}
 	w := a.err
 	if a.serving { // a host that does not read its server's stderr must not stop it
 		d := diode.NewWriter(a.err, 1000, 0, func(int) {})
