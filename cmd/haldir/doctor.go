@@ -87,9 +87,7 @@ func (v *visit) run(ctx context.Context, a *app) error {
 				return err
 			}
 		}
-		if did, err = v.mend(ctx, e); err != nil {
-			return err
-		}
+		did = v.mend(ctx, e)
 		if e, err = v.look(ctx, a); err != nil {
 			return err
 		}
@@ -120,7 +118,7 @@ func (a *app) alike() *app {
 }
 
 // mend does what may be done, one after another, and says what that was.
-func (v *visit) mend(ctx context.Context, e *examination) (did []string, err error) {
+func (v *visit) mend(ctx context.Context, e *examination) (did []string) {
 	some := false
 	for _, f := range e.found {
 		m := f.Mend
@@ -146,7 +144,7 @@ func (v *visit) mend(ctx context.Context, e *examination) (did []string, err err
 	if !some && !v.asJSON {
 		e.say("there is nothing that haldir may mend by itself")
 	}
-	return did, nil
+	return did
 }
 
 // settle does what every haldir does that uses the ledger.

@@ -56,7 +56,7 @@ func TestThePageHasEveryKind(t *testing.T) {
 		t.Fatalf("%d kinds were found in the code", len(ids))
 	}
 	for _, id := range ids {
-		means, known := doctor.Means[id]
+		means, known := doctor.Meanings()[id]
 		row := rows[id]
 		switch {
 		case !known:
@@ -73,7 +73,7 @@ func TestThePageHasEveryKind(t *testing.T) {
 	for id := range rows {
 		t.Errorf("the page has %s, which is no kind", id)
 	}
-	for id := range doctor.Means {
+	for id := range doctor.Meanings() {
 		if !slices.Contains(ids, id) {
 			t.Errorf("%s has a meaning, and is no kind", id)
 		}
@@ -175,7 +175,7 @@ func TestTheDisk(t *testing.T) {
 func TestAFixInWords(t *testing.T) {
 	t.Parallel()
 	f := doctor.New(doctor.Stopped, doctor.Warning, "ledger", doctor.Do("do %s, then %s", "a", "b"), "%d", 1)
-	if want := "do a, then b"; f.Fix != want || !slices.Equal(f.Commands, []string{"a", "b"}) || f.Means != doctor.Means[doctor.Stopped] {
+	if want := "do a, then b"; f.Fix != want || !slices.Equal(f.Commands, []string{"a", "b"}) || f.Means != doctor.Meanings()[doctor.Stopped] {
 		t.Errorf("%+v", f)
 	}
 	if fine := doctor.New(doctor.Stopped, doctor.Fine, "ledger", doctor.Fix{}, "well"); fine.Means != "" {

@@ -92,73 +92,75 @@ const (
 	ClientConfigGone ID = "client-config-gone"
 )
 
-// Means says what each kind means to a person; "" where the finding itself says it.
-var Means = map[ID]string{ //nolint:gochecknoglobals // a table, which nothing changes
-	Config: "", Ledger: "", Upstream: "", Context: "", Processes: "",
-	ConfigBroken:  "no call passes by a haldir that starts now; one that runs goes on with the rules of before",
-	ConfigWarning: "it is taken as it is written, which need not be as it was meant",
-	ConfigNone:    "an agent sees haldir's own tools only",
-	ConfigMode:    "whoever can write it can take rules away, and have haldir start any command as you",
-	ReloadPending: "a haldir that ran already when it was saved goes by the rules of before",
-	LogFile:       "haldir does not start",
+// Meanings says what each kind means to a person; "" where the finding itself says it.
+func Meanings() map[ID]string {
+	return map[ID]string{ //nolint:gosec // words, no credentials
+		Config: "", Ledger: "", Upstream: "", Context: "", Processes: "",
+		ConfigBroken:  "no call passes by a haldir that starts now; one that runs goes on with the rules of before",
+		ConfigWarning: "it is taken as it is written, which need not be as it was meant",
+		ConfigNone:    "an agent sees haldir's own tools only",
+		ConfigMode:    "whoever can write it can take rules away, and have haldir start any command as you",
+		ReloadPending: "a haldir that ran already when it was saved goes by the rules of before",
+		LogFile:       "haldir does not start",
 
-	StateNone:     "the first call makes it",
-	StateUnusable: "every call is recorded before it is made, so none passes",
-	StateMode:     "haldir does not use a state directory that is open to others, so no call passes",
-	StateFileMode: "others on this machine can read, or change, what is in it",
-	StateOwner:    "what this user makes there the owner may not be able to read, and the other way round",
-	DiskFull:      "every call is recorded before it is made, so none passes",
-	DiskLow:       "every call is recorded before it is made, so none passes once it is full",
+		StateNone:     "the first call makes it",
+		StateUnusable: "every call is recorded before it is made, so none passes",
+		StateMode:     "haldir does not use a state directory that is open to others, so no call passes",
+		StateFileMode: "others on this machine can read, or change, what is in it",
+		StateOwner:    "what this user makes there the owner may not be able to read, and the other way round",
+		DiskFull:      "every call is recorded before it is made, so none passes",
+		DiskLow:       "every call is recorded before it is made, so none passes once it is full",
 
-	LedgerBusy:       "no call of any client passes until that process lets go",
-	LedgerDamaged:    "no call passes; haldir does not touch the file",
-	LedgerNewer:      "no call passes by this haldir, which does not know all that the file says",
-	LedgerOlder:      "the next haldir that writes brings it up to date, and older versions cannot use it any more",
-	LedgerFailed:     "no call passes",
-	LedgerDoubt:      "what had been spent was lost in a recovery, so limits without a window count as used up",
-	AuditChanged:     "somebody has changed the record outside haldir, or the disk has",
-	AuditUnread:      "it is not known whether the chain is intact",
-	Clock:            "no window closes and no session expires until the clock has caught up: limits that are used up stay so",
-	Stopped:          "every call is refused",
-	Leftovers:        "their calls count as spent; the next haldir that writes records them as abandoned",
-	ApprovalsPending: "they wait until their time is over, and are refused then",
-	RetentionHeld:    "records are kept as long as any config on this ledger wants, so the setting of this one deletes nothing",
-	SessionOver:      "every call is refused",
-	SessionUnknown:   "every call is refused",
+		LedgerBusy:       "no call of any client passes until that process lets go",
+		LedgerDamaged:    "no call passes; haldir does not touch the file",
+		LedgerNewer:      "no call passes by this haldir, which does not know all that the file says",
+		LedgerOlder:      "the next haldir that writes brings it up to date, and older versions cannot use it any more",
+		LedgerFailed:     "no call passes",
+		LedgerDoubt:      "what had been spent was lost in a recovery, so limits without a window count as used up",
+		AuditChanged:     "somebody has changed the record outside haldir, or the disk has",
+		AuditUnread:      "it is not known whether the chain is intact",
+		Clock:            "no window closes and no session expires until the clock has caught up: limits that are used up stay so",
+		Stopped:          "every call is refused",
+		Leftovers:        "their calls count as spent; the next haldir that writes records them as abandoned",
+		ApprovalsPending: "they wait until their time is over, and are refused then",
+		RetentionHeld:    "records are kept as long as any config on this ledger wants, so the setting of this one deletes nothing",
+		SessionOver:      "every call is refused",
+		SessionUnknown:   "every call is refused",
 
-	ProcessVersions: "the oldest decides what a file of a newer format is worth: it refuses all calls",
-	ProgramOthers:   "which one a client or a shell starts depends on its PATH",
+		ProcessVersions: "the oldest decides what a file of a newer format is worth: it refuses all calls",
+		ProgramOthers:   "which one a client or a shell starts depends on its PATH",
 
-	Secrets: "what refers to them does not resolve, and upstreams that were signed in to are not",
+		Secrets: "what refers to them does not resolve, and upstreams that were signed in to are not",
 
-	UpstreamDown:      "its tools are listed from memory, or not at all, and no call of them passes",
-	UpstreamProgram:   "it cannot be started, so no call of its tools passes",
-	UpstreamReference: "it cannot be started without, so no call of its tools passes",
-	UpstreamAuth:      "no call of its tools passes",
-	UpstreamSlow:      "an agent that starts now does not see its tools at first",
-	UpstreamEnds:      "calls under way fail each time, and may have been carried out",
-	SignInEnds:        "no call of its tools passes after that",
-	PinsChanged:       "a server that changes what it tells the model may have been taken over; what has changed is held back as its pins setting says",
-	Flagged:           "a description can give the model orders",
+		UpstreamDown:      "its tools are listed from memory, or not at all, and no call of them passes",
+		UpstreamProgram:   "it cannot be started, so no call of its tools passes",
+		UpstreamReference: "it cannot be started without, so no call of its tools passes",
+		UpstreamAuth:      "no call of its tools passes",
+		UpstreamSlow:      "an agent that starts now does not see its tools at first",
+		UpstreamEnds:      "calls under way fail each time, and may have been carried out",
+		SignInEnds:        "no call of its tools passes after that",
+		PinsChanged:       "a server that changes what it tells the model may have been taken over; what has changed is held back as its pins setting says",
+		Flagged:           "a description can give the model orders",
 
-	NameShortened:   "the agent sees another name than the server gives; policies go by the server's",
-	NameClash:       "the agent cannot reach it",
-	Withheld:        "the agent cannot reach it",
-	SchemaSkipped:   "Claude Code leaves the whole tool out",
-	SchemaRewritten: "Claude Code shows the model another schema than the server gives",
-	DescriptionCut:  "Claude Code shows the model the beginning only",
-	ContextLarge:    "a client that shows all tools to the model pays that with every request",
+		NameShortened:   "the agent sees another name than the server gives; policies go by the server's",
+		NameClash:       "the agent cannot reach it",
+		Withheld:        "the agent cannot reach it",
+		SchemaSkipped:   "Claude Code leaves the whole tool out",
+		SchemaRewritten: "Claude Code shows the model another schema than the server gives",
+		DescriptionCut:  "Claude Code shows the model the beginning only",
+		ContextLarge:    "a client that shows all tools to the model pays that with every request",
 
-	PatternUnmatched: "the rule does not concern what its author had in mind: often a name is misspelt",
-	PatternsUnknown:  "a misspelt pattern would not be noticed",
-	PolicyShadow:     "it records what it would refuse, and refuses nothing",
-	ApprovalHook:     "it can allow what a person is to be asked about",
+		PatternUnmatched: "the rule does not concern what its author had in mind: often a name is misspelt",
+		PatternsUnknown:  "a misspelt pattern would not be noticed",
+		PolicyShadow:     "it records what it would refuse, and refuses nothing",
+		ApprovalHook:     "it can allow what a person is to be asked about",
 
-	ClientBypass:     "its calls are neither judged nor recorded",
-	ClientUnguarded:  "its calls are neither judged nor recorded",
-	ClientBroken:     "whether a server goes past haldir there is not known",
-	ClientProgram:    "the client cannot start haldir, so it has none of the tools",
-	ClientConfigGone: "haldir tells the client why it cannot serve, and offers no tool",
+		ClientBypass:     "its calls are neither judged nor recorded",
+		ClientUnguarded:  "its calls are neither judged nor recorded",
+		ClientBroken:     "whether a server goes past haldir there is not known",
+		ClientProgram:    "the client cannot start haldir, so it has none of the tools",
+		ClientConfigGone: "haldir tells the client why it cannot serve, and offers no tool",
+	}
 }
 
 // Fix is what mends a finding.
@@ -202,7 +204,7 @@ type Mend struct {
 func New(id ID, s Severity, about string, fix Fix, format string, args ...any) Finding {
 	f := Finding{ID: id, Severity: s, About: about, Text: fmt.Sprintf(format, args...), Fix: fix.Text, Commands: fix.Commands}
 	if s != Fine {
-		f.Means = Means[id]
+		f.Means = Meanings()[id]
 	}
 	return f
 }
