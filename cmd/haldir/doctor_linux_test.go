@@ -221,7 +221,7 @@ type illness struct {
 	status int
 	text   string // a regular expression for what doctor says
 	fix    string // another for the fix; "" for any
-	flags  string // for doctor
+	flags  string // for doctor, while it is ill
 	sicken func(*patient)
 	// mend does what the fix says. Without it the commands of the fix are run, as they are printed.
 	mend func(*patient, doctor.Finding)
@@ -518,7 +518,7 @@ var illnesses = map[string]illness{
 		sicken: func(p *patient) { p.must("haldir upstream add crash -- sh -c 'exit 3'") },
 	},
 	"a server that says nothing": {
-		id: doctor.UpstreamSlow, status: 1, text: `has not answered in 1s`, flags: "--wait 1s",
+		id: doctor.UpstreamSlow, status: 1, text: `has not answered in 8s`, flags: "--wait 8s",
 		sicken: func(p *patient) { p.must("haldir upstream add mute -- sh -c 'cat > /dev/null'") },
 	},
 	"an address that is none of a server": {
@@ -790,7 +790,7 @@ func TestDoctorNamesWhatIsWrongAndHowToMendIt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPatient(t)
-			if r := p.doctor(ill.flags); r.status != 0 || r.find(ill.id) != nil {
+			if r := p.doctor(); r.status != 0 || r.find(ill.id) != nil {
 				t.Fatalf("it is ill before: %+v", r.Findings)
 			}
 			ill.sicken(p)
@@ -822,7 +822,7 @@ func TestDoctorNamesWhatIsWrongAndHowToMendIt(t *testing.T) {
 			} else {
 				ill.mend(p, *f)
 			}
-			if f := p.doctor(ill.flags).find(ill.id); f != nil {
+			if f := p.doctor().find(ill.id); f != nil {
 				t.Errorf("after its fix it still says %+v", *f)
 			}
 		})
