@@ -60,7 +60,19 @@ type Note struct {
 	Upstream string `json:"upstream"`
 	Tool     string `json:"tool"`
 	Text     string `json:"text"`
+
+	Kind NoteKind `json:"-"`
 }
+
+// NoteKind is what a note is about.
+type NoteKind int
+
+// The kinds of notes.
+const (
+	Renamed  NoteKind = iota + 1 // it is listed by another name
+	Clash                        // another one has its name, or its URI
+	Withheld                     // it is not passed on
+)
 
 // table is the merged catalogue at one moment. It is immutable.
 type table struct {
@@ -84,7 +96,7 @@ func build(ups []Upstream, limit int, hidden func(Entry) bool, never func(policy
 		c := up.Catalogue()
 		t.revision += c.Revision
 		for _, w := range c.Withheld {
-			t.note(up.Name(), w.Name, "withheld: %s", w.Reason)
+			t.note(Withheld, up.Name(), w.Name, "withheld: %s", w.Reason)
 		}
 		for _, def := range c.Tools {
 			t.add(up, def, limit, hidden)
@@ -94,25 +106,25 @@ func build(ups []Upstream, limit int, hidden func(Entry) bool, never func(policy
 	return t
 }
 
-func (t *table) note(up, tool, format string, args ...any) {
-	t.notes = append(t.notes, Note{up, tool, fmt.Sprintf(format, args...)})
+func (t *table) note(kind NoteKind, up, tool, format string, args ...any) {
+	t.notes = append(t.notes, Note{up, tool, fmt.Sprintf(format, args...), kind})
 }
 
 func (t *table) add(up Upstream, def upstream.Tool, limit int, hidden func(Entry) bool) {
 	bare := up.Bare()
 	if bare && up.Name() != ownName {
 		if strings.HasPrefix(def.Name, ownName+"_") || t.namesake(def.Name) != "" {
-			t.note(up.Name(), def.Name, "withheld: a bare name must not look like a tool of another upstream or of haldir")
+			t.note(Withheld, up.Name(), def.Name, "withheld: a bare name must not look like a tool of another upstream or of haldir")
 			return
 		}
 	}
 	name, changed := expose(up.Name(), def.Name, bare, limit)
 	if i, taken := t.byExposed[name]; taken {
-		t.note(up.Name(), def.Name, "withheld: its name %s is that of %s", name, t.entries[i].ID())
+		t.note(Clash, up.Name(), def.Name, "withheld: its name %s is that of %s", name, t.entries[i].ID())
 		return
 	}
 	if changed {
-		t.note(up.Name(), def.Name, "listed as %s", name)
+		t.note(Renamed, up.Name(), def.Name, "listed as %s", name)
 	}
 	e := Entry{Exposed: name, Upstream: up.Name(), Tool: def.Name, up: up, def: def}
 	e.Hidden = hidden(e)

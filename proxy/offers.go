@@ -37,7 +37,7 @@ func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(p
 	}
 	for _, r := range c.Resources {
 		if i, taken := o.byURI[r.Key]; taken {
-			t.note(up.Name(), r.Key, "withheld: %s serves the resource of this URI", o.resources[i].up.Name())
+			t.note(Clash, up.Name(), r.Key, "withheld: %s serves the resource of this URI", o.resources[i].up.Name())
 			continue
 		}
 		o.byURI[r.Key] = len(o.resources)
@@ -45,7 +45,7 @@ func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(p
 	}
 	for _, r := range c.Templates {
 		if slices.ContainsFunc(o.templates, func(x offer) bool { return x.key == r.Key }) {
-			t.note(up.Name(), r.Key, "withheld: another upstream serves the resources of this template")
+			t.note(Clash, up.Name(), r.Key, "withheld: another upstream serves the resources of this template")
 			continue
 		}
 		o.patterns = append(o.patterns, template(r.Key))
@@ -53,16 +53,16 @@ func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(p
 	}
 	for _, p := range c.Prompts {
 		if up.Bare() && (strings.HasPrefix(p.Key, ownName+"_") || t.namesake(p.Key) != "") {
-			t.note(up.Name(), p.Key, "withheld: a bare name must not look like a prompt of another upstream or of haldir")
+			t.note(Withheld, up.Name(), p.Key, "withheld: a bare name must not look like a prompt of another upstream or of haldir")
 			continue
 		}
 		name, changed := expose(up.Name(), p.Key, up.Bare(), limit)
 		if _, taken := o.byPrompt[name]; taken {
-			t.note(up.Name(), p.Key, "withheld: its name %s is that of another prompt", name)
+			t.note(Clash, up.Name(), p.Key, "withheld: its name %s is that of another prompt", name)
 			continue
 		}
 		if changed {
-			t.note(up.Name(), p.Key, "the prompt is listed as %s", name)
+			t.note(Renamed, up.Name(), p.Key, "the prompt is listed as %s", name)
 		}
 		raw := p.Raw
 		if name != p.Key {

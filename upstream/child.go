@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,9 +96,15 @@ func startChild(guard *Guard, cfg config.Upstream, r *config.Resolver, log zerol
 	return c, nil
 }
 
+// ErrNoProgram says that an upstream's command is not there.
+var ErrNoProgram = errors.New("there is no such program")
+
 func startError(cfg config.Upstream, err error) error {
 	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("start %s: there is no such program on PATH (%s)", cfg.Command, os.Getenv("PATH"))
+		return fmt.Errorf("start %s: %w on PATH (%s)", cfg.Command, ErrNoProgram, os.Getenv("PATH"))
+	}
+	if _, missing := os.Stat(cfg.Command); errors.Is(err, fs.ErrNotExist) && errors.Is(missing, fs.ErrNotExist) {
+		return fmt.Errorf("start %s: %w", cfg.Command, ErrNoProgram)
 	}
 	return fmt.Errorf("start %s: %w", cfg.Command, err)
 }

@@ -38,8 +38,10 @@ type app struct {
 	out, err io.Writer
 	layers   *config.Layered
 	quick    quick
-	serving  bool // this is haldir serve
-	hurry    bool // a signal has come: the host kills haldir soon
+	verb     string // with the words of its groups
+	serving  bool   // this is haldir serve
+	looking  bool   // this is haldir doctor: nothing is written
+	hurry    bool   // a signal has come: the host kills haldir soon
 	unsignal func()
 
 	cfg      *config.Config
@@ -92,13 +94,17 @@ func (a *app) set() (err error) {
 }
 
 func (a *app) openLog() error {
+	if a.looking && a.settings.LogLevel == "auto" {
+		a.log = zerolog.Nop() // the findings say it
+		return nil
+	}
 	w := a.err
 	if a.serving { // a host that does not read its server's stderr must not stop it
 		d := diode.NewWriter(a.err, 1000, 0, func(int) {})
 		w = d
 	}
 	tty := false
-	if path := a.settings.LogFile; path != "" {
+	if path := a.settings.LogFile; path != "" && !a.looking {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return &exit{code: exitUsage, err: fmt.Errorf("log.file: %w", err)}
@@ -130,11 +136,22 @@ func (a *app) open() (err error) {
 	if a.ledger != nil {
 		return nil
 	}
-	a.ledger, err = ledger.Open(ledger.Options{Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log})
-	if err == nil && a.cfg != nil { // verbs that need no config have no say in what is kept
+	a.ledger, err = ledger.Open(ledger.Options{
+		Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log, ReadOnly: a.looking, Process: a.process(),
+	})
+	if err == nil && a.cfg != nil && !a.looking { // verbs that need no config have no say in what is kept
 		a.ledger.Retain(a.retention())
 	}
 	return err
+}
+
+// process is what others are told of this run.
+func (a *app) process() ledger.Process {
+	p := ledger.Process{PID: os.Getpid(), Version: version(), Verb: a.verb, Started: time.Now().UTC()}
+	if a.cfg != nil {
+		p.Config = a.place()
+	}
+	return p
 }
 
 // retention is for how long the config wants records kept.
@@ -240,11 +257,15 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 	}
 	c.Eager = c.Eager || !a.serving // whoever asks wants to know how it is now
 	var pinned upstream.Pins        // not for verbs that need no ledger
-	if a.ledger != nil {
+	var cache upstream.Cache = a.ledger
+	switch {
+	case a.looking:
+		pinned, cache = onlooker{a.ledger}, onlooker{a.ledger}
+	case a.ledger != nil:
 		pinned = pinBoard{a.ledger}
 	}
 	return upstream.New(upstream.Options{
-		Config: c, Pins: pinned, Resolver: r, Cache: a.ledger, Guard: a.guard, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
+		Config: c, Pins: pinned, Resolver: r, Cache: cache, Guard: a.guard, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
 		Version: version(), MaxMessage: a.settings.MaxMessage, Changed: changed, Clean: a.secrets.clean, Command: a.command(),
 	})
 }

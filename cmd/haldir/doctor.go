@@ -4,105 +4,419 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/haldir-mcp/haldir/audit"
+	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/doctor"
+	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
-	"github.com/haldir-mcp/haldir/upstream"
+	"github.com/haldir-mcp/haldir/upstream/pins"
 )
 
-// severity says how much a finding matters.
-type severity string
-
-const (
-	fine    severity = "ok"
-	note    severity = "note"    // worth knowing; nothing to do
-	warning severity = "warning" // it works, and a person should look
-	failure severity = "error"   // something does not work
-)
-
-// finding is what doctor says of one thing.
-type finding struct {
-	Severity severity `json:"severity"`
-	About    string   `json:"about"` // config, ledger, policies, or an upstream's name
-	Text     string   `json:"text"`
-	Fix      string   `json:"fix,omitempty"` // what to do, a command where there is one
-}
-
-// examination is one run of doctor.
+// examination is one look of doctor.
 type examination struct {
 	*app
-	wait  time.Duration
-	code  int // of the worst so far
-	found []finding
+	wait   time.Duration
+	path   string // of the config, "" for the flags
+	code   int    // of the worst so far
+	found  []doctor.Finding
+	usable bool // the ledger can be read
+	view   ledger.View
+}
+
+// visit is what `haldir doctor` was told.
+type visit struct {
+	wait                     time.Duration
+	asJSON, fix, yes, strict bool
 }
 
 func doctorCommand(a *app) *cobra.Command {
-	var asJSON bool
-	e := &examination{app: a}
+	v := &visit{}
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Look at the config, the ledger and every upstream, and say what to do",
-		Long: "doctor checks the config, reads the whole audit, connects to every upstream and\n" +
-			"says what is wrong, what to look at, and the command that mends it.\n\n" +
-			"exit status: 0 nothing is wrong, 1 an upstream or the ledger fails, 2 the config is\n" +
-			"broken, 4 the audit was changed. Warnings and notes do not count.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			e.examine(cmd.Context())
-			if err := e.print(asJSON); err != nil || e.code == exitDone {
-				return err
-			}
-			return &exit{code: e.code, err: errors.New("something is wrong"), silent: true}
-		},
+		Short: "Look at all that haldir rests on, and say what to do",
+		Long: "doctor looks at the config, the state directory, the ledger and its whole audit, the\n" +
+			"clock, every upstream and what it offers, the MCP clients and the programs, and says\n" +
+			"what is wrong, what that means, and what mends it. It changes nothing, but that a\n" +
+			"sign-in which is due is renewed, as with any connection.\n\n" +
+			"With --fix it does what is safe by itself, after it has said it and been told yes: it\n" +
+			"closes files to others, and settles for processes that died. What is a person's to\n" +
+			"decide it never does. Then it looks again.\n\n" +
+			"exit status: 0 nothing is wrong, 1 something does not work, 2 the config is broken,\n" +
+			"4 the audit was changed or the ledger is damaged; the greatest counts. Warnings and\n" +
+			"notes do not, but with --strict a warning is 1.",
+		Example: "  haldir doctor\n  haldir doctor --fix\n  haldir doctor --json --strict",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return v.run(cmd.Context(), a) },
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	cmd.Flags().DurationVar(&e.wait, "wait", pinsWait, "how long to wait for the upstreams")
+	f := cmd.Flags()
+	f.BoolVar(&v.asJSON, "json", false, "print one JSON object")
+	f.BoolVar(&v.fix, "fix", false, "mend what is safe to mend, and look again")
+	f.BoolVarP(&v.yes, "yes", "y", false, "with --fix: do not ask")
+	f.BoolVar(&v.strict, "strict", false, "warnings count: exit with 1")
+	f.DurationVar(&v.wait, "wait", pinsWait, "how long to wait for the audit and for the upstreams, each")
 	return cmd
 }
 
-func (e *examination) add(s severity, about, fix, format string, args ...any) {
-	e.found = append(e.found, finding{s, about, fmt.Sprintf(format, args...), fix})
+func (v *visit) run(ctx context.Context, a *app) error {
+	if v.yes && !v.fix {
+		return usage("--yes goes with --fix")
+	}
+	if v.fix && !v.yes && (v.asJSON || terminal(a.in) == nil) {
+		return usage("nobody is at a terminal to be asked; see what is wrong by haldir doctor alone, or say --yes")
+	}
+	e, err := v.look(ctx, a)
+	if err != nil {
+		return err
+	}
+	var did []string
+	if v.fix {
+		if !v.asJSON {
+			if err := e.print(nil, false); err != nil {
+				return err
+			}
+		}
+		did = v.mend(ctx, e)
+		if e, err = v.look(ctx, a); err != nil {
+			return err
+		}
+	}
+	warned := v.strict && slices.ContainsFunc(e.found, func(f doctor.Finding) bool { return f.Severity == doctor.Warning })
+	if warned && e.code == exitDone {
+		e.code = exitFailed
+	}
+	if err := e.print(did, v.asJSON); err != nil || e.code == exitDone {
+		return err
+	}
+	return &exit{code: e.code, err: errors.New("something is wrong"), silent: true}
 }
 
-// fails adds what an error says, with the fix that belongs to it.
-func (e *examination) fails(about string, err error) {
-	code, fix := advice(err)
-	e.code = max(e.code, code)
-	e.add(failure, about, fix, "%s", e.secrets.clean(err.Error()))
+// look examines everything once. It leaves nothing open, so that what is mended afterwards
+// is seen by a look of its own.
+func (v *visit) look(ctx context.Context, a *app) (*examination, error) {
+	own := a.alike()
+	own.looking = true
+	e := &examination{app: own, wait: v.wait}
+	e.examine(ctx)
+	return e, own.close()
+}
+
+// alike is an app that was told the same, and has done nothing yet.
+func (a *app) alike() *app {
+	return &app{in: a.in, out: a.out, err: a.err, flags: a.flags, layers: a.layersAnew(), quick: a.quick, verb: a.verb}
+}
+
+// mend does what may be done, one after another, and says what that was.
+func (v *visit) mend(ctx context.Context, e *examination) (did []string) {
+	some := false
+	for _, f := range e.found {
+		m := f.Mend
+		if f.ID == doctor.Leftovers {
+			m = &doctor.Mend{Does: "record the calls of processes that died as abandoned", Do: func() error { return e.settle(ctx) }}
+		}
+		if m == nil {
+			continue
+		}
+		some = true
+		if !v.asJSON {
+			e.say("fix: %s", m.Does)
+		}
+		if !v.yes && !e.atTerminal("Do it?") {
+			continue
+		}
+		if err := m.Do(); err != nil {
+			e.say("haldir: that failed: %v", err)
+			continue
+		}
+		did = append(did, m.Does)
+	}
+	if !some && !v.asJSON {
+		e.say("there is nothing that haldir may mend by itself")
+	}
+	return did
+}
+
+// settle does what every haldir does that uses the ledger.
+func (e *examination) settle(ctx context.Context) (err error) {
+	own := e.alike()
+	if own.settings = e.settings; own.settings.StateDir == "" {
+		return errors.New("the state directory is not known")
+	}
+	own.log = e.log
+	if err := own.open(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, own.close()) }()
+	own.ledger.Watched() // removes what dead ones have left
+	_, err = own.ledger.View(ctx)
+	return err
+}
+
+// add is for what is not wrong enough to count in the exit status.
+func (e *examination) add(id doctor.ID, s doctor.Severity, about string, fix doctor.Fix, format string, args ...any) {
+	e.take(exitFailed, doctor.New(id, s, about, fix, format, args...))
+}
+
+// take adds findings; those that are errors have a code.
+func (e *examination) take(code int, found ...doctor.Finding) {
+	for _, f := range found {
+		f.Text = e.secrets.clean(f.Text)
+		if e.found = append(e.found, f); f.Severity == doctor.Failure {
+			e.code = max(e.code, code)
+		}
+	}
 }
 
 func (e *examination) examine(ctx context.Context) {
 	sound := e.config()
-	if e.code != exitDone && e.cfg != nil {
+	if e.settings.StateDir == "" {
 		return // the settings are not to be used
 	}
-	if !sound { // the ledger can be looked at without
-		if err := e.set(); err != nil {
-			e.fails("config", err)
-			return
-		}
-	}
-	if !e.records(ctx) || !sound {
+	files := doctor.Files{Quote: shellWord, Free: ledger.DiskFree}
+	e.take(exitFailed, files.Config(e.path)...)
+	e.take(exitFailed, files.Log(e.settings.LogFile)...)
+	e.take(exitFailed, files.State(e.settings.StateDir)...)
+	e.records(ctx)
+	e.programs(ctx)
+	if !sound {
 		return
 	}
-	srv, err := e.server(ctx)
+	e.vaulted()
+	e.clients()
+	e.hooks()
+	srv, err := e.endpoint(ctx)
 	if err != nil {
-		e.fails("session", err)
+		e.add(doctor.SessionUnknown, doctor.Failure, "session", doctor.Do("name another one: %s", e.command()+" session list"), "%v", err)
 		return
 	}
 	e.upstreams(ctx)
 	e.tools(srv)
-	e.hooks()
+	e.take(exitFailed, doctor.Shadows(e.cfg.Ruleset, e.command()+" audit list")...)
+}
+
+// config reports whether the file can be used.
+func (e *examination) config() bool {
+	err := e.load()
+	path, _, _ := e.layers.ConfigPath() // what is wrong with it, load has said
+	if len(e.quick.upstreams) == 0 {
+		if _, err := os.Stat(path); err == nil {
+			e.path = path
+		}
+	}
+	problems, broken := errors.AsType[config.Problems](err)
+	switch {
+	case broken:
+		for _, p := range problems {
+			e.problem(p)
+		}
+	case err != nil:
+		fix := doctor.Fix{Text: "name another file with --config, or HALDIR_CONFIG"}
+		if errors.Is(err, fs.ErrPermission) && e.path != "" {
+			fix = doctor.Run("chmod u+r " + shellWord(e.path))
+		}
+		e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", fix, "%v", err))
+	default:
+		for _, p := range e.cfg.Warnings {
+			e.problem(p)
+		}
+		about := fmt.Sprintf("%d upstream(s), %d polic(ies)", len(e.cfg.Upstreams), len(e.cfg.Ruleset.Policies))
+		switch {
+		case len(e.quick.upstreams) > 0:
+			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "the flags: %s", about)
+		case e.cfg.Path == "":
+			e.add(doctor.ConfigNone, doctor.Warning, "config", doctor.Do("make one: %s; or write %s, or name a file with --config", "haldir init", path), "there is no file")
+		default:
+			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "%s: %s", e.cfg.Path, about)
+		}
+	}
+	if err != nil && e.settings.StateDir == "" { // the ledger can be looked at without
+		if err := e.set(); err != nil {
+			e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", doctor.Fix{Text: "correct the flag, the variable or the key that it names"}, "%v", err))
+		}
+	}
+	return err == nil
+}
+
+func (e *examination) problem(p config.Problem) {
+	fix := doctor.Do("mend it there; all keys are told by: %s", "haldir schema")
+	if p.Warning {
+		e.take(exitUsage, doctor.New(doctor.ConfigWarning, doctor.Warning, "config", fix, "%s", p))
+		return
+	}
+	e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", fix, "%s", p))
+}
+
+// records looks at the ledger. What cannot be told because of one thing is left out.
+func (e *examination) records(ctx context.Context) {
+	if info, err := os.Stat(e.settings.StateDir); err != nil || !info.IsDir() {
+		return // that has been said
+	}
+	err := e.open()
+	if err == nil {
+		e.view, err = e.ledger.View(ctx)
+	}
+	if errors.Is(err, ledger.ErrNone) {
+		e.add(doctor.StateNone, doctor.Note, "ledger", doctor.Fix{}, "%s has no ledger yet", e.settings.StateDir)
+		return
+	}
+	if err != nil {
+		e.broken(err)
+		return
+	}
+	e.usable = true
+	e.take(exitFailed, doctor.Time(e.view.Now, e.view.Wall, e.command()+" ledger reset-clock --reason 'the clock was wrong'")...)
+	e.users()
+	if e.view.Format < ledger.FormatVersion {
+		e.add(doctor.LedgerOlder, doctor.Note, "ledger", doctor.Run(e.command()+" ledger stats"), "the file is of format %d, and this haldir writes %d", e.view.Format, ledger.FormatVersion)
+	}
+	e.verify(ctx)
+	if e.usable && e.view.Format == ledger.FormatVersion {
+		e.affairs(ctx)
+	}
+}
+
+// broken says why the ledger cannot be used.
+func (e *examination) broken(err error) {
+	id, code, fix := doctor.LedgerFailed, exitFailed, doctor.Fix{Text: "mend what it names, and look again"}
+	damage, changed := errors.AsType[*audit.Damage](err)
+	busy, waits := errors.AsType[*ledger.BusyError](err)
+	switch {
+	case changed:
+		id, code = doctor.AuditChanged, exitDamaged
+		fix = doctor.Do("keep the file as it is and compare it with a backup; then put that back, or set the file aside and go on with what can be verified: %s", e.command()+" ledger recover")
+		err = damage
+	case errors.Is(err, ledger.ErrDamaged):
+		id, code = doctor.LedgerDamaged, exitDamaged
+		fix = doctor.Do("put a backup back, or set the file aside and go on with what can be verified: %s", e.command()+" ledger recover")
+	case waits && busy.Holder > 0:
+		id = doctor.LedgerBusy
+		fix = doctor.Do("if it is suspended, let it go on: %s", fmt.Sprintf("kill -CONT %d", busy.Holder))
+	case errors.Is(err, ledger.ErrBusy):
+		id, fix = doctor.LedgerBusy, doctor.Fix{Text: "find the haldir that is suspended by ps, and let it go on with fg"}
+	case errors.Is(err, ledger.ErrNewer):
+		id, fix = doctor.LedgerNewer, doctor.Fix{Text: "upgrade haldir, or begin another ledger with --state-dir"}
+	case errors.Is(err, fs.ErrPermission):
+		fix = doctor.Fix{Text: "give the files of the state directory back to this user"}
+	}
+	e.take(code, doctor.New(id, doctor.Failure, "ledger", fix, "%v", err))
+}
+
+// users says who else uses the ledger, and who has left something behind.
+func (e *examination) users() {
+	shown := make([]string, 0, len(e.view.Living))
+	for _, p := range e.view.Living {
+		text := "one that says nothing of itself"
+		if p.PID > 0 {
+			text = fmt.Sprintf("haldir %s (process %d, since %s)", plain(p.Verb, 40), p.PID, when(p.Started))
+			if p.Config != "" {
+				text += " with " + plain(p.Config, 300)
+			}
+		}
+		shown = append(shown, text)
+		if p.PID > 0 && p.Version != version() {
+			e.add(doctor.ProcessVersions, doctor.Warning, "versions", doctor.Do("start it anew: have its client connect again, or end it: %s", fmt.Sprintf("kill %d", p.PID)),
+				"process %d (haldir %s) is of version %s, and this one of %s", p.PID, plain(p.Verb, 40), plain(p.Version, 40), version())
+		}
+	}
+	if len(shown) > 0 {
+		e.add(doctor.Processes, doctor.Fine, "processes", doctor.Fix{}, "%d other(s) use this ledger: %s", len(shown), strings.Join(shown, "; "))
+	}
+	if watchers := e.ledger.DeadWatchers(); e.view.Dead+watchers > 0 {
+		e.add(doctor.Leftovers, doctor.Note, "ledger", doctor.Run(e.command()+" doctor --fix"), "%d process(es) ended without a word, with %d call(s) under way", e.view.Dead+watchers, e.view.Orphans)
+	}
+}
+
+// verify reads the whole audit, as far as the time allows.
+func (e *examination) verify(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, e.wait)
+	defer cancel()
+	v, err := e.ledger.Verify(ctx, e.progress())
+	switch {
+	case err == nil:
+		e.add(doctor.Ledger, doctor.Fine, "ledger", doctor.Fix{}, "%s: %d records, the chain is intact", e.settings.StateDir, v.Count())
+	case ctx.Err() != nil:
+		e.add(doctor.AuditUnread, doctor.Warning, "ledger", doctor.Run(e.command()+" audit verify"), "the audit could not be read within %s", e.wait)
+	default:
+		_, changed := errors.AsType[*audit.Damage](err)
+		e.usable = changed // the rest can be read
+		e.broken(err)
+	}
+}
+
+// affairs are what the ledger knows that waits for a person.
+func (e *examination) affairs(ctx context.Context) {
+	if !e.view.Doubt.IsZero() {
+		e.add(doctor.LedgerDoubt, doctor.Warning, "ledger", doctor.Run(e.command()+" ledger trust --reason 'seen after the recovery'"), "since %s it is not known what had been spent before", when(e.view.Doubt))
+	}
+	if s, err := e.ledger.Stopped(ctx); err == nil && s != nil {
+		e.add(doctor.Stopped, doctor.Warning, "ledger", doctor.Run(e.command()+" resume"), "haldir was stopped at %s: %s", when(s.At), plain(s.Reason, 200))
+	}
+	if list, err := e.ledger.Approvals(ctx); err == nil && len(list) > 0 {
+		e.add(doctor.ApprovalsPending, doctor.Note, "approval", doctor.Run(e.command()+" approvals"), "%d call(s) wait for a person", len(list))
+	}
+	if e.cfg == nil {
+		return
+	}
+	own, others := e.settings.Retain, e.view.Kept
+	if own > 0 && others.Place != "" && others.Place != e.retention().Place && (others.Keep == 0 || others.Keep > own) {
+		keeps := "for ever"
+		if others.Keep > 0 {
+			keeps = fmt.Sprintf("for %d days", others.Keep/(24*time.Hour))
+		}
+		e.add(doctor.RetentionHeld, doctor.Note, "ledger", doctor.Fix{Text: "set audit: {retain} in " + others.Place + ", or take the file away if it is not used"}, "%s wants records kept %s, which is longer than this config does", others.Place, keeps)
+	}
+	if text, err := e.ledger.LoadCatalogue(ctx, pendingKey(e.cfg.SHA256)); err == nil && len(text) > 0 {
+		e.add(doctor.ReloadPending, doctor.Note, "config", doctor.Run(e.command()+" reload"), "what was saved waits for a person to confirm it: %s", plain(string(text), 300))
+	}
+}
+
+func (e *examination) programs(ctx context.Context) {
+	self, err := os.Executable()
+	if err != nil {
+		return // nothing can be compared with it
+	}
+	e.take(exitFailed, doctor.Programs(ctx, os.Getenv("PATH"), self, version())...)
+}
+
+// vaulted looks whether secrets that are stored can be read.
+func (e *examination) vaulted() {
+	if _, err := e.vault().Names(); err != nil {
+		e.add(doctor.Secrets, doctor.Failure, "secrets", doctor.Fix{Text: "open the keyring, or do what it says"}, "%v", err)
+	}
+}
+
+// clients looks for servers that go past haldir. Without a file of upstreams none does.
+func (e *examination) clients() {
+	if e.path == "" {
+		return
+	}
+	path, named, err := e.layers.ConfigPath()
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return // it could be read, so this is none of it
+	}
+	i := &adoption{a: e.alike()}
+	i.a.looking = true
+	o, err := i.options(path, named)
+	if err != nil {
+		e.add(doctor.ClientBroken, doctor.Warning, "clients", doctor.Fix{Text: "mend it there"}, "%v", err)
+		return
+	}
+	init := func(c clients.Client) string { return e.command() + " init --client " + string(c) }
+	e.take(exitFailed, doctor.Clients(o, e.cfg, init)...)
 }
 
 // hooks looks for what answers a client's forms in place of a person.
@@ -121,178 +435,153 @@ func (e *examination) hooks() {
 			continue // most are not there
 		}
 		if hook, ok := wire.At(raw, "hooks", "Elicitation"); ok && string(hook.Value) != "[]" {
-			e.add(warning, "approval", "take it out, unless you mean it to answer for you", "%s has a hook for elicitation, which can allow what a person is asked about", path)
+			e.add(doctor.ApprovalHook, doctor.Warning, "approval", doctor.Fix{Text: "take it out, unless you mean it to answer for you"}, "%s has a hook for elicitation", path)
 		}
 	}
 }
 
-// config reports whether the file can be used.
-func (e *examination) config() bool {
-	err := e.load()
-	problems, broken := errors.AsType[config.Problems](err)
+// endpoint makes the upstreams and the endpoint before them, for the session that was named if
+// that can be had.
+func (e *examination) endpoint(ctx context.Context) (*proxy.Server, error) {
+	id := e.settings.SessionID
+	if id != "" && !e.usable {
+		e.settings.SessionID = ""
+	}
+	srv, err := e.server(ctx)
+	if errors.Is(err, ledger.ErrNoSession) && id != "" {
+		e.add(doctor.SessionUnknown, doctor.Failure, "session", doctor.Do("name one of those there are, or make one: %s", e.command()+" session create"), "%v", err)
+		e.settings.SessionID = ""
+		srv, err = e.server(ctx)
+	}
+	if err != nil || !e.usable || e.view.Format != ledger.FormatVersion {
+		return srv, err
+	}
+	s, err := e.ledger.Session(ctx, e.session)
 	switch {
-	case broken:
-		e.code = exitUsage
-		for _, p := range problems {
-			if p.Warning {
-				e.add(warning, "config", "", "%s", p)
-			} else {
-				e.add(failure, "config", "mend it there; `haldir schema` lists all keys", "%s", p)
-			}
-		}
 	case err != nil:
-		e.fails("config", err)
-	default:
-		for _, p := range e.cfg.Warnings {
-			e.add(warning, "config", "", "%s", p)
-		}
-		path, _, _ := e.layers.ConfigPath() // it could be read
-		about := fmt.Sprintf("%d upstream(s), %d polic(ies)", len(e.cfg.Upstreams), len(e.cfg.Ruleset.Policies))
-		switch {
-		case len(e.quick.upstreams) > 0:
-			e.add(fine, "config", "", "the flags: %s", about)
-		case e.cfg.Path == "":
-			e.add(warning, "config", "write "+path+", or name a file with --config", "there is no file: an agent sees haldir's own tools only")
-		default:
-			e.add(fine, "config", "", "%s: %s", e.cfg.Path, about)
-		}
+		return srv, err
+	case !s.RevokedAt.IsZero():
+		e.add(doctor.SessionOver, doctor.Failure, "session", doctor.Do("make another one, and name that: %s", e.command()+" session create"), "session %s was revoked at %s", s.ID, when(s.RevokedAt))
+	case !s.ExpiresAt.IsZero() && !e.view.Now.Before(s.ExpiresAt):
+		e.add(doctor.SessionOver, doctor.Failure, "session", doctor.Run(e.command()+" session renew "+s.ID+" --ttl 8h"), "session %s expired at %s", s.ID, when(s.ExpiresAt))
 	}
-	return err == nil
+	return srv, nil
 }
 
-// records reports whether the ledger can be used.
-func (e *examination) records(ctx context.Context) bool {
-	if err := e.open(); err != nil {
-		e.fails("ledger", err)
-		return false
-	}
-	v, err := e.ledger.Verify(ctx, e.progress())
-	if err != nil {
-		e.fails("ledger", err)
-		return false
-	}
-	e.add(fine, "ledger", "", "%s: %d records, the chain is intact", e.settings.StateDir, v.Count())
-	if e.cfg == nil {
-		return true
-	}
-	if text, err := e.ledger.LoadCatalogue(ctx, pendingKey(e.cfg.SHA256)); err == nil && len(text) > 0 {
-		e.add(note, "config", e.command()+" reload", "a haldir that ran already when this was saved goes by the rules of before, until a person confirms: %s", plain(string(text), 300))
-	}
-	return true
-}
-
-// upstreams connects to each as a host would that can do everything.
-func (e *examination) upstreams(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, e.wait)
-	defer cancel()
-	took := make([]time.Duration, len(e.ups))
-	began := time.Now()
-	var wg sync.WaitGroup
-	for i, u := range e.ups {
-		u.Start(upstream.Host{Capabilities: []byte(capable)})
-		wg.Go(func() { u.Connected(ctx); took[i] = time.Since(began) })
-	}
-	wg.Wait()
-	for i, u := range e.ups {
-		e.upstream(u, took[i])
-	}
-}
-
-func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
-	st, p := u.Status(), u.Pinned()
-	switch {
-	case st.State == upstream.StateReady:
-		size := 0
-		for _, t := range u.Catalogue().Tools {
-			size += len(t.Raw)
-		}
-		e.add(fine, u.Name(), "", "ready in %d ms: %s, protocol %s, %d tools, some %d tokens of context",
-			took.Milliseconds(), plain(st.Server, 80), st.Version, len(u.Catalogue().Tools), size/4)
-	case st.Err != nil:
-		e.fails(u.Name(), errors.New(plain(st.Err.Error(), 500)))
-	default:
-		e.code = max(e.code, exitFailed)
-		e.add(failure, u.Name(), "give it longer with --wait, or look at its log", "has not answered in %s", e.wait)
-	}
-	if st.Ends > 1 {
-		e.add(warning, u.Name(), "look at its own log, or run its command by hand", "has ended %d times within two minutes", st.Ends)
-	}
-	if source, err := u.Auth(); err == nil {
-		g, err := source.Granted()
-		login := e.command() + " upstream login " + u.Name()
-		switch {
-		case err != nil:
-			e.fails(u.Name(), err)
-		case g.Ended != "":
-			e.add(warning, u.Name(), login, "the sign-in has ended: %s", plain(e.secrets.clean(g.Ended), 200))
-		case g.SignedIn && !g.Renews && !g.Expires.IsZero():
-			e.add(note, u.Name(), login, "the sign-in ends at %s and cannot be renewed without a person", when(g.Expires))
-		}
-	}
-	if n := len(p.Changes); n > 0 {
-		e.add(warning, u.Name(), e.command()+" pins diff "+u.Name(), "%d definition(s) are not as they are pinned", n)
-	}
-	for _, f := range p.Found {
-		e.add(warning, u.Name(), "read it; deny the tool if it is not meant well", "%s %s, %s: %s", f.Kind, plain(f.Name, 80), plain(f.Path, 80), plain(f.Reason, 200))
-	}
-}
-
-// tools looks at what becomes of names, and at patterns that concern nothing.
+// tools looks at what becomes of names and schemas, and at patterns that concern nothing.
 func (e *examination) tools(srv *proxy.Server) {
 	entries, notes := srv.Known()
 	for _, n := range notes {
-		e.add(note, n.Upstream, "", "%s: %s", plain(n.Tool, 128), plain(n.Text, 300))
+		e.renamed(n)
+	}
+	unknown := ""
+	var all []doctor.Tool
+	for _, t := range entries {
+		shown := t.Definition()
+		if t.Hidden && e.settings.DeniedTools == "hide" {
+			shown = nil
+		}
+		all = append(all, doctor.Tool{Upstream: t.Upstream, Name: t.Tool, Shown: shown})
 	}
 	for _, u := range e.ups {
-		if !u.Catalogue().Known {
-			e.add(note, "policies", "", "patterns are not compared with tools, as those of %s are unknown", u.Name())
-			return
-		}
 		for _, w := range u.Catalogue().Withheld {
-			entries = append(entries, proxy.Entry{Upstream: u.Name(), Tool: w.Name})
+			all = append(all, doctor.Tool{Upstream: u.Name(), Name: w.Name})
+		}
+		if !u.Catalogue().Known {
+			unknown = u.Name()
 		}
 	}
-	rules := e.cfg.Ruleset
-	for i, r := range rules.Policies {
-		e.patterns(fmt.Sprintf("policies[%d]", i), r.Tools, entries)
+	e.take(exitFailed, doctor.Schemas(all, func(s string) string { return plain(s, 128) })...)
+	e.take(exitFailed, doctor.Weight(all, func(name string) string {
+		return e.command() + " policy add --type deny --tools " + shellWord(name+"/NAME")
+	})...)
+	if unknown != "" {
+		e.add(doctor.PatternsUnknown, doctor.Note, "policies", doctor.Fix{}, "patterns are not compared with tools, as those of %s are unknown", unknown)
+		return
 	}
-	for i, c := range rules.Costs {
-		e.patterns(fmt.Sprintf("costs[%d]", i), c.Tools, entries)
-	}
-	for i, s := range rules.Scopes {
-		e.patterns(fmt.Sprintf("scopes[%d]", i), s.Tools, entries)
-	}
+	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, all, e.command()+" tools")...)
 }
 
-// patterns finds those of a list that match no tool: often one is misspelt. Servers
-// need not list all resources and prompts that they have, so those are left alone.
-func (e *examination) patterns(where string, globs []string, tools []proxy.Entry) {
-	for _, g := range globs {
-		if strings.HasPrefix(g, "resource:") || strings.HasPrefix(g, "prompt:") {
-			continue
+// renamed says what the agent does not see as the server gives it.
+func (e *examination) renamed(n proxy.Note) {
+	id, severity, fix := doctor.Withheld, doctor.Note, doctor.Fix{}
+	switch n.Kind {
+	case proxy.Renamed:
+		id = doctor.NameShortened
+		if limit := e.settings.ToolNameLimit; limit < usualToolName {
+			fix = doctor.Fix{Text: fmt.Sprintf("if your client takes longer names, set tool_name_limit: %d in haldir.yaml", usualToolName)}
 		}
-		if !slices.ContainsFunc(tools, func(t proxy.Entry) bool { return policy.MatchTool(g, t.Upstream, t.Tool) }) {
-			e.add(warning, "policies", e.command()+" tools", "%s: %q matches no tool that there is", where, g)
-		}
+	case proxy.Clash:
+		id, severity = doctor.NameClash, doctor.Warning
+		fix = doctor.Do("take one of the two servers out, or give it other arguments: %s", e.command()+" upstream remove "+n.Upstream)
+	case proxy.Withheld:
 	}
+	e.add(id, severity, n.Upstream, fix, "%s: %s", plain(n.Tool, 128), plain(n.Text, 300))
 }
 
-func (e *examination) print(asJSON bool) error {
+// print tells all findings. did is what was mended before.
+func (e *examination) print(did []string, asJSON bool) error {
 	if asJSON {
-		return e.printJSON(map[string]any{"ok": e.code == exitDone, "findings": e.found})
+		out := map[string]any{"ok": e.code == exitDone, "findings": e.found}
+		if did != nil {
+			out["fixed"] = did
+		}
+		return e.printJSON(out)
 	}
 	red, green, bold, end := e.colours()
-	colour := map[severity]string{fine: green, warning: bold, failure: red}
+	colour := map[doctor.Severity]string{doctor.Fine: green, doctor.Warning: bold, doctor.Failure: red}
 	var b strings.Builder
+	if len(did) > 0 {
+		b.WriteByte('\n')
+	}
 	for _, f := range e.found {
 		c, stop := colour[f.Severity], end
 		if c == "" {
 			stop = ""
 		}
 		fmt.Fprintf(&b, "%s%-7s%s  %s: %s\n", c, f.Severity, stop, f.About, indented(f.Text))
+		if f.Means != "" {
+			fmt.Fprintf(&b, "         %s\n", f.Means)
+		}
 		if f.Fix != "" {
 			fmt.Fprintf(&b, "         → %s\n", f.Fix)
 		}
 	}
 	return e.printf("%s", b.String())
+}
+
+// onlooker lets an upstream read what is kept of it, and keeps nothing of what it says.
+type onlooker struct{ *ledger.Ledger }
+
+func (o onlooker) LoadCatalogue(ctx context.Context, key string) ([]byte, error) {
+	return o.read(func() ([]byte, error) { return o.Ledger.LoadCatalogue(ctx, key) })
+}
+
+func (onlooker) SaveCatalogue(context.Context, string, []byte) error { return nil }
+
+// LoadPins implements [upstream.Pins].
+func (o onlooker) LoadPins(ctx context.Context, name string) ([]byte, error) {
+	return o.read(func() ([]byte, error) { return o.Ledger.LoadPins(ctx, name) })
+}
+
+// ChangePins implements [upstream.Pins].
+func (o onlooker) ChangePins(ctx context.Context, name string, change func([]byte) ([]byte, []pins.Note, error)) error {
+	raw, err := o.LoadPins(ctx, name)
+	if err == nil {
+		_, _, err = change(raw)
+	}
+	return err
+}
+
+// read reads what may not be there because there is no ledger, or none to be used: then every
+// server is one that was never seen.
+func (o onlooker) read(f func() ([]byte, error)) ([]byte, error) {
+	if o.Ledger == nil {
+		return nil, nil
+	}
+	raw, err := f()
+	if err != nil {
+		return nil, nil //nolint:nilerr // that has been said of the ledger
+	}
+	return raw, nil
 }

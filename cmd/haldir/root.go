@@ -159,6 +159,7 @@ func root(a *app) *cobra.Command {
 	f.String("log-format", "", "auto, console or json (HALDIR_LOG_FORMAT)")
 	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) (err error) {
 		a.flags = cmd.Flags()
+		_, a.verb, _ = strings.Cut(cmd.CommandPath(), " ")
 		a.layers, err = config.Layer(a.flags)
 		return err
 	}

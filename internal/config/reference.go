@@ -77,6 +77,22 @@ func NewResolver(root string, keyring func(string) (string, error), seen func(st
 	return &Resolver{Root: root, Env: os.LookupEnv, File: os.ReadFile, Keyring: keyring, Seen: seen}
 }
 
+// ReferenceError says that a reference leads to nothing.
+type ReferenceError struct {
+	Kind string // env, file or keyring
+	Name string // the variable, the path or the secret
+	err  error
+}
+
+func (e *ReferenceError) Error() string { return e.err.Error() }
+
+// Unwrap is why.
+func (e *ReferenceError) Unwrap() error { return e.err }
+
+func missing(kind, name, format string, args ...any) error {
+	return &ReferenceError{kind, name, fmt.Errorf(format, args...)}
+}
+
 // Resolve returns text with its references replaced. The error names the one
 // that is missing, never a value.
 func (r *Resolver) Resolve(text string) (string, error) {
@@ -87,7 +103,7 @@ func (r *Resolver) Resolve(text string) (string, error) {
 		case "env":
 			v, ok := r.Env(name)
 			if !ok {
-				return "", fmt.Errorf("the variable %s, referred to by ${env:%s}, is not set", name, name)
+				return "", missing(kind, name, "the variable %s, referred to by ${env:%s}, is not set", name, name)
 			}
 			return r.Secret(v), nil
 		case "file":
@@ -96,16 +112,16 @@ func (r *Resolver) Resolve(text string) (string, error) {
 				if pe, ok := errors.AsType[*os.PathError](err); ok {
 					err = pe.Err
 				}
-				return "", fmt.Errorf("the file of ${file:%s} cannot be read: %w", name, err)
+				return "", missing(kind, name, "the file of ${file:%s} cannot be read: %w", name, err)
 			}
 			return r.Secret(strings.TrimRight(string(b), "\r\n")), nil
 		case "keyring":
 			if r.Keyring == nil {
-				return "", fmt.Errorf("there are no stored secrets here for ${keyring:%s}", name)
+				return "", missing(kind, name, "there are no stored secrets here for ${keyring:%s}", name)
 			}
 			v, err := r.Keyring(name)
 			if err != nil {
-				return "", fmt.Errorf("the secret of ${keyring:%s}: %w; store it with: haldir secret set %s", name, err, name)
+				return "", missing(kind, name, "the secret of ${keyring:%s}: %w; store it with: haldir secret set %s", name, err, name)
 			}
 			return r.Secret(v), nil
 		}

@@ -162,7 +162,7 @@ func (m *copier) measure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	room, known := diskFree(m.l.o.Dir)
+	room, known := DiskFree(m.l.o.Dir)
 	if known && room < need+compactSpare {
 		return fmt.Errorf("compacting the ledger needs %d MiB of disk space, and %d MiB are free: %w", (need+compactSpare)>>20, room>>20, errNoRoom)
 	}
@@ -171,7 +171,7 @@ func (m *copier) measure(ctx context.Context) error {
 
 // copy makes the new file and puts it in the place of the old one.
 func (m *copier) copy(ctx context.Context) (err error) {
-	if m.db, _, err = openBolt(m.path, true); err != nil { // synced once it is whole
+	if m.db, _, err = openBolt(m.path, bolt.Options{NoSync: true}); err != nil { // synced once it is whole
 		return err
 	}
 	m.db.AllocSize = 1 << 20 // what it is longer than it need be
@@ -266,7 +266,7 @@ func (m *copier) bucket(ctx context.Context, name, from []byte, take func(k, v [
 		if list, more, err = m.pairs(ctx, name, from); err != nil {
 			return err
 		}
-		if room, known := diskFree(m.l.o.Dir); known && room < compactSpare {
+		if room, known := DiskFree(m.l.o.Dir); known && room < compactSpare {
 			return errNoRoom
 		}
 		err = m.db.Update(func(btx *bolt.Tx) error {

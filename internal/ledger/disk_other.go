@@ -2,5 +2,5 @@
 
 package ledger
 
-// diskFree does not know.
-func diskFree(string) (int64, bool) { return 0, false }
+// DiskFree does not know how many bytes can be written to the file system of a directory.
+func DiskFree(string) (int64, bool) { return 0, false }

@@ -4,9 +4,9 @@ package ledger
 
 import "golang.org/x/sys/unix"
 
-// diskFree returns how many bytes can be written to the file system of a directory, if that
+// DiskFree returns how many bytes can be written to the file system of a directory, if that
 // is known.
-func diskFree(dir string) (int64, bool) {
+func DiskFree(dir string) (int64, bool) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(dir, &s); err != nil {
 		return 0, false

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// diskFree returns how many bytes can be written to the file system of a directory, if that
+// DiskFree returns how many bytes can be written to the file system of a directory, if that
 // is known.
-func diskFree(dir string) (int64, bool) {
+func DiskFree(dir string) (int64, bool) {
 	path, err := windows.UTF16PtrFromString(dir)
 	if err != nil {
 		return 0, false

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -39,6 +41,13 @@ type Options struct {
 	// Retention is for how long records are kept; nil for a process that is not asked, and
 	// prunes none. See [Ledger.Retain].
 	Retention *Retention
+	// ReadOnly is for a process that only looks: nothing is made, brought up to date, settled
+	// for the dead or written, but for the files of the locks. An operation that would write
+	// fails with [ErrReadOnly], all of them with [ErrNone] where there is no ledger. A directory
+	// that is open to others is looked at as any.
+	ReadOnly bool
+	// Process is what others are told of this process.
+	Process Process
 	// NoSync leaves out syncing to disk: for tests and benchmarks only, a power
 	// cut would damage the file.
 	NoSync bool
@@ -110,8 +119,10 @@ const (
 // Open prepares the state directory and starts the ledger. The database itself
 // is opened by the first operation. Close it.
 func Open(o Options) (*Ledger, error) {
-	if err := stateDir(o.Dir); err != nil {
-		return nil, err
+	if !o.ReadOnly {
+		if err := stateDir(o.Dir); err != nil {
+			return nil, err
+		}
 	}
 	l := &Ledger{
 		o: o, id: newID(""), turn: newTurn(o.Dir), ops: make(chan *op), owing: make(chan struct{}, 1),
@@ -372,13 +383,16 @@ func (l *Ledger) ensure(since time.Time) error {
 		l.taken = nil
 		return l.opened(err)
 	case <-timer.C:
-		return fmt.Errorf("%w: %s has kept it for more than %v; if it is suspended, resume or end it", ErrBusy, l.turn.holder(), patience)
+		return &BusyError{Holder: l.turn.holder()}
 	}
 }
 
 // opened opens the database once the turn is taken; it gives the turn back if
 // that fails.
 func (l *Ledger) opened(err error) error {
+	if l.o.ReadOnly && (errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission)) {
+		err = nil // where no lock can be made, nothing is written either
+	}
 	if err != nil {
 		return err
 	}
@@ -389,7 +403,11 @@ func (l *Ledger) opened(err error) error {
 	case l.since.IsZero(): // who has closed it has left it as it should be
 		deep = edges
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case l.o.ReadOnly:
+		l.db, l.file, err = openToLook(l.o.Dir, deep)
+	default:
 		l.db, l.file, err = openDB(l.o.Dir, deep, l.o.NoSync)
 	}
 	if err == nil {
@@ -426,12 +444,15 @@ func (d *damaged) still(dir string) error {
 // heal registers this process and settles for the dead.
 func (l *Ledger) heal() error {
 	l.healed = time.Now()
+	if l.o.ReadOnly {
+		return nil
+	}
 	if l.presence != nil && l.presence.gone() {
 		_ = l.presence.lock.Unlock() // of a file that nobody sees
 		l.presence = nil
 	}
 	if l.presence == nil {
-		p, err := arrive(l.o.Dir, l.id)
+		p, err := arrive(l.o.Dir, l.id, l.o.Process)
 		if err != nil {
 			return err
 		}
@@ -586,6 +607,9 @@ func (l *Ledger) commit(ops []*op) error {
 	}
 	if l.db == nil { // an operation before has freed it
 		return errFreed
+	}
+	if write && l.o.ReadOnly {
+		return ErrReadOnly
 	}
 	var newHead head
 	var began uint64

@@ -139,16 +139,16 @@ func free(lock *flock.Flock) error {
 	return lock.Unlock()
 }
 
-// holder names the process that has the database, for a message. Where it says
-// that this one has, it is the one that was next.
-func (t *turn) holder() string {
+// holder is the process that has the database, for a message; 0 if that is not known. Where
+// its file says that this one has, it is the one that was next.
+func (t *turn) holder() int {
 	for _, lock := range []*flock.Flock{t.lock, t.gate} {
-		b, err := os.ReadFile(lock.Path() + ".pid")
-		if pid := strings.TrimSpace(string(b)); err == nil && pid != "" && pid != strconv.Itoa(os.Getpid()) {
-			return "process " + pid
+		b, _ := os.ReadFile(lock.Path() + ".pid") // none is as good as an empty one
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && pid > 0 && pid != os.Getpid() {
+			return pid
 		}
 	}
-	return "another process"
+	return 0
 }
 
 // presence is a lock that a process holds for its life. Who finds it free knows
@@ -161,7 +161,7 @@ type presence struct {
 // arrive registers this process. It must be called with the turn taken, so
 // that nobody can mistake the file for one that was left behind between its
 // creation and its locking.
-func arrive(dir, id string) (*presence, error) {
+func arrive(dir, id string, about Process) (*presence, error) {
 	procs := filepath.Join(dir, "procs")
 	if err := os.MkdirAll(procs, 0o700); err != nil {
 		return nil, err
@@ -174,6 +174,7 @@ func arrive(dir, id string) (*presence, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register this process in %s: %w", procs, err)
 	}
+	about.introduce(p.lock.Path())
 	return p, nil
 }
 

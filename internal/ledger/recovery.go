@@ -73,7 +73,7 @@ func Recover(ctx context.Context, o Options) (r Recovery, err error) {
 		return r, err
 	}
 	t := newTurn(o.Dir)
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w: %s has it", ErrBusy, t.holder()))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, &BusyError{Holder: t.holder()})
 	defer cancel()
 	taken := make(chan error, 1)
 	go func() { taken <- t.take() }()

@@ -57,9 +57,29 @@ var (
 	ErrNewer = errors.New("the ledger was written by a newer haldir")
 	// ErrClosed: the ledger has been closed.
 	ErrClosed = errors.New("the ledger is closed")
+	// ErrReadOnly: this process opened the ledger to look at it.
+	ErrReadOnly = errors.New("the ledger was opened to be looked at")
+	// ErrNone: there is no ledger, and this process makes none.
+	ErrNone = errors.New("there is no ledger yet")
 	// ErrNoSession: there is no session of that id.
 	ErrNoSession = errors.New("no such session")
 )
+
+// BusyError is [ErrBusy] with who it is.
+type BusyError struct {
+	Holder int // the process that has the database; 0 if that is not known
+}
+
+func (e *BusyError) Error() string {
+	who := "another process"
+	if e.Holder > 0 {
+		who = fmt.Sprintf("process %d", e.Holder)
+	}
+	return fmt.Sprintf("%v: %s has kept it for more than %v; if it is suspended, resume or end it", ErrBusy, who, patience)
+}
+
+// Unwrap makes it an ErrBusy.
+func (e *BusyError) Unwrap() error { return ErrBusy }
 
 // Retryable reports whether what failed with err may succeed later with nobody
 // looking after the ledger: it was busy, say, or the disk was full.
@@ -86,22 +106,32 @@ func openDB(dir string, deep depth, noSync bool) (db *bolt.DB, file *os.File, er
 	case size > 0:
 		err = preflight(path, deep)
 	case anchor.seq > 0 || signed > 0:
-		err = fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written, and %s is %d bytes long; restore the file, "+
-			"or begin anew with: haldir ledger recover", ErrDamaged, path, headPath(dir), anchor.seq, logPath(dir), signed)
+		err = missing(dir, anchor, signed)
 	default:
 		err = create(dir, noSync, nil)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	if db, file, err = openBolt(path, noSync); err != nil {
+	if db, file, err = openBolt(path, bolt.Options{NoSync: noSync}); err != nil {
 		return nil, nil, err
 	}
-	err = guard(func() error {
-		if err := migrate(db); err != nil {
+	return checked(db, file, dir, anchor, migrate)
+}
+
+// missing says what there is without the database.
+func missing(dir string, anchor head, signed int64) error {
+	return fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written, and %s is %d bytes long; restore the file, "+
+		"or begin anew with: haldir ledger recover", ErrDamaged, dbPath(dir), headPath(dir), anchor.seq, logPath(dir), signed)
+}
+
+// checked looks whether a database that was opened is one to go on with, and closes it if not.
+func checked(db *bolt.DB, file *os.File, dir string, anchor head, version func(*bolt.DB) error) (*bolt.DB, *os.File, error) {
+	err := guard(func() error {
+		if err := version(db); err != nil {
 			return err
 		}
-		return db.View(func(btx *bolt.Tx) error { return continues(&tx{Tx: btx}, anchor, path, dir) })
+		return db.View(func(btx *bolt.Tx) error { return continues(&tx{Tx: btx}, anchor, dbPath(dir), dir) })
 	})
 	if errors.Is(err, errFault) { // the database's own Close may hang
 		return nil, nil, errors.Join(err, unlock(file), file.Close())
@@ -112,17 +142,17 @@ func openDB(dir string, deep depth, noSync bool) (db *bolt.DB, file *os.File, er
 	return db, file, nil
 }
 
-// openBolt opens a bbolt file, or makes one. file is what it has open.
-func openBolt(path string, noSync bool) (db *bolt.DB, file *os.File, err error) {
+// openBolt opens a bbolt file, or makes one unless o says that it is only read. file is what it
+// has open.
+func openBolt(path string, o bolt.Options) (db *bolt.DB, file *os.File, err error) {
+	o.Timeout, o.PageSize, o.FreelistType = time.Second, pageSize, bolt.FreelistMapType
+	o.OpenFile = func(name string, flag int, mode os.FileMode) (*os.File, error) {
+		f, err := os.OpenFile(name, flag, mode)
+		file = f
+		return f, err
+	}
 	err = guard(func() (err error) {
-		db, err = bolt.Open(path, 0o600, &bolt.Options{
-			Timeout: time.Second, PageSize: pageSize, FreelistType: bolt.FreelistMapType, NoSync: noSync,
-			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
-				f, err := os.OpenFile(name, flag, mode)
-				file = f
-				return f, err
-			},
-		})
+		db, err = bolt.Open(path, 0o600, &o)
 		return err
 	})
 	if err == nil {
@@ -151,7 +181,7 @@ func create(dir string, noSync bool, fill func(*tx) error) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	db, _, err := openBolt(path, noSync)
+	db, _, err := openBolt(path, bolt.Options{NoSync: noSync})
 	if err == nil {
 		err = db.Update(func(btx *bolt.Tx) error {
 			for _, name := range buckets {
@@ -217,10 +247,9 @@ func syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// migrate checks the version of a file and brings an older one up to date.
-func migrate(db *bolt.DB) error {
-	old := false
-	err := db.View(func(btx *bolt.Tx) error {
+// format returns the version of a file, which must be one that this haldir knows.
+func format(db *bolt.DB) (n uint64, err error) {
+	err = db.View(func(btx *bolt.Tx) error {
 		hot := btx.Bucket(bucketHot)
 		if hot == nil {
 			return fmt.Errorf("%w: it is a bbolt file, but none of haldir", ErrDamaged)
@@ -229,14 +258,18 @@ func migrate(db *bolt.DB) error {
 		if len(v) != 8 {
 			return fmt.Errorf("%w: no format version", ErrDamaged)
 		}
-		n := number(v)
-		if n > FormatVersion {
+		if n = number(v); n > FormatVersion {
 			return fmt.Errorf("%w (format %d, this haldir knows %d): upgrade haldir", ErrNewer, n, FormatVersion)
 		}
-		old = n < FormatVersion
 		return nil
 	})
-	if err != nil || !old {
+	return n, err
+}
+
+// migrate checks the version of a file and brings an older one up to date.
+func migrate(db *bolt.DB) error {
+	n, err := format(db)
+	if err != nil || n == FormatVersion {
 		return err
 	}
 	return db.Update(func(btx *bolt.Tx) error {

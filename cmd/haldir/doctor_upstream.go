@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/doctor"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/upstream"
+	"github.com/haldir-mcp/haldir/upstream/oauth"
+	"github.com/haldir-mcp/haldir/upstream/pins"
+)
+
+// usualToolName is the longest name of a tool where tool_name_limit says nothing.
+const usualToolName = 89
+
+// upstreams connects to each as a host would that can do everything.
+func (e *examination) upstreams(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, e.wait)
+	defer cancel()
+	took := make([]time.Duration, len(e.ups))
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i, u := range e.ups {
+		u.Start(upstream.Host{Capabilities: []byte(capable)})
+		wg.Go(func() { u.Connected(ctx); took[i] = time.Since(began) })
+	}
+	wg.Wait()
+	for i, u := range e.ups {
+		e.upstream(u, took[i])
+	}
+}
+
+func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
+	st := u.Status()
+	out := e.command() + " upstream remove " + u.Name()
+	switch {
+	case st.State == upstream.StateReady:
+		c := u.Catalogue()
+		tools := make([]doctor.Tool, 0, len(c.Tools))
+		for _, t := range c.Tools {
+			tools = append(tools, doctor.Tool{Shown: t.Raw})
+		}
+		e.add(doctor.Upstream, doctor.Fine, u.Name(), doctor.Fix{}, "ready in %d ms: %s, protocol %s, %d tools, some %d tokens of context",
+			took.Milliseconds(), plain(st.Server, 80), st.Version, len(c.Tools), doctor.Tokens(tools))
+	case st.Err != nil:
+		id, fix := e.trouble(u.Name(), st.Err, out)
+		e.add(id, doctor.Failure, u.Name(), fix, "%s", plain(st.Err.Error(), 500))
+	default:
+		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), doctor.Do("give it longer with --wait, look at its log, or take it out: %s", out), "has not answered in %s", e.wait)
+	}
+	if st.Ends > 1 {
+		e.add(doctor.UpstreamEnds, doctor.Warning, u.Name(), doctor.Do("look at its own log, or run its command by hand; or take it out: %s", out), "has ended %d times within two minutes", st.Ends)
+	}
+	e.signedIn(u, st)
+	e.pinned(u)
+}
+
+// trouble tells what kind of failure it is that an upstream cannot be used.
+func (e *examination) trouble(name string, err error, out string) (doctor.ID, doctor.Fix) {
+	login := e.command() + " upstream login " + name
+	if ref, ok := errors.AsType[*config.ReferenceError](err); ok {
+		switch ref.Kind {
+		case "env":
+			return doctor.UpstreamReference, doctor.Fix{Text: "set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: haldir secret set " + ref.Name +
+				", and write ${keyring:" + ref.Name + "} in haldir.yaml", Commands: []string{"export " + ref.Name + "=…"}}
+		case "keyring":
+			return doctor.UpstreamReference, doctor.Run(e.command() + " secret set " + shellWord(ref.Name))
+		}
+		return doctor.UpstreamReference, doctor.Fix{Text: "put the file there, or correct the reference in haldir.yaml"}
+	}
+	status, web := errors.AsType[*wire.HTTPError](err)
+	switch {
+	case oauth.IsSignIn(err):
+		return doctor.UpstreamAuth, doctor.Run(login)
+	case web && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden):
+		return doctor.UpstreamAuth, doctor.Do("correct its auth or headers in haldir.yaml; if people sign in to it, make that auth: {type: oauth}, and: %s", login)
+	case errors.Is(err, upstream.ErrNoProgram):
+		command := e.blocks[name].Command
+		hint := "install it, or write its whole path as command in haldir.yaml"
+		switch strings.TrimSuffix(filepath.Base(command), ".exe") {
+		case "npx", "node":
+			hint = "install Node.js, or write the whole path of " + command + " as command in haldir.yaml"
+		case "uvx", "uv":
+			hint = "install uv, or write the whole path of " + command + " as command in haldir.yaml"
+		}
+		return doctor.UpstreamProgram, doctor.Do(hint+"; or take it out: %s", out)
+	}
+	return doctor.UpstreamDown, doctor.Do("start it, correct its entry in haldir.yaml, or take it out: %s", out)
+}
+
+// signedIn says what is to be known of a sign-in beside what a connection has told.
+func (e *examination) signedIn(u *upstream.Upstream, st upstream.Status) {
+	source, err := u.Auth()
+	if err != nil {
+		return // nobody signs in to it
+	}
+	g, err := source.Granted()
+	login := doctor.Run(e.command() + " upstream login " + u.Name())
+	switch {
+	case err != nil:
+		e.add(doctor.Secrets, doctor.Failure, u.Name(), doctor.Fix{Text: "open the keyring, or do what it says"}, "%v", err)
+	case g.Ended != "" && !oauth.IsSignIn(st.Err):
+		e.add(doctor.UpstreamAuth, doctor.Warning, u.Name(), login, "the sign-in has ended: %s", plain(e.secrets.clean(g.Ended), 200))
+	case g.SignedIn && !g.Renews && !g.Expires.IsZero():
+		e.add(doctor.SignInEnds, doctor.Note, u.Name(), login, "the sign-in ends at %s and cannot be renewed without a person", when(g.Expires))
+	}
+}
+
+// pinned says what has changed in a server's definitions, and what in them should be read.
+func (e *examination) pinned(u *upstream.Upstream) {
+	p, name := u.Pinned(), u.Name()
+	if n := len(p.Changes); n > 0 {
+		e.add(doctor.PinsChanged, doctor.Warning, name, doctor.Do("read what has changed: %s; and if it is meant so: %s", e.command()+" pins diff "+name, e.command()+" pins accept "+name),
+			"%d definition(s) are not as they are pinned", n)
+	}
+	for _, f := range p.Found {
+		fix := doctor.Do("read it, and if it is not meant well, take the server out: %s", e.command()+" upstream remove "+name)
+		if f.Kind == pins.Tool {
+			id := name + "/" + f.Name
+			if !plainWord(f.Name) {
+				id = name + "/*"
+			}
+			if e.denied(name, f.Name) {
+				continue // the model does not see it
+			}
+			fix = doctor.Do("read it, and if it is not meant well, deny the tool: %s", fmt.Sprintf("%s policy add --type deny --tools %s", e.command(), shellWord(id)))
+		}
+		e.add(doctor.Flagged, doctor.Warning, name, fix, "%s %s, %s: %s", f.Kind, plain(f.Name, 80), plain(f.Path, 80), plain(f.Reason, 200))
+	}
+}
+
+// denied reports whether an agent never sees a tool, because policy could never allow it.
+func (e *examination) denied(name, tool string) bool {
+	return e.settings.DeniedTools == "hide" && e.cfg.Engine.Never(policy.Call{Session: e.session.ID, Agent: e.agent, Upstream: name, Tool: tool}, e.state)
+}
+
+// plainWord reports whether a tool's name stands for itself in a pattern.
+func plainWord(s string) bool { return !strings.ContainsAny(s, `*?[]\{},`) && plain(s, 0) == s }

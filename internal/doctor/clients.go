@@ -1,0 +1,137 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+
+	"github.com/haldir-mcp/haldir/internal/adopt"
+	"github.com/haldir-mcp/haldir/internal/clients"
+	"github.com/haldir-mcp/haldir/internal/config"
+)
+
+// Clients looks at the MCP clients of a person: what of them goes past haldir, and whether they
+// can start it. o is what haldir init would go by here, init the command for one client.
+func Clients(o adopt.Options, cfg *config.Config, init func(clients.Client) string) (found []Finding) {
+	for _, c := range clients.All() {
+		o := o
+		o.Clients = []clients.Client{c}
+		files, err := read(o.Host, c)
+		if err != nil {
+			found = append(found, New(ClientBroken, Warning, "clients", Fix{Text: "mend it there"}, "%v", err))
+			continue
+		}
+		for _, f := range files {
+			for _, l := range f.Lists {
+				found = append(found, entries(o, l)...)
+			}
+		}
+		plan, err := adopt.New(o)
+		if err != nil {
+			found = append(found, New(ClientBroken, Warning, "clients", Fix{Text: "mend it there"}, "%s: %v", c, err))
+			continue
+		}
+		found = append(found, direct(c, plan, cfg, init(c))...)
+	}
+	return found
+}
+
+// read reads the files of a client, each once.
+func read(h clients.Host, c clients.Client) (files []*clients.File, err error) {
+	seen := map[string]bool{}
+	for _, p := range h.Places() {
+		if p.Client != c {
+			continue
+		}
+		f, wrong := h.Read(p)
+		switch {
+		case wrong != nil:
+			err = errors.Join(err, wrong)
+		case !seen[f.Target] && f.Data != nil:
+			seen[f.Target] = true
+			files = append(files, f)
+		}
+	}
+	return files, err
+}
+
+// direct finds the servers that a client starts by itself.
+func direct(c clients.Client, plan *adopt.Plan, cfg *config.Config, init string) (found []Finding) {
+	also := func(s *clients.Server) string { // which upstream is the same program, or the same address
+		for _, u := range cfg.Upstreams {
+			if u.URL != "" && u.URL == s.URL || u.Command != "" && u.Command == s.Command && slices.Equal(u.Args, s.Args) {
+				return u.Name
+			}
+		}
+		return ""
+	}
+	var free []string
+	for _, u := range plan.Upstreams {
+		for _, s := range u.From {
+			name := also(s)
+			switch {
+			case u.There:
+				found = append(found, New(ClientBypass, Warning, "clients", Run(init), "%s: %s starts %q by itself, beside the upstream %s", s.Place(), c, s.Name, u.Name))
+			case name != "":
+				found = append(found, New(ClientBypass, Warning, "clients", Do("take the entry out there; or, to have it behind haldir as another upstream: %s", init),
+					"%s: %s starts %q by itself, which is the upstream %s but for its settings", s.Place(), c, s.Name, name))
+			default:
+				free = append(free, fmt.Sprintf("%q (%s)", s.Name, s.Place()))
+			}
+		}
+	}
+	for _, l := range plan.Left {
+		if l.Server.List.Here {
+			if name := also(l.Server); name != "" {
+				found = append(found, New(ClientBypass, Warning, "clients", Fix{Text: "take the entry out there"}, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s",
+					l.Server.Place(), c, l.Server.Name, name, l.Why))
+			}
+		}
+	}
+	if len(free) > 0 {
+		found = append(found, New(ClientUnguarded, Note, "clients", Run(init), "%s has %d server(s) that are not behind haldir: %s", c, len(free), some(free)))
+	}
+	return found
+}
+
+// entries looks whether those of haldir in a list lead anywhere.
+func entries(o adopt.Options, l *clients.List) (found []Finding) {
+	for _, s := range l.Servers {
+		if s.Guard == nil {
+			continue
+		}
+		if err := startable(s.Command); err != nil {
+			found = append(found, New(ClientProgram, Failure, "clients", Fix{Text: fmt.Sprintf("make its command %q there, and start the client anew", o.Window.Command)},
+				"%s: %s cannot start haldir: %s %v", s.Place(), l.File.Client, s.Command, err))
+		}
+		if path := s.Guard.Config; filepath.IsAbs(path) { // a relative one is so to where the client is started
+			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+				found = append(found, New(ClientConfigGone, Failure, "clients", Fix{Text: fmt.Sprintf("put a config back at %s, or name %s there", path, o.Config)},
+					"%s: the haldir of %s is given the config %s, which does not exist", s.Place(), l.File.Client, path))
+			}
+		}
+	}
+	return found
+}
+
+// startable says why a command cannot be started. One by its name alone is looked for where this
+// process would; a client with a window may have another PATH.
+func startable(command string) error {
+	if command == "" {
+		return nil
+	}
+	_, err := exec.LookPath(command)
+	switch {
+	case err == nil:
+		return nil
+	case filepath.Base(command) == command:
+		return errors.New("is not on PATH")
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("does not exist")
+	}
+	return errors.New("is no program")
+}

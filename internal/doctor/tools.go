@@ -1,0 +1,136 @@
+package doctor
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// Tool is a tool that an upstream has.
+type Tool struct {
+	Upstream, Name string
+	Shown          []byte // its definition as the agent sees it; nil: it does not
+}
+
+// Patterns finds those of the policies, costs and scopes that match no tool. Servers need not
+// list all resources and prompts that they have, so those are left alone.
+func Patterns(rules policy.Ruleset, tools []Tool, list string) (found []Finding) {
+	look := func(where string, globs []string) {
+		for _, g := range globs {
+			if strings.HasPrefix(g, "resource:") || strings.HasPrefix(g, "prompt:") {
+				continue
+			}
+			if !slices.ContainsFunc(tools, func(t Tool) bool { return policy.MatchTool(g, t.Upstream, t.Name) }) {
+				found = append(found, New(PatternUnmatched, Warning, "policies", Do("correct it in haldir.yaml; the names are listed by: %s", list), "%s: %q matches no tool that there is", where, g))
+			}
+		}
+	}
+	for i, r := range rules.Policies {
+		look(fmt.Sprintf("policies[%d]", i), r.Tools)
+	}
+	for i, c := range rules.Costs {
+		look(fmt.Sprintf("costs[%d]", i), c.Tools)
+	}
+	for i, s := range rules.Scopes {
+		look(fmt.Sprintf("scopes[%d]", i), s.Tools)
+	}
+	return found
+}
+
+// Shadows names the policies that only watch.
+func Shadows(rules policy.Ruleset, denied string) (found []Finding) {
+	for i, r := range rules.Policies {
+		if r.Shadow {
+			found = append(found, New(PolicyShadow, Note, "policies", Do("once its record is as you want it (%s), take mode: shadow out", denied),
+				"policies[%d], of type %s, is in shadow mode", i, r.Type))
+		}
+	}
+	return found
+}
+
+const (
+	// tokens of text are taken to have so many bytes.
+	bytesPerToken = 4
+	// largeContext is how many tokens of tools are worth a warning: a tenth of the context of
+	// most models, which is where Claude Code begins to look tools up instead.
+	largeContext = 20000
+	// longest description, in characters, that Claude Code shows.
+	longestShown = 4096
+)
+
+// Tokens is about how much of a model's context the definitions of tools take.
+func Tokens(tools []Tool) (n int) {
+	for _, t := range tools {
+		n += len(t.Shown)
+	}
+	return n / bytesPerToken
+}
+
+// Weight says what the tools of all upstreams cost in context, and which cost very much.
+func Weight(tools []Tool, deny func(upstream string) string) (found []Finding) {
+	var names []string
+	by := map[string][]Tool{}
+	shown := 0
+	for _, t := range tools {
+		if t.Shown == nil {
+			continue
+		}
+		if shown++; by[t.Upstream] == nil {
+			names = append(names, t.Upstream)
+		}
+		by[t.Upstream] = append(by[t.Upstream], t)
+	}
+	for _, name := range names {
+		if n := Tokens(by[name]); n >= largeContext {
+			found = append(found, New(ContextLarge, Warning, name, Do("deny what is not needed, and it is not listed any more: %s", deny(name)),
+				"its %d tools cost some %d tokens of context", len(by[name]), n))
+		}
+	}
+	if shown > 0 {
+		found = append(found, New(Context, Fine, "tools", Fix{}, "an agent sees %d, some %d tokens of context", shown, Tokens(tools)))
+	}
+	return found
+}
+
+// key is what Claude Code takes as the name of an argument.
+var key = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
+
+// Schemas finds the tools of which hosts make something else than their servers give.
+func Schemas(tools []Tool, shown func(string) string) (found []Finding) {
+	for _, t := range tools {
+		var def struct {
+			Description string `json:"description"`
+			Schema      struct {
+				Properties map[string]json.RawMessage `json:"properties"`
+			} `json:"inputSchema"`
+		}
+		if t.Shown == nil || json.Unmarshal(t.Shown, &def) != nil {
+			continue
+		}
+		name := shown(t.Name)
+		for k := range def.Schema.Properties {
+			if !key.MatchString(k) {
+				found = append(found, New(SchemaSkipped, Warning, t.Upstream, Fix{Text: "ask its author to name arguments by letters, digits, _, . and - alone, at most 64 of them"},
+					"%s: it has an argument %q", name, shown(k)))
+				break
+			}
+		}
+		for _, k := range []string{"oneOf", "anyOf", "allOf"} {
+			if _, ok := wire.At(t.Shown, "inputSchema", k); ok {
+				found = append(found, New(SchemaRewritten, Note, t.Upstream, Fix{}, "%s: the outermost level of its schema has %s, which is flattened", name, k))
+				break
+			}
+		}
+		if n := utf8.RuneCountInString(def.Description); n > longestShown {
+			found = append(found, New(DescriptionCut, Note, t.Upstream, Do("have it show more: %s", fmt.Sprintf("export CLAUDE_CODE_MAX_MCP_DESCRIPTION_LENGTH=%d", n)),
+				"%s: its description has %d characters, and %d are shown", name, n, longestShown))
+		}
+	}
+	return found
+}

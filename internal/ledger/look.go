@@ -1,0 +1,164 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+	bolt "go.etcd.io/bbolt"
+)
+
+// Process is what a process that uses a ledger says of itself to the others.
+type Process struct {
+	PID     int       `json:"pid"`
+	Version string    `json:"version"` // of haldir
+	Verb    string    `json:"verb"`    // what it was started to do
+	Config  string    `json:"config,omitempty"`
+	Started time.Time `json:"started"`
+}
+
+// introduce writes p into its file. Its first byte says nothing, as that is the one which is
+// locked, and Windows lets nobody read it.
+func (p Process) introduce(path string) {
+	raw, err := json.Marshal(p)
+	if err == nil {
+		_ = os.WriteFile(path, append([]byte(" "), raw...), 0o600) // for people to read, no more
+	}
+}
+
+// processIn reads what a process has said of itself, which may be nothing.
+func processIn(path string) (p Process) {
+	f, err := os.Open(path)
+	if err != nil {
+		return p
+	}
+	defer func() { _ = f.Close() }() // only read from
+	raw := make([]byte, 8<<10)
+	n, _ := f.ReadAt(raw, 1) // the end of the file is an error
+	if json.Unmarshal(raw[:n], &p) != nil {
+		return Process{}
+	}
+	return p
+}
+
+// View is how a ledger is, for whoever looks after it.
+type View struct {
+	Format    uint64    // of the file; older ones are brought up to date by the next to write
+	Now, Wall time.Time // by the ledger, and by the clock
+	Living    []Process // that use it, but this one
+	Dead      int       // processes that ended without a word
+	Orphans   int       // calls of theirs, which count as spent
+	Doubt     time.Time // since when limits without a window count as used up; zero if they do not
+	Kept      Retention // for how long records are kept, and which config says so
+}
+
+// View looks at all of it at once. What can be asked for by itself is not in it. It changes
+// nothing, and needs no older file to be brought up to date.
+func (l *Ledger) View(ctx context.Context) (v View, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		v = View{Format: number(t.space(spaceMeta).get(keyVersion)), Now: t.now, Wall: t.wall, Doubt: t.doubt()}
+		open := map[string]int{}
+		err := t.space(spaceHolds).each(nil, func(k, _ []byte) error {
+			owner, _, _ := strings.Cut(string(k), "-")
+			open[owner]++
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		owners := map[string]bool{}
+		for id := range open {
+			owners[id] = true
+		}
+		gone, err := dead(l.o.Dir, owners, l.id)
+		if err != nil {
+			return err
+		}
+		v.Dead = len(gone)
+		for _, id := range gone {
+			v.Orphans += open[id]
+		}
+		if v.Living, err = others(l.o.Dir, append(gone, l.id)); err != nil {
+			return err
+		}
+		claims, _, err := t.claims()
+		if err == nil && len(claims) > 0 {
+			v.Kept = Retention{Place: claims[0].Place, Keep: claims[0].Keep}
+		}
+		return err
+	})
+	return v, err
+}
+
+// others are the processes that have registered themselves, but some.
+func others(dir string, but []string) (list []Process, err error) {
+	procs := filepath.Join(dir, "procs")
+	entries, err := os.ReadDir(procs)
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		if e.Type().IsRegular() && !slices.Contains(but, e.Name()) {
+			list = append(list, processIn(filepath.Join(procs, e.Name())))
+		}
+	}
+	return list, err
+}
+
+// DeadWatchers returns how many processes that showed a person what waits have ended without
+// removing their file. [Ledger.Watched] removes them.
+func (l *Ledger) DeadWatchers() (n int) {
+	dir := watchers(l.o.Dir)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		lock := flock.New(filepath.Join(dir, e.Name()), flock.SetFlag(os.O_RDWR))
+		if free, err := lock.TryRLock(); err == nil && free {
+			_ = lock.Unlock() // nobody else wants it
+			n++
+		}
+	}
+	return n
+}
+
+// openToLook opens the database of a directory to read it.
+func openToLook(dir string, deep depth) (db *bolt.DB, file *os.File, err error) {
+	anchor, err := readHead(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	signed, err := fileSize(logPath(dir))
+	if err != nil {
+		return nil, nil, err
+	}
+	path := dbPath(dir)
+	size, err := fileSize(path)
+	switch {
+	case err != nil:
+		return nil, nil, fmt.Errorf("open the ledger: %w", err)
+	case size > 0:
+		err = preflight(path, deep)
+	case anchor.seq > 0 || signed > 0:
+		err = missing(dir, anchor, signed)
+	default:
+		err = ErrNone
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if db, file, err = openBolt(path, bolt.Options{ReadOnly: true}); err != nil {
+		return nil, nil, err
+	}
+	return checked(db, file, dir, anchor, func(db *bolt.DB) error {
+		_, err := format(db)
+		return err
+	})
+}

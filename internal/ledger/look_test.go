@@ -1,0 +1,87 @@
+package ledger_test
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+)
+
+// asItLies is what the files of a state directory say, but those that lock it.
+func asItLies(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	for _, pattern := range []string{"haldir.db", "haldir.head", "checkpoints.log", "procs/*"} {
+		list, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range list {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[path] = string(raw)
+		}
+	}
+	return all
+}
+
+// Who only looks sees an older file, the calls of the dead and the living processes as they
+// are, can write nothing, and has changed nothing.
+func TestALookChangesNothing(t *testing.T) {
+	dir, clock := format2(t), newClock()
+	before := asItLies(t, dir)
+	l := open(t, ledger.Options{Dir: dir, Clock: clock.now, ReadOnly: true})
+	v, err := l.View(context.Background())
+	if err != nil || v.Format != 2 || v.Orphans != 3 || v.Dead != 1 || len(v.Living) != 0 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if n := verify(t, l); n != 29 {
+		t.Errorf("%d records", n)
+	}
+	if _, err := l.CreateSession(context.Background(), ledger.Terms{}); !errors.Is(err, ledger.ErrReadOnly) {
+		t.Errorf("a session was made: %v", err)
+	}
+	closeLedger(t, l)
+	if !maps.Equal(before, asItLies(t, dir)) {
+		t.Error("the files are not as they were")
+	}
+
+	about := ledger.Process{PID: 7, Version: "1.2.3", Verb: "serve", Config: "/a/haldir.yaml", Started: clock.now().UTC().Round(time.Second)}
+	living := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now, Process: about})
+	verify(t, living)
+	l = open(t, ledger.Options{Dir: dir, Clock: clock.now, ReadOnly: true})
+	if v, err = l.View(context.Background()); err != nil || v.Format != ledger.FormatVersion || v.Orphans+v.Dead != 0 || len(v.Living) != 1 || v.Living[0] != about {
+		t.Errorf("%+v, %v", v, err)
+	}
+	closeLedger(t, living)
+	if v, err = l.View(context.Background()); err != nil || len(v.Living) != 0 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	closeLedger(t, l)
+}
+
+// Where there is no ledger a look makes none.
+func TestALookMakesNoLedger(t *testing.T) {
+	dir := stateDir(t)
+	l := open(t, ledger.Options{Dir: dir, Clock: time.Now, ReadOnly: true})
+	if _, err := l.View(context.Background()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a directory: %v", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.View(context.Background()); !errors.Is(err, ledger.ErrNone) {
+		t.Errorf("in an empty directory: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "haldir.db")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("there is a file: %v", err)
+	}
+	closeLedger(t, l)
+}
