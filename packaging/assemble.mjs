@@ -8,6 +8,8 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import zlib from "node:zlib";
 
+import { differ } from "./delta.mjs";
+
 const here = path.dirname(fileURLToPath(import.meta.url));
 const root = path.dirname(here);
 const dist = path.join(root, "dist");
@@ -72,25 +74,28 @@ function npm() {
   pack(dir);
 }
 
-// The bundle. Programs for one processor differ by little: packed together, with a window
-// that reaches over all of them, three take little more than one.
+// The bundle. It has the programs of one system whole, and the others as what differs in
+// them from the one for the same processor.
 function bundle() {
   const dir = path.join(dist, "mcpb");
   const index = {};
-  for (const cpu of new Set(platforms.map((p) => p.cpu))) {
-    const all = [];
-    let offset = 0;
-    for (const p of platforms.filter((p) => p.cpu === cpu)) {
+  const whole = [];
+  let offset = 0;
+  for (const linux of platforms.filter((p) => p.os === "linux")) {
+    const base = fs.readFileSync(linux.file);
+    const patch = differ(base);
+    for (const p of platforms.filter((p) => p.cpu === linux.cpu)) {
       const bytes = fs.readFileSync(p.file);
-      index[`${p.os}-${p.cpu}`] = { pack: `programs-${cpu}.br`, offset, length: bytes.length, sha256: sha256(bytes) };
-      all.push(bytes);
-      offset += bytes.length;
+      const system = `${p.os}-${p.cpu}`;
+      index[system] = { offset, baseLength: base.length, length: bytes.length, sha256: sha256(bytes) };
+      if (p === linux) continue;
+      index[system].patch = `${system}.br`;
+      put(path.join(dir, "server", `${system}.br`), packed(patch(bytes)));
     }
-    const { BROTLI_PARAM_QUALITY, BROTLI_PARAM_LARGE_WINDOW, BROTLI_PARAM_LGWIN, BROTLI_PARAM_SIZE_HINT } = zlib.constants;
-    put(path.join(dir, "server", `programs-${cpu}.br`), zlib.brotliCompressSync(Buffer.concat(all), {
-      params: { [BROTLI_PARAM_QUALITY]: 9, [BROTLI_PARAM_LARGE_WINDOW]: 1, [BROTLI_PARAM_LGWIN]: 28, [BROTLI_PARAM_SIZE_HINT]: offset },
-    }));
+    whole.push(base);
+    offset += base.length;
   }
+  put(path.join(dir, "server/base.br"), packed(Buffer.concat(whole)));
   putJSON(path.join(dir, "server/programs.json"), index);
   putJSON(path.join(dir, "manifest.json"), { ...read(path.join(here, "mcpb/manifest.json")), version });
   copy("mcpb/icon.png", path.join(dir, "icon.png"));
@@ -103,6 +108,15 @@ function bundle() {
   run("mcpb", ["pack", dir, file]);
   fs.writeFileSync(file, dated(fs.readFileSync(file)));
   return file;
+}
+
+// packed is what node of every version unpacks. The window reaches over all of it: also
+// programs for two processors have much in common.
+function packed(bytes) {
+  const { BROTLI_PARAM_QUALITY, BROTLI_PARAM_LARGE_WINDOW, BROTLI_PARAM_LGWIN, BROTLI_PARAM_SIZE_HINT } = zlib.constants;
+  return zlib.brotliCompressSync(bytes, {
+    params: { [BROTLI_PARAM_QUALITY]: 9, [BROTLI_PARAM_LARGE_WINDOW]: 1, [BROTLI_PARAM_LGWIN]: 26, [BROTLI_PARAM_SIZE_HINT]: bytes.length },
+  });
 }
 
 // dated gives every entry of a zip archive the time of the commit: mcpb writes the time of

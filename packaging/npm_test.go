@@ -40,7 +40,7 @@ type published struct {
 func newPackages(t *testing.T, leftOut ...string) *packages {
 	t.Helper()
 	p := &packages{byName: map[string]published{}}
-	tarballs, err := filepath.Glob(filepath.Join(dist, "npm", "*-"+version(t)+".tgz"))
+	tarballs, err := filepath.Glob(filepath.Join(file(t, "npm"), "*-"+version(t)+".tgz"))
 	if err != nil || len(tarballs) != len(platforms)+1 {
 		t.Fatalf("%v %v: run packaging/build first", tarballs, err)
 	}
@@ -194,6 +194,7 @@ func TestNPMInstall(t *testing.T) {
 	must(t, install)
 	launcher := filepath.Join(dir, "node_modules", ".bin", "haldir")
 	serves(t, command(t, env, launcher, "serve"))
+	isVersion(t, command(t, env, launcher, "version"))
 
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		s, _ := answers(t, command(t, env, launcher, "serve"))
