@@ -6,6 +6,7 @@ import { createHash } from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import zlib from "node:zlib";
 
 import { differ } from "./delta.mjs";
@@ -76,26 +77,25 @@ function npm() {
 
 // The bundle. It has the programs of one system whole, and the others as what differs in
 // them from the one for the same processor.
-function bundle() {
+async function bundle() {
   const dir = path.join(dist, "mcpb");
   const index = {};
-  const whole = [];
+  const bases = platforms.filter((p) => p.os === "linux").map((p) => ({ ...p, bytes: fs.readFileSync(p.file) }));
+  const base = packed(Buffer.concat(bases.map((b) => b.bytes))); // meanwhile
   let offset = 0;
-  for (const linux of platforms.filter((p) => p.os === "linux")) {
-    const base = fs.readFileSync(linux.file);
-    const patch = differ(base);
-    for (const p of platforms.filter((p) => p.cpu === linux.cpu)) {
+  for (const { cpu, bytes: whole } of bases) {
+    const patch = differ(whole);
+    for (const p of platforms.filter((p) => p.cpu === cpu)) {
       const bytes = fs.readFileSync(p.file);
-      const system = `${p.os}-${p.cpu}`;
-      index[system] = { offset, baseLength: base.length, length: bytes.length, sha256: sha256(bytes) };
-      if (p === linux) continue;
+      const system = `${p.os}-${cpu}`;
+      index[system] = { offset, baseLength: whole.length, length: bytes.length, sha256: sha256(bytes) };
+      if (p.os === "linux") continue;
       index[system].patch = `${system}.br`;
-      put(path.join(dir, "server", `${system}.br`), packed(patch(bytes)));
+      put(path.join(dir, "server", index[system].patch), await packed(patch(bytes)));
     }
-    whole.push(base);
-    offset += base.length;
+    offset += whole.length;
   }
-  put(path.join(dir, "server/base.br"), packed(Buffer.concat(whole)));
+  put(path.join(dir, "server/base.br"), await base);
   putJSON(path.join(dir, "server/programs.json"), index);
   putJSON(path.join(dir, "manifest.json"), { ...read(path.join(here, "mcpb/manifest.json")), version });
   copy("mcpb/icon.png", path.join(dir, "icon.png"));
@@ -114,7 +114,7 @@ function bundle() {
 // programs for two processors have much in common.
 function packed(bytes) {
   const { BROTLI_PARAM_QUALITY, BROTLI_PARAM_LARGE_WINDOW, BROTLI_PARAM_LGWIN, BROTLI_PARAM_SIZE_HINT } = zlib.constants;
-  return zlib.brotliCompressSync(bytes, {
+  return promisify(zlib.brotliCompress)(bytes, {
     params: { [BROTLI_PARAM_QUALITY]: 9, [BROTLI_PARAM_LARGE_WINDOW]: 1, [BROTLI_PARAM_LGWIN]: 26, [BROTLI_PARAM_SIZE_HINT]: bytes.length },
   });
 }
@@ -171,7 +171,7 @@ function checksums(...files) {
 }
 
 npm();
-const mcpb = bundle();
+const mcpb = await bundle();
 plugin(mcpb);
 registry(mcpb);
 image();

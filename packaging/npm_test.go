@@ -145,8 +145,9 @@ func TestNPMPackages(t *testing.T) {
 		if needed[name] != version(t) {
 			t.Errorf("haldir needs %s %q", name, needed[name])
 		}
-		if os, cpu := string(all[name].manifest["os"]), string(all[name].manifest["cpu"]); os != `["`+p.os+`"]` || cpu != `["`+p.cpu+`"]` {
-			t.Errorf("%s is for %s on %s", name, os, cpu)
+		systems, processors := decode[[]string](t, all[name].manifest["os"]), decode[[]string](t, all[name].manifest["cpu"])
+		if !slices.Equal(systems, []string{p.os}) || !slices.Equal(processors, []string{p.cpu}) {
+			t.Errorf("%s is for %v on %v", name, systems, processors)
 		}
 		exe := map[string]string{"win32": ".exe"}[p.os]
 		built, err := os.ReadFile(programs(t)[p.goos+"/"+p.goarch])
