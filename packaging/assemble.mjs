@@ -28,7 +28,7 @@ function put(file, bytes, mode = 0o644) {
 const putJSON = (file, value) => put(file, JSON.stringify(value, null, 2) + "\n");
 const copy = (from, to, mode) => put(to, fs.readFileSync(path.join(here, from)), mode);
 
-const { version, date } = read(path.join(dist, "metadata.json"));
+const { version } = read(path.join(dist, "metadata.json"));
 const stamp = new Date(Number(process.env.SOURCE_DATE_EPOCH) * 1000);
 if (Number.isNaN(stamp.getTime())) throw new Error("SOURCE_DATE_EPOCH is not set; the script packaging/build does that");
 
@@ -177,4 +177,4 @@ registry(mcpb);
 image();
 const tarballs = fs.readdirSync(path.join(dist, "npm")).filter((f) => f.endsWith(".tgz")).sort().map((f) => path.join(dist, "npm", f));
 checksums(mcpb, path.join(dist, "server.json"), ...tarballs);
-console.log(`haldir ${version} of ${date}: ${path.basename(mcpb)} has ${(fs.statSync(mcpb).size / 1e6).toFixed(1)} MB`);
+console.log(`haldir ${version} of ${stamp.toISOString()}: ${path.basename(mcpb)} has ${(fs.statSync(mcpb).size / 1e6).toFixed(1)} MB`);
