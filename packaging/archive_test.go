@@ -48,11 +48,7 @@ func TestProgramsAreStamped(t *testing.T) {
 		}
 	}
 	p := own(t)
-	program := programs(t)[p.goos+"/"+p.goarch]
-	out := must(t, command(t, clean(t), program, "version"))
-	if want := "haldir " + version(t) + " ("; !strings.HasPrefix(out, want) {
-		t.Errorf("%q does not begin with %q", out, want)
-	}
+	isVersion(t, command(t, clean(t), programs(t)[p.goos+"/"+p.goarch], "version"))
 }
 
 // entry is a file of an archive.
@@ -152,6 +148,7 @@ func TestArchives(t *testing.T) {
 		dir := t.TempDir()
 		must(t, command(t, clean(t), tool(t, "tar"), "-xzf", path, "-C", dir))
 		serves(t, command(t, clean(t), filepath.Join(dir, "haldir"), "serve"))
+		isVersion(t, command(t, clean(t), filepath.Join(dir, "haldir"), "version"))
 		// The example is one: haldir reads it.
 		must(t, command(t, clean(t), filepath.Join(dir, "haldir"), "check", filepath.Join(dir, "haldir.example.yaml")))
 	}
@@ -162,7 +159,7 @@ func manual(t *testing.T) (names []string) {
 	t.Helper()
 	p := own(t)
 	program := programs(t)[p.goos+"/"+p.goarch]
-	line := regexp.MustCompile(`^  ([a-z-]+) {2,}\S`)
+	line := regexp.MustCompile(`^  ([a-z-]+) +\S`)
 	var walk func(words ...string)
 	walk = func(words ...string) {
 		names = append(names, "man/"+strings.Join(append([]string{"haldir"}, words...), "-")+".1")
@@ -202,28 +199,50 @@ func TestPagesAreGood(t *testing.T) {
 	}
 }
 
-// TestDeb unpacks the package as dpkg does, without its database.
+// TestDeb has dpkg install the package below an empty directory, with a database of its own,
+// and remove it again. The other processor's is only unpacked.
 func TestDeb(t *testing.T) {
-	dpkg := tool(t, "dpkg-deb")
+	archive, dpkg := tool(t, "dpkg-deb"), tool(t, "dpkg")
 	for _, arch := range []string{"amd64", "arm64"} {
 		path := file(t, "haldir_%s_linux_"+arch+".deb")
-		fields := must(t, command(t, clean(t), dpkg, "--field", path))
+		fields := must(t, command(t, clean(t), archive, "--field", path))
 		// A snapshot is older than what it leads to: ~ sorts before the end.
 		for _, want := range []string{"Package: haldir\n", "Version: " + strings.Replace(version(t), "-", "~", 1) + "\n", "Architecture: " + arch + "\n", "Recommends: ca-certificates\n"} {
 			if !strings.Contains(fields, want) {
 				t.Errorf("%s: no %q in\n%s", filepath.Base(path), want, fields)
 			}
 		}
+		const zsh, rights = "usr/share/zsh/vendor-completions/_haldir", "usr/share/doc/haldir/copyright"
 		dir := t.TempDir()
-		must(t, command(t, clean(t), dpkg, "-x", path, dir))
-		installed(t, dir, arch, "usr/share/zsh/vendor-completions/_haldir", "usr/share/doc/haldir/copyright")
+		if arch != own(t).goarch {
+			must(t, command(t, clean(t), archive, "-x", path, dir))
+			installed(t, dir, arch, zsh, rights)
+			continue
+		}
+		database := filepath.Join(dir, "var/lib/dpkg")
+		for _, name := range []string{"info", "updates"} {
+			if err := os.MkdirAll(filepath.Join(database, name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(database, "status"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		// Without --force-script-chrootless dpkg needs root, and there is no script to run.
+		below := []string{"--root=" + dir, "--log=" + filepath.Join(t.TempDir(), "log"), "--force-not-root", "--force-script-chrootless"}
+		must(t, command(t, clean(t), dpkg, append(below, "--install", path)...))
+		installed(t, dir, arch, zsh, rights)
+		must(t, command(t, clean(t), dpkg, append(below, "--purge", "haldir")...))
+		if left, err := filepath.Glob(filepath.Join(dir, "usr/*")); err != nil || len(left) != 0 {
+			t.Errorf("dpkg has left %v: %v", left, err)
+		}
 	}
 }
 
 // TestRPM unpacks the package with libarchive.
 func TestRPM(t *testing.T) {
 	bsdtar := tool(t, "bsdtar")
-	for goarch := range map[string]string{"amd64": "x86_64", "arm64": "aarch64"} {
+	for _, goarch := range []string{"amd64", "arm64"} {
 		dir := t.TempDir()
 		must(t, command(t, clean(t), bsdtar, "-xf", file(t, "haldir_%s_linux_"+goarch+".rpm"), "-C", dir))
 		installed(t, dir, goarch, "usr/share/zsh/site-functions/_haldir", "usr/share/licenses/haldir/LICENSE")
@@ -245,6 +264,7 @@ func installed(t *testing.T, dir, goarch string, more ...string) {
 	}
 	if goarch == own(t).goarch {
 		serves(t, command(t, clean(t), program, "serve"))
+		isVersion(t, command(t, clean(t), program, "version"))
 	}
 }
 

@@ -6,7 +6,10 @@ import { createHash } from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import zlib from "node:zlib";
+
+import { differ } from "./delta.mjs";
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 const root = path.dirname(here);
@@ -25,7 +28,7 @@ function put(file, bytes, mode = 0o644) {
 const putJSON = (file, value) => put(file, JSON.stringify(value, null, 2) + "\n");
 const copy = (from, to, mode) => put(to, fs.readFileSync(path.join(here, from)), mode);
 
-const { version, date } = read(path.join(dist, "metadata.json"));
+const { version } = read(path.join(dist, "metadata.json"));
 const stamp = new Date(Number(process.env.SOURCE_DATE_EPOCH) * 1000);
 if (Number.isNaN(stamp.getTime())) throw new Error("SOURCE_DATE_EPOCH is not set; the script packaging/build does that");
 
@@ -72,25 +75,27 @@ function npm() {
   pack(dir);
 }
 
-// The bundle. Programs for one processor differ by little: packed together, with a window
-// that reaches over all of them, three take little more than one.
-function bundle() {
+// The bundle. It has the programs of one system whole, and the others as what differs in
+// them from the one for the same processor.
+async function bundle() {
   const dir = path.join(dist, "mcpb");
   const index = {};
-  for (const cpu of new Set(platforms.map((p) => p.cpu))) {
-    const all = [];
-    let offset = 0;
+  const bases = platforms.filter((p) => p.os === "linux").map((p) => ({ ...p, bytes: fs.readFileSync(p.file) }));
+  const base = packed(Buffer.concat(bases.map((b) => b.bytes))); // meanwhile
+  let offset = 0;
+  for (const { cpu, bytes: whole } of bases) {
+    const patch = differ(whole);
     for (const p of platforms.filter((p) => p.cpu === cpu)) {
       const bytes = fs.readFileSync(p.file);
-      index[`${p.os}-${p.cpu}`] = { pack: `programs-${cpu}.br`, offset, length: bytes.length, sha256: sha256(bytes) };
-      all.push(bytes);
-      offset += bytes.length;
+      const system = `${p.os}-${cpu}`;
+      index[system] = { offset, baseLength: whole.length, length: bytes.length, sha256: sha256(bytes) };
+      if (p.os === "linux") continue;
+      index[system].patch = `${system}.br`;
+      put(path.join(dir, "server", index[system].patch), await packed(patch(bytes)));
     }
-    const { BROTLI_PARAM_QUALITY, BROTLI_PARAM_LARGE_WINDOW, BROTLI_PARAM_LGWIN, BROTLI_PARAM_SIZE_HINT } = zlib.constants;
-    put(path.join(dir, "server", `programs-${cpu}.br`), zlib.brotliCompressSync(Buffer.concat(all), {
-      params: { [BROTLI_PARAM_QUALITY]: 9, [BROTLI_PARAM_LARGE_WINDOW]: 1, [BROTLI_PARAM_LGWIN]: 28, [BROTLI_PARAM_SIZE_HINT]: offset },
-    }));
+    offset += whole.length;
   }
+  put(path.join(dir, "server/base.br"), await base);
   putJSON(path.join(dir, "server/programs.json"), index);
   putJSON(path.join(dir, "manifest.json"), { ...read(path.join(here, "mcpb/manifest.json")), version });
   copy("mcpb/icon.png", path.join(dir, "icon.png"));
@@ -103,6 +108,15 @@ function bundle() {
   run("mcpb", ["pack", dir, file]);
   fs.writeFileSync(file, dated(fs.readFileSync(file)));
   return file;
+}
+
+// packed is what node of every version unpacks. The window reaches over all of it: also
+// programs for two processors have much in common.
+function packed(bytes) {
+  const { BROTLI_PARAM_QUALITY, BROTLI_PARAM_LARGE_WINDOW, BROTLI_PARAM_LGWIN, BROTLI_PARAM_SIZE_HINT } = zlib.constants;
+  return promisify(zlib.brotliCompress)(bytes, {
+    params: { [BROTLI_PARAM_QUALITY]: 9, [BROTLI_PARAM_LARGE_WINDOW]: 1, [BROTLI_PARAM_LGWIN]: 26, [BROTLI_PARAM_SIZE_HINT]: bytes.length },
+  });
 }
 
 // dated gives every entry of a zip archive the time of the commit: mcpb writes the time of
@@ -157,10 +171,10 @@ function checksums(...files) {
 }
 
 npm();
-const mcpb = bundle();
+const mcpb = await bundle();
 plugin(mcpb);
 registry(mcpb);
 image();
 const tarballs = fs.readdirSync(path.join(dist, "npm")).filter((f) => f.endsWith(".tgz")).sort().map((f) => path.join(dist, "npm", f));
 checksums(mcpb, path.join(dist, "server.json"), ...tarballs);
-console.log(`haldir ${version} of ${date}: ${path.basename(mcpb)} has ${(fs.statSync(mcpb).size / 1e6).toFixed(1)} MB`);
+console.log(`haldir ${version} of ${stamp.toISOString()}: ${path.basename(mcpb)} has ${(fs.statSync(mcpb).size / 1e6).toFixed(1)} MB`);

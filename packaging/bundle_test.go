@@ -98,6 +98,7 @@ func TestBundle(t *testing.T) {
 	if made, err := filepath.Glob(filepath.Join(dir, "server/bin/*")); err != nil || len(made) != 1 {
 		t.Errorf("beside the launcher there are %v: %v", made, err)
 	}
+	isVersion(t, command(t, env, tool(t, "node"), filepath.Join(dir, "server/launch.js"), "version"))
 }
 
 // TestBundleIsConfigured fills in what the host asks its user for.
@@ -134,8 +135,7 @@ func TestBundleIsConfigured(t *testing.T) {
 func TestBundleOnEverySystem(t *testing.T) {
 	dir, _ := unpacked(t)
 	for _, p := range platforms {
-		out := must(t, command(t, clean(t), tool(t, "node"), "-p", "require("+quoted(dir+"/server/unpack.js")+")("+quoted(p.os)+","+quoted(p.cpu)+")"))
-		path := strings.TrimSpace(out)
+		path := strings.TrimSpace(must(t, unpack(t, clean(t), dir, p.os, p.cpu)))
 		if got, want := sum(t, path), sum(t, programs(t)[p.goos+"/"+p.goarch]); got != want {
 			t.Errorf("%s-%s: another program comes out than was built", p.os, p.cpu)
 		}
@@ -143,8 +143,7 @@ func TestBundleOnEverySystem(t *testing.T) {
 			t.Errorf("%s-%s: the program is called %s", p.os, p.cpu, path)
 		}
 	}
-	cmd := command(t, clean(t), tool(t, "node"), "-p", "require("+quoted(dir+"/server/unpack.js")+")('aix','ppc64')")
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "no program for aix-ppc64, only for darwin-arm64") {
+	if out, err := unpack(t, clean(t), dir, "aix", "ppc64").CombinedOutput(); err == nil || !strings.Contains(string(out), "no program for aix-ppc64, only for darwin-arm64") {
 		t.Errorf("%v: %s", err, out)
 	}
 }
@@ -166,36 +165,127 @@ func TestBundleThatCannotBeWrittenTo(t *testing.T) {
 	serves(t, launch(t, env, dir, `{}`)) // from there
 }
 
-// TestBundleThatIsDamaged must not run what it has taken out of a damaged pack, nor what an
-// earlier start has left half written.
-func TestBundleThatIsDamaged(t *testing.T) {
-	dir, _ := unpacked(t)
-	env := clean(t)
-	serves(t, launch(t, env, dir, `{}`))
-	made, err := filepath.Glob(filepath.Join(dir, "server/bin/haldir-*"))
-	if err != nil || len(made) != 1 {
-		t.Fatalf("%v %v", made, err)
-	}
-	if err := os.Truncate(made[0], 1000); err != nil {
-		t.Fatal(err)
-	}
-	serves(t, launch(t, env, dir, `{}`))
+// unpack has the launcher's part that takes the program out say where it is.
+func unpack(t *testing.T, env []string, dir, system, cpu string) *exec.Cmd {
+	t.Helper()
+	return command(t, env, tool(t, "node"), "-p", "require("+quoted(dir+"/server/unpack.js")+")("+quoted(system)+","+quoted(cpu)+")")
+}
 
-	if err := os.Remove(made[0]); err != nil {
+// TestBundleThatIsDamaged must not run what it has put together of damaged parts.
+func TestBundleThatIsDamaged(t *testing.T) {
+	dir, m := unpacked(t)
+	if err := os.WriteFile(filepath.Join(dir, "server/bin"), []byte("in the way"), 0o444); err != nil {
 		t.Fatal(err)
 	}
-	pack := filepath.Join(dir, "server/programs-"+own(t).cpu+".br")
-	raw, err := os.ReadFile(pack)
+	for part, systems := range map[string][]string{"base.br": {"linux", "darwin"}, "darwin-x64.br": {"darwin"}} {
+		path := filepath.Join(dir, "server", part)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flipped := bytes.Clone(whole)
+		flipped[len(flipped)/3] ^= 0x55
+		for _, damaged := range [][]byte{flipped, whole[:len(whole)/3], nil} {
+			if err := os.WriteFile(path, damaged, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, system := range systems {
+				out, err := unpack(t, clean(t), dir, system, "x64").CombinedOutput()
+				if err == nil || !strings.Contains(string(out), "the bundle is damaged; install it again") {
+					t.Errorf("%s of %d bytes, for %s: %v: %s", part, len(damaged), system, err, out)
+				}
+			}
+		}
+		if part == "base.br" {
+			out, err := launch(t, clean(t), dir, `{}`).CombinedOutput()
+			if want := "haldir: the bundle is damaged; install it again\n"; err == nil || string(out) != want {
+				t.Errorf("haldir %s: %v: %s", m.Version, err, out)
+			}
+		}
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestBundleTrustsNoCache has something else stand where the program of an earlier start
+// was: the launcher must put the program there again, and not run the other.
+func TestBundleTrustsNoCache(t *testing.T) {
+	dir, _ := unpacked(t)
+	env, p := clean(t), own(t)
+	program := strings.TrimSpace(must(t, unpack(t, env, dir, p.os, p.cpu)))
+	if want := filepath.Join(dir, "server/bin"); filepath.Dir(program) != want {
+		t.Fatalf("the program is in %s, not in %s", program, want)
+	}
+	genuine, err := os.ReadFile(program)
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw[len(raw)/3] ^= 0x55
-	if err := os.WriteFile(pack, raw, 0o600); err != nil {
+	elsewhere := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(elsewhere, genuine, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	out, err := launch(t, env, dir, `{}`).CombinedOutput()
-	if want := "haldir: programs-" + own(t).cpu + ".br is damaged; install the bundle again\n"; err == nil || string(out) != want {
-		t.Errorf("%v: %s", err, out)
+	changed := bytes.Clone(genuine)
+	changed[len(changed)/2] ^= 1
+	for name, put := range map[string]func() error{
+		"another of the same length": func() error { return os.WriteFile(program, changed, 0o700) },
+		"half of it":                 func() error { return os.WriteFile(program, genuine[:len(genuine)/2], 0o700) },
+		"a link out of there":        func() error { return os.Symlink(elsewhere, program) },
+		"one that others may change": func() error {
+			if err := os.WriteFile(program, genuine, 0o700); err != nil {
+				return err
+			}
+			return os.Chmod(program, 0o777)
+		},
+	} {
+		if err := os.Remove(program); err != nil {
+			t.Fatal(err)
+		}
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		serves(t, launch(t, env, dir, `{}`))
+		if info, err := os.Lstat(program); err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o022 != 0 || sum(t, program) != sum(t, elsewhere) {
+			t.Errorf("%s: it is still there: %v %v", name, info, err)
+		}
+	}
+
+	// Nor a directory in which others can exchange it after the look.
+	if err := os.Chmod(filepath.Dir(program), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	cache := t.TempDir()
+	moved := strings.TrimSpace(must(t, unpack(t, append(env, "XDG_CACHE_HOME="+cache), dir, p.os, p.cpu)))
+	if want := filepath.Join(cache, "haldir/bundle"); filepath.Dir(moved) != want {
+		t.Errorf("the program is in %s, not in %s", moved, want)
+	}
+	if err := os.Chmod(cache, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	out, err := unpack(t, append(env, "XDG_CACHE_HOME="+cache), dir, p.os, p.cpu).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "cannot unpack the program: other users may write to "+filepath.Dir(program)+"; other users may write to "+cache) {
+		t.Errorf("both directories are open: %v: %s", err, out)
+	}
+}
+
+// TestBundleStartsAtOnce is a host that starts several servers of one bundle that is new.
+func TestBundleStartsAtOnce(t *testing.T) {
+	dir, _ := unpacked(t)
+	env := clean(t)
+	var sessions []*mcptest.Session
+	for range 4 {
+		sessions = append(sessions, mcptest.Start(t, launch(t, env, dir, `{}`)))
+	}
+	for _, s := range sessions {
+		if m := s.Initialize(mcptest.Revision); m.Error != nil {
+			t.Errorf("%s", m.Raw)
+		}
+	}
+	for _, s := range sessions {
+		s.End()
+	}
+	if made, err := filepath.Glob(filepath.Join(dir, "server/bin/*")); err != nil || len(made) != 1 {
+		t.Errorf("beside the launcher there are %v: %v", made, err)
 	}
 }
 

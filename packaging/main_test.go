@@ -211,6 +211,14 @@ func serves(t testing.TB, cmd *exec.Cmd) {
 	s.End()
 }
 
+// isVersion runs haldir version, which must say that of the tag.
+func isVersion(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	if out, want := must(t, cmd), "haldir "+version(t)+" ("; !strings.HasPrefix(out, want) {
+		t.Errorf("%s: %q does not begin with %q", strings.Join(cmd.Args, " "), out, want)
+	}
+}
+
 // modules are those that are in a program, with their versions.
 func modules(t testing.TB, path string) map[string]string {
 	t.Helper()

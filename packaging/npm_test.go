@@ -40,7 +40,7 @@ type published struct {
 func newPackages(t *testing.T, leftOut ...string) *packages {
 	t.Helper()
 	p := &packages{byName: map[string]published{}}
-	tarballs, err := filepath.Glob(filepath.Join(dist, "npm", "*-"+version(t)+".tgz"))
+	tarballs, err := filepath.Glob(filepath.Join(file(t, "npm"), "*-"+version(t)+".tgz"))
 	if err != nil || len(tarballs) != len(platforms)+1 {
 		t.Fatalf("%v %v: run packaging/build first", tarballs, err)
 	}
@@ -145,8 +145,9 @@ func TestNPMPackages(t *testing.T) {
 		if needed[name] != version(t) {
 			t.Errorf("haldir needs %s %q", name, needed[name])
 		}
-		if os, cpu := string(all[name].manifest["os"]), string(all[name].manifest["cpu"]); os != `["`+p.os+`"]` || cpu != `["`+p.cpu+`"]` {
-			t.Errorf("%s is for %s on %s", name, os, cpu)
+		systems, processors := decode[[]string](t, all[name].manifest["os"]), decode[[]string](t, all[name].manifest["cpu"])
+		if !slices.Equal(systems, []string{p.os}) || !slices.Equal(processors, []string{p.cpu}) {
+			t.Errorf("%s is for %v on %v", name, systems, processors)
 		}
 		exe := map[string]string{"win32": ".exe"}[p.os]
 		built, err := os.ReadFile(programs(t)[p.goos+"/"+p.goarch])
@@ -194,6 +195,7 @@ func TestNPMInstall(t *testing.T) {
 	must(t, install)
 	launcher := filepath.Join(dir, "node_modules", ".bin", "haldir")
 	serves(t, command(t, env, launcher, "serve"))
+	isVersion(t, command(t, env, launcher, "version"))
 
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		s, _ := answers(t, command(t, env, launcher, "serve"))

@@ -20,8 +20,10 @@ const (
 
 // BenchmarkStart starts the packaged program as a host does, before 5 servers that have 100
 // tools together, known from an earlier start. It reports how long it takes from the start
-// of the process to the answer to initialize, and the memory of the process once each server
-// has answered a call.
+// of the process to the answer to initialize, and what memory of the process is resident
+// once it has listed the tools (listed) and once each was called (called), and at most
+// (peak); of these the worst of all starts. It also reports the size of the largest program
+// and of the bundle.
 func BenchmarkStart(b *testing.B) {
 	p := own(b)
 	text := "version: 1\nupstreams:\n"
@@ -49,7 +51,7 @@ func BenchmarkStart(b *testing.B) {
 	first.End()
 
 	var greeted []time.Duration
-	var peak, resident, anonymous []int64
+	var peak, listed, called, anonymous int64
 	for b.Loop() {
 		begin := time.Now()
 		s := h.Serve(b)
@@ -58,30 +60,42 @@ func BenchmarkStart(b *testing.B) {
 		if n := list(s); n != upstreams*tools {
 			b.Fatalf("%d tools are listed", n)
 		}
-		for i := range upstreams {
-			if m := s.Ask("tools/call", mcptest.CallParams(fmt.Sprintf("up-%d__tool_0", i), `{"text":"hello"}`, "")); m.Error != nil {
-				b.Fatal(m.Raw)
+		listed = max(listed, kib(b, s.Pid(), "VmRSS"))
+		for j := range tools {
+			for i := range upstreams {
+				if m := s.Ask("tools/call", mcptest.CallParams(fmt.Sprintf("up-%d__tool_%d", i, j), `{"text":"hello"}`, "")); m.Error != nil {
+					b.Fatal(m.Raw)
+				}
 			}
 		}
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Pid()))
-		if err != nil {
-			b.Fatal(err)
-		}
-		peak, resident, anonymous = append(peak, kib(b, status, "VmHWM")), append(resident, kib(b, status, "VmRSS")), append(anonymous, kib(b, status, "RssAnon"))
+		called, anonymous = max(called, kib(b, s.Pid(), "VmRSS")), max(anonymous, kib(b, s.Pid(), "RssAnon"))
+		peak = max(peak, kib(b, s.Pid(), "VmHWM"))
 		s.End()
+	}
+	var largest int64
+	for _, path := range programs(b) {
+		largest = max(largest, size(b, path))
 	}
 	slices.Sort(greeted)
 	b.ReportMetric(0, "ns/op") // it would be that of the whole session
 	b.ReportMetric(float64(greeted[len(greeted)/2].Microseconds())/1000, "p50-ms")
 	b.ReportMetric(float64(greeted[len(greeted)*95/100].Microseconds())/1000, "p95-ms")
 	b.ReportMetric(float64(greeted[0].Microseconds())/1000, "least-ms")
-	b.ReportMetric(float64(slices.Max(peak))/1024, "peak-MiB")
-	b.ReportMetric(float64(slices.Max(resident))/1024, "RSS-MiB")
-	b.ReportMetric(float64(slices.Max(anonymous))/1024, "anon-MiB")
+	b.ReportMetric(float64(listed)/1024, "listed-RSS-MiB")
+	b.ReportMetric(float64(called)/1024, "called-RSS-MiB")
+	b.ReportMetric(float64(anonymous)/1024, "called-anon-MiB")
+	b.ReportMetric(float64(peak)/1024, "peak-RSS-MiB")
+	b.ReportMetric(float64(largest)/(1<<20), "program-MiB")
+	b.ReportMetric(float64(size(b, file(b, "haldir-%s.mcpb")))/1e6, "mcpb-MB")
 }
 
-func kib(b *testing.B, status []byte, field string) int64 {
+// kib reads a field of what Linux says of a process.
+func kib(b *testing.B, pid int, field string) int64 {
 	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
 	m := regexp.MustCompile(field + `:\s+(\d+) kB`).FindSubmatch(status)
 	if m == nil {
 		b.Fatalf("no %s in\n%s", field, status)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -54,14 +55,23 @@ func NPM(t testing.TB, spec, program string) []string {
 		t.Fatal(err)
 	}
 	var manifest struct {
-		Bin map[string]string `json:"bin"`
+		Name string          `json:"name"`
+		Bin  json.RawMessage `json:"bin"`
 	}
 	if err := json.Unmarshal(raw, &manifest); err != nil {
 		t.Fatalf("%s: %v", spec, err)
 	}
-	script, ok := manifest.Bin[program]
+	// A package with one program may give its path alone: it is called as the package is.
+	var only string
+	programs := map[string]string{}
+	if json.Unmarshal(manifest.Bin, &only) == nil {
+		programs[path.Base(manifest.Name)] = only
+	} else if err := json.Unmarshal(manifest.Bin, &programs); err != nil {
+		t.Fatalf("%s: its programs: %v", spec, err)
+	}
+	script, ok := programs[program]
 	if !ok {
-		t.Fatalf("%s has no program %s, only %v", spec, program, manifest.Bin)
+		t.Fatalf("%s has no program %s, only %v", spec, program, programs)
 	}
 	return []string{node, filepath.Join(home, filepath.FromSlash(script))}
 }

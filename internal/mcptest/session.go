@@ -158,6 +158,7 @@ func Start(t testing.TB, cmd *exec.Cmd) *Session {
 		s.exit <- cmd.Wait()
 	}()
 	t.Cleanup(func() {
+		_ = s.stdin.Close()    // what a launcher has started outlives it, and ends by this
 		_ = cmd.Process.Kill() // it may be gone already
 		<-finished
 		s.mu.Lock()
