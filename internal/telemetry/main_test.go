@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 	collogs "go.opentelemetry.io/proto/slim/otlp/collector/logs/v1"
+	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/haldir-mcp/haldir/audit"

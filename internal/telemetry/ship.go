@@ -65,7 +65,7 @@ func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error
 			err = s.To.post(ctx, s.request(id, list), &answer)
 		}
 		if err == nil {
-			rejected := min(uint64(max(answer.GetPartialSuccess().GetRejectedLogRecords(), 0)), uint64(len(list))) //nolint:gosec // not negative
+			rejected := min(uint64(max(answer.GetPartialSuccess().GetRejectedLogRecords(), 0)), uint64(len(list)))
 			last := list[len(list)-1].Seq
 			if why := answer.GetPartialSuccess().GetErrorMessage(); rejected > 0 || why != "" {
 				s.Log.Error().Uint64("rejected", rejected).Uint64("from", list[0].Seq).Uint64("to", last).Str("destination", s.To.String()).
@@ -82,7 +82,7 @@ func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error
 			}
 		}
 		if ctx.Err() != nil {
-			return sent, nil
+			return sent, nil //nolint:nilerr // to be told to end is no failure
 		}
 		r, refused := errors.AsType[*refusal](err)
 		if tries++; !refused && !ledger.Retryable(err) || tries == s.Tries {
@@ -141,7 +141,7 @@ func logRecord(x ledger.Shipped, now uint64) *logs.LogRecord {
 	l.Body = words(string(body))
 	l.Attributes = []*common.KeyValue{
 		number("haldir.record", e.Seq), text("haldir.hash", e.Hash.String()), text("haldir.prev_hash", e.PrevHash.String()),
-		text("haldir.kind", e.Kind), text("haldir.status", string(e.Status)), {Key: "haldir.flagged", Value: &common.AnyValue{Value: &common.AnyValue_BoolValue{BoolValue: e.Flagged}}},
+		text("haldir.kind", e.Kind), text("haldir.status", string(e.Status)), yesOrNo("haldir.flagged", e.Flagged),
 	}
 	for _, a := range []struct{ key, value string }{
 		{"haldir.call", e.CallID}, {"haldir.session", e.SessionID}, {"haldir.agent", e.AgentID}, {"haldir.client", e.Client}, {"haldir.upstream", e.Upstream},
@@ -176,11 +176,15 @@ func number(key string, n uint64) *common.KeyValue {
 	return &common.KeyValue{Key: key, Value: &common.AnyValue{Value: &common.AnyValue_IntValue{IntValue: int64(n)}}} //nolint:gosec // counts of what is
 }
 
+func yesOrNo(key string, yes bool) *common.KeyValue {
+	return &common.KeyValue{Key: key, Value: &common.AnyValue{Value: &common.AnyValue_BoolValue{BoolValue: yes}}}
+}
+
 func real(key string, x float64) *common.KeyValue {
 	return &common.KeyValue{Key: key, Value: &common.AnyValue{Value: &common.AnyValue_DoubleValue{DoubleValue: x}}}
 }
 
-func stamp(at time.Time) uint64 { return uint64(max(0, at.UnixNano())) } //nolint:gosec // not negative
+func stamp(at time.Time) uint64 { return uint64(max(0, at.UnixNano())) }
 
 // printable is a text from outside for a log, not too long.
 func printable(s string) string {

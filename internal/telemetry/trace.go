@@ -214,15 +214,15 @@ func spanOf(s sdk.ReadOnlySpan) *spans.Span {
 // lists, become texts.
 func pairs(list []attribute.KeyValue) (out []*common.KeyValue) {
 	for _, a := range list {
-		switch a.Value.Type() {
-		case attribute.INT64:
-			out = append(out, &common.KeyValue{Key: string(a.Key), Value: &common.AnyValue{Value: &common.AnyValue_IntValue{IntValue: a.Value.AsInt64()}}})
-		case attribute.FLOAT64:
-			out = append(out, real(string(a.Key), a.Value.AsFloat64()))
-		case attribute.BOOL:
-			out = append(out, &common.KeyValue{Key: string(a.Key), Value: &common.AnyValue{Value: &common.AnyValue_BoolValue{BoolValue: a.Value.AsBool()}}})
+		switch v := a.Value.AsInterface().(type) {
+		case int64:
+			out = append(out, &common.KeyValue{Key: string(a.Key), Value: &common.AnyValue{Value: &common.AnyValue_IntValue{IntValue: v}}})
+		case float64:
+			out = append(out, real(string(a.Key), v))
+		case bool:
+			out = append(out, yesOrNo(string(a.Key), v))
 		default:
-			out = append(out, text(string(a.Key), a.Value.Emit()))
+			out = append(out, text(string(a.Key), a.Value.String()))
 		}
 	}
 	return out
