@@ -37,10 +37,12 @@ var may = map[string][]string{
 	"upstream":                     {"upstream/oauth", "upstream/pins", "internal/config", "internal/wire"},
 	"internal/approval":            {"internal/ledger", "audit", "policy", "internal/wire"},
 	"proxy":                        {"internal/approval", "upstream", "internal/ledger", "audit", "policy", "internal/wire"},
+	"internal/metrics":             {},
+	"internal/telemetry":           {"proxy", "internal/ledger", "internal/metrics", "internal/wire", "audit", "policy"},
 	"internal/console/page":        {},
-	"internal/console/api":         {"proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/ledger", "internal/wire", "audit", "policy"},
+	"internal/console/api":         {"internal/metrics", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/ledger", "internal/wire", "audit", "policy"},
 	"internal/console":             {"internal/console/api", "internal/ledger", "internal/wire"},
-	"cmd/haldir":                   {"internal/console", "internal/console/api", "internal/console/page", "internal/approval", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/replay", "internal/suggest", "internal/report", "internal/ledger", "internal/config", "internal/config/edit", "internal/packs", "internal/clients", "internal/adopt", "internal/doctor", "internal/wire", "audit", "policy", "examples/securitytools"},
+	"cmd/haldir":                   {"internal/console", "internal/console/api", "internal/console/page", "internal/approval", "internal/telemetry", "proxy", "upstream", "upstream/oauth", "upstream/pins", "internal/secret", "internal/replay", "internal/suggest", "internal/report", "internal/ledger", "internal/config", "internal/config/edit", "internal/packs", "internal/clients", "internal/adopt", "internal/doctor", "internal/wire", "audit", "policy", "examples/securitytools"},
 	"examples/securitytools":       {},
 	"examples/securitytools/serve": {"examples/securitytools"},
 	"internal/mcptest":             {"internal/config", "internal/wire"},
@@ -57,6 +59,7 @@ var only = map[string][]string{
 	"github.com/zalando/go-keyring":          {"internal/secret"},
 	"github.com/modelcontextprotocol/go-sdk": {"upstream/oauth"},
 	"github.com/tailscale/hujson":            {"internal/clients"},
+	"go.opentelemetry.io":                    {"internal/telemetry"},
 }
 
 func TestImportsPointDown(t *testing.T) {

@@ -44,6 +44,7 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 				return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown, false
 			}
 			ticket, decision, err := s.o.Ledger.Reserve(context.WithoutCancel(r.ctx), *attempt, r.rules.Engine)
+			r.seen.judged(ticket, decision)
 			switch {
 			case err != nil:
 				r.refused = err

@@ -25,11 +25,20 @@ const (
 	endRefused            // by haldir
 )
 
-// governed is the one path of a request that policy judges: reserve, forward,
+// governed takes the path of a request that policy judges, and tells of it if anybody wants
+// to know.
+func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c upstream.Call, refuse func(Refusal) []byte) ([]byte, end) {
+	if s.o.Observe == nil {
+		return s.path(r, up, attempt, c, refuse)
+	}
+	return s.observed(r, attempt.Call, func() ([]byte, end) { return s.path(r, up, attempt, c, refuse) })
+}
+
+// path is the one path of a request that policy judges: reserve, forward,
 // settle. refuse makes a refusal the answer to such a request. A call that goes on
 // when the host has given what the upstream needs for it is one call: it is
 // reserved once, and settled at its end.
-func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c upstream.Call, refuse func(Refusal) []byte) ([]byte, end) {
+func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstream.Call, refuse func(Refusal) []byte) ([]byte, end) {
 	began := time.Now()
 	d := digest(r, attempt.Call)
 	before, err := s.resume(r, d)
@@ -41,6 +50,7 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 	over := false
 	defer func() { // also after a panic: what began must end
 		if over {
+			r.seen.ended(outcome)
 			s.o.Ledger.Settle(before.ticket, outcome)
 		}
 	}()
@@ -67,7 +77,10 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		return wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: context.Cause(r.ctx).Error(), ID: r.msg.ID}), endKnown
 	}
 	done := s.underway(r, before.ticket.Session, began)
+	r.seen.judged(before.ticket, before.decision)
+	r.seen.sent()
 	m, wait, err := s.advance(r, up, before, c)
+	r.seen.returned(m, err)
 	done()
 	if wait != nil {
 		over = false
@@ -86,9 +99,11 @@ func (s *Server) governed(r *request, up Upstream, attempt ledger.Attempt, c ups
 		// What the outcome is changes no counter, so the host need not wait until all
 		// of the result has been looked through.
 		over = false
+		seen := r.seen.later()
 		r.after = append(r.after, func() {
 			defer func() { s.o.Ledger.Settle(before.ticket, outcome) }()
 			outcome = answered(m, before.decision)
+			seen.ended(outcome)
 		})
 	} else {
 		outcome = answered(m, before.decision)

@@ -74,6 +74,9 @@ type Options struct {
 	Version   string
 	Command   string // how a person runs haldir, as far as to the verb
 	Log       zerolog.Logger
+	// Observe, if not nil, is told of each request that policy has judged, when it is over. It
+	// holds up the answer and must not block.
+	Observe func(*Seen)
 	// Initialize is called when the host has said who it is.
 	Initialize func(upstream.Host)
 }
@@ -314,6 +317,7 @@ type request struct {
 	answer wire.Message // whose memory nobody needs once that is done
 	round  *round       // not nil if the host is to go on with it
 
+	seen    *Seen    // what is told of it; nil if nobody wants to know
 	refused error    // not nil if haldir refused it, not the upstream
 	refusal *Refusal // of a call of a tool
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/secret"
+	"github.com/haldir-mcp/haldir/internal/telemetry"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
@@ -49,6 +50,9 @@ type app struct {
 	log      zerolog.Logger
 	logFile  *os.File
 	ledger   *ledger.Ledger
+
+	telemetry *telemetry.Telemetry // nil unless traces or metrics are sent
+	unship    func()               // ends the shipping of the audit; nil if there is none
 
 	flags    *pflag.FlagSet
 	upsMu    sync.Mutex // guards the next four; a reload may change them
@@ -204,12 +208,13 @@ func (a *app) server(ctx context.Context) (*proxy.Server, error) {
 	}
 	a.session, a.state, a.agent, a.shared = use, state, agent, a.resolver()
 	var srv *proxy.Server
+	observe := a.measure(ctx)
 	a.arrange(a.cfg, func() { srv.Changed() })
 	r := a.rules()
 	srv = proxy.New(proxy.Options{
 		Upstreams: r.Upstreams, Engine: r.Engine, Ledger: a.ledger, Use: r.Use, Session: r.Session, Agent: r.Agent, Config: r.Config,
 		Detail: r.Detail, Secrets: a.secrets.list, Clean: a.secrets.clean, HideNever: r.HideNever, NameLimit: r.NameLimit,
-		ListWait: r.ListWait, Message: a.settings.MaxMessage, Version: version(), Command: a.command(), Log: a.log, Initialize: a.start,
+		ListWait: r.ListWait, Message: a.settings.MaxMessage, Version: version(), Command: a.command(), Log: a.log, Observe: observe, Initialize: a.start,
 	})
 	return srv, nil
 }
@@ -397,8 +402,18 @@ func (a *app) close() error {
 	if a.hurry {
 		grace, ladder = hurryGrace, hurryLadder
 	}
+	if a.unship != nil {
+		a.unship()
+		a.unship = nil
+	}
 	stopped := make(chan struct{})
-	go func() { a.stop(); close(stopped) }()
+	go func() {
+		var wg sync.WaitGroup
+		wg.Go(func() { a.unmeasure(min(ladder, closeGrace)) })
+		a.stop()
+		wg.Wait()
+		close(stopped)
+	}()
 	select {
 	case <-stopped:
 	case <-time.After(ladder): // a host that does not read may hold a reader up

@@ -20,7 +20,7 @@ import (
 )
 
 func auditCommand(a *app) *cobra.Command {
-	return group("audit", "List, follow, verify, prove, export, report and compact the record of every attempt", auditList(a), auditShow(a), auditFollow(a), auditVerify(a), auditProve(a), auditExport(a), auditReport(a), compactCommand(a))
+	return group("audit", "List, follow, verify, prove, export, ship, report and compact the record of every attempt", auditList(a), auditShow(a), auditFollow(a), auditVerify(a), auditProve(a), auditExport(a), auditShip(a), auditReport(a), compactCommand(a))
 }
 
 func auditList(a *app) *cobra.Command {

@@ -97,6 +97,7 @@ func (a *app) console(ctx context.Context, port int, open bool) error {
 		return err
 	}
 	defer unwatch()
+	a.ship(ctx)
 	defer a.suspendable(ctx)()
 	defer m.follow(ctx)()
 	a.start(upstream.Host{})

@@ -35,12 +35,32 @@ func ledgerStats(a *app) *cobra.Command {
 			if s.Records > 0 {
 				per = fmt.Sprintf("%d bytes", int64(s.RecordBytes)/int64(s.Records)) //nolint:gosec // far below 2^63
 			}
-			return a.printf("file       %s\nsize       %d bytes, %d of them free\nformat     %d\nrecords    %d, %d of them under a signed checkpoint, %s each\n"+
-				"kept       %s\nsessions   %d\nopen calls %d\n", s.Path, s.Bytes, s.FreeBytes, s.Format, s.Records, s.Checkpoints, per, kept(s), s.Sessions, s.Open)
+			if err := a.printf("file       %s\nsize       %d bytes, %d of them free\nformat     %d\nrecords    %d, %d of them under a signed checkpoint, %s each\n"+
+				"kept       %s\nsessions   %d\nopen calls %d\n", s.Path, s.Bytes, s.FreeBytes, s.Format, s.Records, s.Checkpoints, per, kept(s), s.Sessions, s.Open); err != nil {
+				return err
+			}
+			for _, d := range s.Shipping {
+				if err := a.printf("shipping   %s\n", shipped(d)); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// shipped says how far a destination is, and what it keeps from being pruned.
+func shipped(d ledger.Destination) string {
+	text := fmt.Sprintf("up to record %d to %s; %d to go", d.Shipped, plain(d.Destination, 0), d.Unshipped)
+	if d.Rejected > 0 {
+		text += fmt.Sprintf(", %d were rejected there", d.Rejected)
+	}
+	if d.Holds.IsZero() {
+		return text + "; nothing was accepted for 30 days, so that they are not kept beyond their time"
+	}
+	return text + fmt.Sprintf(", kept until %s whatever their age", d.Holds.Local().Format(time.DateOnly))
 }
 
 // kept says which records are kept, and why.

@@ -77,6 +77,7 @@ func (a *app) serve(ctx context.Context) error {
 	if a.cfg.Path == "" && len(a.cfg.Upstreams) == 0 {
 		a.log.Warn().Msg("there is no config: only haldir's own tools are served; README.md shows how to write one")
 	}
+	a.ship(ctx)
 	defer a.suspendable(ctx)()
 	defer a.inStep(ctx, srv)()
 	return a.interruptible(ctx, func() error { return srv.Serve(ctx, a.in, a.out) })

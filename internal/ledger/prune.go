@@ -291,7 +291,10 @@ func (t *tx) unneeded(last uint64) (uint64, error) {
 		}
 		limit = min(limit, seq-1)
 	}
-	return limit, err
+	if err != nil {
+		return limit, err
+	}
+	return t.unshipped(limit)
 }
 
 // findCheckpoint returns the last checkpoint of a log that is good, and its note. Sizes and

@@ -196,6 +196,8 @@ type Stats struct {
 	// for ever.
 	Kept  int64  `json:"retain_seconds"`
 	Keeps string `json:"retain_by,omitempty"`
+	// Shipping is where records are sent to, and how far that is.
+	Shipping []Destination `json:"shipping,omitempty"`
 }
 
 // Stats reads every record; with many that takes a while.
@@ -217,6 +219,9 @@ func (l *Ledger) Stats(ctx context.Context) (s Stats, err error) {
 		}
 		if len(claims) > 0 {
 			s.Kept, s.Keeps = int64(claims[0].Keep/time.Second), claims[0].Place
+		}
+		if s.Shipping, err = t.destinations(); err != nil {
+			return err
 		}
 		state, err := t.checkpointed()
 		if err != nil {

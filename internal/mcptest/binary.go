@@ -61,14 +61,14 @@ type Haldir struct {
 }
 
 // NewHaldir makes a haldir with the given text of haldir.yaml. Its environment is the
-// test's own, without what belongs to another haldir or to a host.
+// test's own, without what belongs to another haldir, to a host or to a collector.
 func NewHaldir(t testing.TB, program, config string) *Haldir {
 	t.Helper()
 	dir := t.TempDir()
 	h := &Haldir{Program: program, Config: filepath.Join(dir, "haldir.yaml"), State: filepath.Join(dir, "state"), Dir: dir}
 	h.Configure(t, config)
 	h.Env = slices.DeleteFunc(os.Environ(), func(e string) bool {
-		return strings.HasPrefix(e, "HALDIR_") || strings.HasPrefix(e, "CLAUDE")
+		return strings.HasPrefix(e, "HALDIR_") || strings.HasPrefix(e, "OTEL_") || strings.HasPrefix(e, "CLAUDE")
 	})
 	return h
 }

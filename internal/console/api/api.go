@@ -37,6 +37,7 @@ type Ledger interface {
 	BeginOnce(ctx context.Context, name, digest audit.Hash) (ledger.Once, error)
 	EndOnce(ctx context.Context, name audit.Hash, answer []byte) error
 	Approvals(ctx context.Context) ([]ledger.Approval, error)
+	Destinations(ctx context.Context) ([]ledger.Destination, error)
 	Answer(ctx context.Context, id string, a ledger.Answer) (ledger.Approval, error)
 	Stop(ctx context.Context, reason string) (ledger.Stopped, error)
 	Resume(ctx context.Context) (bool, error)
@@ -85,11 +86,12 @@ type Options struct {
 
 // API answers requests. Its methods are safe for concurrent use.
 type API struct {
-	o      Options
-	routes []Route
-	stats  stats
-	verify chan struct{} // holds one while the chain is verified, which takes long
-	feeds  chan struct{} // one for each open stream of events
+	o       Options
+	routes  []Route
+	stats   stats
+	counted counted
+	verify  chan struct{} // holds one while the chain is verified, which takes long
+	feeds   chan struct{} // one for each open stream of events
 }
 
 // maxFeeds is how many streams of events may be open.
@@ -142,6 +144,7 @@ func New(o Options) *API {
 		{Method: "GET", Path: "/v1/keys", Scope: KeysRead, do: a.listKeys},
 		{Method: "POST", Path: "/v1/keys", Scope: KeysWrite, do: a.createKey},
 		{Method: "DELETE", Path: "/v1/keys/{id}", Scope: KeysWrite, do: a.revokeKey},
+		{Method: "GET", Path: "/metrics", Scope: MetricsRead, do: a.prometheus},
 		{Method: "GET", Path: "/v1/openapi.json", Scope: anyKey, do: a.openAPI},
 	}
 	return a

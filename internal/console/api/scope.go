@@ -20,6 +20,7 @@ const (
 	SessionsRead   Scope = "sessions:read"   // list sessions, ask what one may do
 	SessionsWrite  Scope = "sessions:write"  // create and revoke sessions
 	AuditRead      Scope = "audit:read"      // the audit, in every form
+	MetricsRead    Scope = "metrics:read"    // sums for Prometheus, with the names of tools and rules
 	ApprovalsRead  Scope = "approvals:read"  // what waits for a person
 	ApprovalsWrite Scope = "approvals:write" // approve and deny in a person's place
 	StopWrite      Scope = "stop:write"      // stop every call, and let calls go on
@@ -29,7 +30,7 @@ const (
 
 // Scopes are all of them.
 var Scopes = []Scope{
-	ProxyRead, ProxyCall, ProxyWrite, SessionsRead, SessionsWrite, AuditRead, ApprovalsRead, ApprovalsWrite, StopWrite, KeysRead, KeysWrite,
+	ProxyRead, ProxyCall, ProxyWrite, SessionsRead, SessionsWrite, AuditRead, MetricsRead, ApprovalsRead, ApprovalsWrite, StopWrite, KeysRead, KeysWrite,
 }
 
 // anyKey is the scope of a route that any key may use.

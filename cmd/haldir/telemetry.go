@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/telemetry"
+	"github.com/haldir-mcp/haldir/proxy"
+)
+
+// measure begins to send traces and metrics, if the environment says where to. It returns who
+// is told of calls, nil for nobody.
+func (a *app) measure(ctx context.Context) func(*proxy.Seen) {
+	if !a.serving {
+		return nil
+	}
+	c := a.endpoints()
+	if c.Traces == nil && c.Metrics == nil {
+		return nil
+	}
+	a.telemetry = telemetry.Start(ctx, telemetry.Options{Config: c, Version: version(), Log: a.log, State: a.measured})
+	return a.telemetry.Observe
+}
+
+// unmeasure sends what is left of traces and metrics.
+func (a *app) unmeasure(grace time.Duration) {
+	if a.telemetry == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	a.telemetry.Close(ctx)
+	a.telemetry = nil
+}
+
+// endpoints reads the environment. What is wrong with it stops no call.
+func (a *app) endpoints() telemetry.Config {
+	c, err := telemetry.Read(os.Getenv)
+	if err != nil {
+		a.log.Error().Err(err).Msg("OpenTelemetry")
+	}
+	return c
+}
+
+// measured is what the metrics say of the present.
+func (a *app) measured(ctx context.Context) (s telemetry.State, err error) {
+	s.Upstreams = map[string]bool{}
+	a.upsMu.Lock()
+	ups := a.ups
+	a.upsMu.Unlock()
+	for _, u := range ups {
+		s.Upstreams[u.Name()] = u.Ready()
+	}
+	waiting, err := a.ledger.Approvals(ctx)
+	if err != nil {
+		return s, err
+	}
+	for _, w := range waiting {
+		if w.Waiting {
+			s.Pending++
+		}
+	}
+	s.Destinations, err = a.ledger.Destinations(ctx)
+	return s, err
+}
+
+const (
+	// shipLook is how often it is looked for new records, and shipTurn how often for whether
+	// the process that ships has ended.
+	shipLook = time.Second
+	shipTurn = 5 * time.Second
+	// shipTries is how often one batch is tried by a run that is to end.
+	shipTries = 5
+)
+
+// ship ships the audit until the program closes, if the environment says where to.
+func (a *app) ship(ctx context.Context) {
+	to := a.endpoints().Logs
+	if to == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { a.shipFor(ctx, to) })
+	a.unship = func() { cancel(); wg.Wait() }
+}
+
+// shipFor ships whenever no other process does.
+func (a *app) shipFor(ctx context.Context, to *telemetry.Endpoint) {
+	s := a.shipper(ctx, to)
+	s.News = a.news(shipLook)
+	for {
+		_, err := a.shipOnce(ctx, s)
+		if err != nil && !errors.Is(err, ledger.ErrShipping) {
+			a.log.Error().Err(err).Msg("the audit is not shipped")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(shipTurn):
+		}
+	}
+}
+
+func (a *app) shipper(ctx context.Context, to *telemetry.Endpoint) *telemetry.Shipper {
+	return &telemetry.Shipper{To: to, Resource: telemetry.Attributes(telemetry.Resource(ctx, version())), Log: a.log}
+}
+
+func (a *app) shipOnce(ctx context.Context, s *telemetry.Shipper) (sent uint64, err error) {
+	from, err := a.ledger.Ship(s.To.String())
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, from.Close()) }()
+	return s.Ship(ctx, from)
+}
+
+// news waits for records without the ledger's lock. Now and then it says that there may be
+// some, so that it is noted that the destination has all.
+func (a *app) news(each time.Duration) func(context.Context) bool {
+	known, looked := uint64(0), time.Time{}
+	return func(ctx context.Context) bool {
+		tick := time.NewTicker(each)
+		defer tick.Stop()
+		for {
+			if head, err := a.ledger.Newest(); err != nil || head != known || time.Since(looked) > time.Hour {
+				known, looked = head, time.Now()
+				return ctx.Err() == nil
+			}
+			select {
+			case <-ctx.Done():
+				return false
+			case <-tick.C:
+			}
+		}
+	}
+}
+
+func auditShip(a *app) *cobra.Command {
+	var follow, forget bool
+	cmd := &cobra.Command{
+		Use:   "ship",
+		Short: "Send the records that a collector does not have yet, as OTLP logs",
+		Long: "ship sends every record that was not accepted before to the endpoint that\n" +
+			"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT names, in the order\n" +
+			"of the chain, and notes in the ledger how far that is. serve and console do the same\n" +
+			"while they run, where the variable is set; one process ships at a time.",
+		Example: "  OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example.com haldir audit ship",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := telemetry.Read(os.Getenv)
+			if err != nil && c.Logs == nil {
+				return usage("%w", err)
+			}
+			if c.Logs == nil {
+				return usage("there is nowhere to ship to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; docs/observability.md has all variables")
+			}
+			if err := a.openState(); err != nil {
+				return err
+			}
+			if forget {
+				known, err := a.ledger.Forget(cmd.Context(), c.Logs.String())
+				if err == nil && !known {
+					return a.printf("nothing was shipped to %s; nothing was done\n", c.Logs)
+				} else if err == nil {
+					return a.printf("forgotten: %s holds no records any more\n", c.Logs)
+				}
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			if follow {
+				a.shipFor(ctx, c.Logs)
+				return nil
+			}
+			s := a.shipper(ctx, c.Logs)
+			s.Tries = shipTries
+			sent, err := a.shipOnce(ctx, s)
+			if errors.Is(err, ledger.ErrShipping) {
+				return a.printf("another process ships to %s; nothing was done\n", c.Logs)
+			}
+			if err != nil {
+				return err
+			}
+			return a.printf("shipped %d records to %s\n", sent, c.Logs)
+		},
+	}
+	cmd.Flags().BoolVar(&follow, "follow", false, "go on with records as they come, until interrupted")
+	cmd.Flags().BoolVar(&forget, "forget", false, "forget how far that is, so that the endpoint keeps no record from being pruned")
+	return cmd
+}

@@ -1,0 +1,214 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/gofrs/flock"
+)
+
+// Shipping sends the records to where a team keeps them. How far it has come is in the
+// ledger, one cursor for each destination, and it moves only when the destination has
+// accepted what was sent: so every record arrives at least once, whoever dies when. One
+// process ships at a time, which a lock file decides that dies with it.
+
+// ErrShipping says that another process ships to that destination.
+var ErrShipping = errors.New("another process ships to there")
+
+const (
+	// shipHeld is for how long records that were not shipped are kept beyond their time: from
+	// when the destination was last known to have everything, or to have accepted something.
+	shipHeld = 30 * 24 * time.Hour
+	// shipTouch is how often it is noted that a destination has everything.
+	shipTouch = time.Hour
+)
+
+// cursor is how far a destination is.
+type cursor struct {
+	Destination string    `json:"destination"`
+	Ledger      string    `json:"ledger"` // whose records they are: after a recovery it is another one
+	Seq         uint64    `json:"seq"`    // the last record that was accepted
+	Rejected    uint64    `json:"rejected,omitempty"`
+	At          time.Time `json:"at"` // when something was accepted, or nothing was left to send
+}
+
+// Destination tells how far shipping to a destination is.
+type Destination struct {
+	Destination string    `json:"destination"`
+	Shipped     uint64    `json:"shipped_record"`    // the number of the last record that was accepted
+	Unshipped   uint64    `json:"unshipped_records"` // that are kept and were not accepted yet
+	Rejected    uint64    `json:"rejected_records"`  // that the destination did not take
+	At          time.Time `json:"at"`                // when it last accepted something, or had everything
+	// Holds is until when what was not shipped is kept whatever its age; zero if it is not.
+	Holds time.Time `json:"holds_until,omitzero"`
+}
+
+// Shipped is a record to be sent.
+type Shipped struct {
+	Seq uint64
+	Raw []byte // canonical
+}
+
+// Shipping is the right to ship to a destination. One goroutine at a time may use it. Close
+// it.
+type Shipping struct {
+	l           *Ledger
+	lock        *flock.Flock
+	destination string
+	key         []byte
+}
+
+// Ship takes the right to ship to a destination, whose name is all that is kept of it:
+// leave out what is secret. It is [ErrShipping] if another process has it, and free when
+// that one has ended, however it did.
+func (l *Ledger) Ship(destination string) (*Shipping, error) {
+	sum := sha256.Sum256([]byte(destination))
+	s := &Shipping{
+		l: l, destination: destination, key: sum[:],
+		lock: flock.New(filepath.Join(l.o.Dir, "haldir.ship-"+hex.EncodeToString(sum[:4])), flock.SetPermissions(0o600)),
+	}
+	switch ok, err := s.lock.TryLock(); {
+	case err != nil:
+		return nil, fmt.Errorf("lock %s: %w", s.lock.Path(), err)
+	case !ok:
+		return nil, ErrShipping
+	}
+	return s, nil
+}
+
+// Close lets another process ship.
+func (s *Shipping) Close() error { return free(s.lock) }
+
+// cursor returns how far the destination is with the records of this ledger.
+func (s *Shipping) cursor(t *tx) (cursor, error) {
+	c := cursor{Destination: s.destination, Ledger: string(t.space(spaceMeta).get(keyID))}
+	raw := t.space(spaceShip).get(s.key)
+	if raw == nil {
+		return c, nil
+	}
+	var known cursor
+	if err := decode(raw, &known); err != nil {
+		return c, fmt.Errorf("%w: how far records were shipped: %w", ErrDamaged, err)
+	}
+	if head, _ := t.head(); known.Ledger != c.Ledger || known.Seq > head {
+		return c, nil // of a chain that is not there any more
+	}
+	return known, nil
+}
+
+// Next returns the records that come next, in their order, and the id of the ledger that
+// they belong to: at most n of them, and not more than size bytes unless the first alone is
+// larger. There are none if the destination has all. Records that were pruned before
+// anybody could ship them are left out.
+func (s *Shipping) Next(ctx context.Context, n, size int) (list []Shipped, id string, err error) {
+	stale := false
+	err = s.l.do(ctx, false, func(t *tx) error {
+		list, id = nil, string(t.space(spaceMeta).get(keyID))
+		c, err := s.cursor(t)
+		if err != nil {
+			return err
+		}
+		total := 0
+		records := t.Bucket(bucketAudit).Cursor()
+		for k, raw := records.Seek(be64(max(c.Seq, t.pruned()) + 1)); k != nil && len(list) < n; k, raw = records.Next() {
+			if total += len(raw); total > size && len(list) > 0 {
+				break
+			}
+			list = append(list, Shipped{number(k), bytes.Clone(raw)})
+		}
+		stale = len(list) == 0 && (t.now.Sub(c.At) >= shipTouch || c.At.After(t.now)) || c.At.IsZero()
+		return nil
+	})
+	if err != nil || !stale {
+		return list, id, err
+	}
+	// From now on the destination holds what it does not have.
+	return list, id, s.l.do(ctx, true, func(t *tx) error {
+		c, err := s.cursor(t)
+		if err != nil {
+			return err
+		}
+		c.At = t.now
+		return t.space(spaceShip).putJSON(s.key, c)
+	})
+}
+
+// Accepted moves the cursor behind a record of the ledger of that id: the destination has
+// taken everything up to it, but for a number that it has rejected.
+func (s *Shipping) Accepted(ctx context.Context, id string, seq, rejected uint64) error {
+	return s.l.do(ctx, true, func(t *tx) error {
+		c, err := s.cursor(t)
+		if err != nil {
+			return err
+		}
+		if c.Ledger != id { // it was recovered meanwhile: its records have begun anew
+			return nil
+		}
+		c.Seq, c.At = max(c.Seq, seq), t.now
+		c.Rejected += rejected
+		return t.space(spaceShip).putJSON(s.key, c)
+	})
+}
+
+// Destinations tells how far shipping is, for each destination that there ever was.
+func (l *Ledger) Destinations(ctx context.Context) (list []Destination, err error) {
+	err = l.do(ctx, false, func(t *tx) (err error) { list, err = t.destinations(); return err })
+	return list, err
+}
+
+func (t *tx) destinations() (list []Destination, err error) {
+	head, _ := t.head()
+	id := string(t.space(spaceMeta).get(keyID))
+	err = t.space(spaceShip).each(nil, func(_, raw []byte) error {
+		var c cursor
+		if err := decode(raw, &c); err != nil {
+			return fmt.Errorf("%w: how far records were shipped: %w", ErrDamaged, err)
+		}
+		if c.Ledger != id || c.Seq > head {
+			c.Seq = 0
+		}
+		d := Destination{Destination: c.Destination, Shipped: c.Seq, Rejected: c.Rejected, At: c.At}
+		d.Unshipped = head - max(c.Seq, t.pruned())
+		if until := c.At.Add(shipHeld); until.After(t.now) {
+			d.Holds = until
+		}
+		list = append(list, d)
+		return nil
+	})
+	return list, err
+}
+
+// unshipped returns how many of the first records every destination that holds them has.
+func (t *tx) unshipped(limit uint64) (uint64, error) {
+	list, err := t.destinations()
+	for _, d := range list {
+		if !d.Holds.IsZero() {
+			limit = min(limit, d.Shipped)
+		}
+	}
+	return limit, err
+}
+
+// Forget drops the cursor of a destination, so that it holds nothing and, if it is shipped to
+// again, gets everything from the first record that is kept. It reports whether there was one.
+func (l *Ledger) Forget(ctx context.Context, destination string) (known bool, err error) {
+	s, err := l.Ship(destination)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	err = l.do(ctx, true, func(t *tx) error {
+		ships := t.space(spaceShip)
+		if known = ships.get(s.key) != nil; !known {
+			return nil
+		}
+		return ships.delete(s.key)
+	})
+	return known, err
+}

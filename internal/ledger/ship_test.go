@@ -1,0 +1,141 @@
+package ledger_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+)
+
+const collector = "https://collector.example.com/v1/logs"
+
+func ship(tb testing.TB, l *ledger.Ledger) *ledger.Shipping {
+	tb.Helper()
+	s, err := l.Ship(collector)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// accept takes up to n records as a collector would, and returns the number of the last.
+func accept(tb testing.TB, s *ledger.Shipping, n int) uint64 {
+	tb.Helper()
+	list, id, err := s.Next(context.Background(), n, 1<<30)
+	if err != nil || len(list) == 0 {
+		tb.Fatalf("%d records, %v", len(list), err)
+	}
+	last := list[len(list)-1].Seq
+	if err := s.Accepted(context.Background(), id, last, 0); err != nil {
+		tb.Fatal(err)
+	}
+	return last
+}
+
+func TestTheCursorIsWhereRecordsWereAccepted(t *testing.T) {
+	dir := stateDir(t)
+	l := quick(t, dir)
+	busy(t, l, 10)
+	s := ship(t, l)
+	for range 2 { // what is not accepted comes again
+		list, _, err := s.Next(context.Background(), 5, 1<<30)
+		if err != nil || len(list) != 5 || list[0].Seq != 1 || list[4].Seq != 5 {
+			t.Fatalf("%d records, %v", len(list), err)
+		}
+	}
+	if list, _, err := s.Next(context.Background(), 100, 1); err != nil || len(list) != 1 {
+		t.Errorf("%d records where one is larger than the bound, %v", len(list), err)
+	}
+	if last := accept(t, s, 5); last != 5 {
+		t.Errorf("accepted up to %d", last)
+	}
+	if _, err := l.Ship(collector); !errors.Is(err, ledger.ErrShipping) {
+		t.Errorf("a second shipper: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	closeLedger(t, l)
+	l = quick(t, dir)
+	list, _, err := ship(t, l).Next(context.Background(), 5, 1<<30)
+	if err != nil || list[0].Seq != 6 {
+		t.Errorf("it goes on with %d, %v", list[0].Seq, err)
+	}
+}
+
+func TestRecordsThatWereNotShippedAreNotPruned(t *testing.T) {
+	dir := stateDir(t)
+	clock := newClock()
+	l := retained(t, dir, clock)
+	busy(t, l, 1000)
+	clock.add(80 * day)
+	s := ship(t, l)
+	last := accept(t, s, 300)
+	clock.add(11 * day)
+	busy(t, l, 600)
+	clock.add(day + time.Minute)
+	busy(t, l, 600)
+	if n := gone(t, l); n > last {
+		t.Fatalf("%d records are gone, and %d were shipped", n, last)
+	}
+	// A month without a sign of the collector is the end of that.
+	clock.add(31 * day)
+	busy(t, l, 600)
+	clock.add(day + time.Minute)
+	busy(t, l, 600)
+	if n := gone(t, l); n <= last {
+		t.Errorf("%d records are gone a month after the last was accepted", n)
+	}
+	list, _, err := s.Next(context.Background(), 1, 1<<30)
+	if err != nil || list[0].Seq != gone(t, l)+1 {
+		t.Errorf("it goes on with %d, %v", list[0].Seq, err)
+	}
+}
+
+func TestADestinationThatIsForgottenHoldsNothing(t *testing.T) {
+	dir := stateDir(t)
+	clock := newClock()
+	l := retained(t, dir, clock)
+	busy(t, l, 1000)
+	clock.add(91 * day)
+	s := ship(t, l)
+	accept(t, s, 1)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := l.Forget(context.Background(), collector); err != nil || !known {
+		t.Fatalf("%v, %v", known, err)
+	}
+	busy(t, l, 600)
+	clock.add(day + time.Minute)
+	busy(t, l, 600)
+	if n := gone(t, l); n < 1000 {
+		t.Errorf("%d records are gone", n)
+	}
+	if list, err := l.Destinations(context.Background()); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+func TestADestinationThatHasAllHoldsWhatComes(t *testing.T) {
+	dir := stateDir(t)
+	clock := newClock()
+	l := retained(t, dir, clock)
+	busy(t, l, 10)
+	s := ship(t, l)
+	last := accept(t, s, 1000)
+	for range 40 { // it looks for news every hour, and there are none
+		clock.add(day)
+		if list, _, err := s.Next(context.Background(), 10, 1<<30); err != nil || len(list) > 0 {
+			t.Fatalf("%d records, %v", len(list), err)
+		}
+	}
+	list, err := l.Destinations(context.Background())
+	if err != nil || len(list) != 1 || list[0].Unshipped != 0 || list[0].Shipped != last || list[0].Holds.IsZero() || !strings.Contains(list[0].Destination, "collector.example") {
+		t.Errorf("%+v, %v", list, err)
+	}
+}

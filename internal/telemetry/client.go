@@ -1,0 +1,159 @@
+package telemetry
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"google.golang.org/protobuf/proto"
+)
+
+// Endpoint is where one signal is sent to. It is safe for concurrent use.
+type Endpoint struct {
+	url     string
+	name    string // without what may be secret
+	header  http.Header
+	timeout time.Duration
+	gzip    bool
+	client  *http.Client
+}
+
+// String returns the URL, without user, password and query, which may be secret.
+func (e *Endpoint) String() string { return e.name }
+
+// refusal is an answer that is not a success, or none.
+type refusal struct {
+	status int           // 0 if there was no answer
+	after  time.Duration // how long the server wants to be left alone; 0 if it does not say
+	why    string
+}
+
+func (r *refusal) Error() string { return r.why }
+
+// passing reports whether the same request may be taken later, as OTLP has it.
+func (r *refusal) passing() bool {
+	switch r.status {
+	case 0, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	return false
+}
+
+const (
+	maxAnswer = 64 << 10  // bytes that are read of an answer
+	maxAfter  = time.Hour // of a Retry-After
+	firstWait = time.Second / 2
+	lastWait  = time.Minute
+)
+
+// post sends one request and reads the answer to it. The error is a [*refusal], or that of
+// ctx.
+func (e *Endpoint) post(ctx context.Context, request, answer proto.Message) error {
+	body, err := proto.Marshal(request)
+	if err != nil {
+		return &refusal{status: http.StatusBadRequest, why: fmt.Sprintf("it cannot be written: %v", err)}
+	}
+	if e.gzip {
+		var z bytes.Buffer
+		w := gzip.NewWriter(&z)
+		_, err := w.Write(body)
+		if err = errors.Join(err, w.Close()); err != nil {
+			return &refusal{status: http.StatusBadRequest, why: err.Error()}
+		}
+		body = z.Bytes()
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.url, bytes.NewReader(body))
+	if err != nil {
+		return &refusal{status: http.StatusBadRequest, why: "the endpoint is no URL"}
+	}
+	r.Header = e.header.Clone()
+	r.Header.Set("Content-Type", "application/x-protobuf")
+	r.Header.Set("User-Agent", "haldir")
+	if e.gzip {
+		r.Header.Set("Content-Encoding", "gzip")
+	}
+	resp, err := e.client.Do(r)
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if u, ok := errors.AsType[*url.Error](err); ok {
+			err = u.Err // without the URL, which may have a secret in it
+		}
+		return &refusal{why: fmt.Sprintf("%s: %v", e.name, err)}
+	}
+	defer func() { _ = resp.Body.Close() }() // it was read, as far as it is of use
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if resp.StatusCode/100 != 2 {
+		return &refusal{resp.StatusCode, retryAfter(resp.Header), fmt.Sprintf("%s: %s", e.name, resp.Status)}
+	}
+	if err != nil { // what it says about the records is lost
+		return &refusal{why: fmt.Sprintf("%s: the answer broke off: %v", e.name, err)}
+	}
+	if len(text) == 0 {
+		return nil
+	}
+	// A page that some other server answers with is no word of a collector.
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	if strings.TrimSpace(kind) != "application/x-protobuf" || proto.Unmarshal(text, answer) != nil {
+		return &refusal{why: fmt.Sprintf("%s: its answer is none of OTLP; is that a collector?", e.name)}
+	}
+	return nil
+}
+
+func retryAfter(h http.Header) time.Duration {
+	text := h.Get("Retry-After")
+	if n, err := strconv.ParseUint(text, 10, 31); err == nil {
+		return min(time.Duration(n)*time.Second, maxAfter)
+	}
+	if at, err := http.ParseTime(text); err == nil {
+		return max(0, min(time.Until(at), maxAfter))
+	}
+	return 0
+}
+
+// pause is how long to wait before another try.
+type pause struct{ b *backoff.ExponentialBackOff }
+
+func newPause() pause {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = firstWait, lastWait
+	b.Reset()
+	return pause{b}
+}
+
+// wait waits, at least as long as the server has asked for. It reports whether ctx goes on.
+func (p pause) wait(ctx context.Context, after time.Duration) bool {
+	return sleep(ctx, max(p.b.NextBackOff(), after))
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// deliver posts until it is taken, until that is certain not to be, or ctx ends.
+func (e *Endpoint) deliver(ctx context.Context, request, answer proto.Message) error {
+	for p := newPause(); ; {
+		err := e.post(ctx, request, answer)
+		r, ok := errors.AsType[*refusal](err)
+		if !ok || !r.passing() || !p.wait(ctx, r.after) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,166 @@
+package telemetry
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Config is what the environment says. A nil endpoint is a signal that is not sent.
+type Config struct {
+	Traces, Metrics, Logs *Endpoint
+	Interval              time.Duration // between two exports of metrics
+}
+
+// Off reports whether nothing is sent.
+func (c *Config) Off() bool { return c.Traces == nil && c.Metrics == nil && c.Logs == nil }
+
+// defaultEndpoint is where a collector is if an exporter was asked for by name only.
+const (
+	defaultEndpoint = "http://localhost:4318"
+	defaultTimeout  = 10 * time.Second
+	defaultInterval = time.Minute
+)
+
+// Read reads the variables of the OpenTelemetry specification that concern exporters; those
+// about sampling, limits, batches and the resource are read by its SDK. A signal whose
+// variables cannot be followed is not sent, and the error says which and why.
+func Read(getenv func(string) string) (c Config, err error) {
+	if strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true") {
+		return c, nil
+	}
+	var errs []error
+	for _, s := range []struct {
+		name, path string
+		to         **Endpoint
+	}{{"TRACES", "/v1/traces", &c.Traces}, {"METRICS", "/v1/metrics", &c.Metrics}, {"LOGS", "/v1/logs", &c.Logs}} {
+		e, err := read(getenv, s.name, s.path)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s are not sent: %w", strings.ToLower(s.name), err))
+			continue
+		}
+		*s.to = e
+	}
+	c.Interval, err = millis(getenv, "OTEL_METRIC_EXPORT_INTERVAL", defaultInterval)
+	return c, errors.Join(append(errs, err)...)
+}
+
+func read(getenv func(string) string, signal, path string) (*Endpoint, error) {
+	// The variable of the signal counts before that of all.
+	of := func(name string) (value, from string) {
+		from = "OTEL_EXPORTER_OTLP_" + signal + "_" + name
+		if v := getenv(from); v != "" {
+			return v, from
+		}
+		from = "OTEL_EXPORTER_OTLP_" + name
+		return getenv(from), from
+	}
+	where, from := of("ENDPOINT")
+	switch chosen := getenv("OTEL_" + signal + "_EXPORTER"); chosen {
+	case "none":
+		return nil, nil
+	case "":
+		if where == "" {
+			return nil, nil
+		}
+	case "otlp":
+		if where == "" {
+			where, from = defaultEndpoint, "OTEL_EXPORTER_OTLP_ENDPOINT"
+		}
+	default:
+		return nil, fmt.Errorf("OTEL_%s_EXPORTER is %q; haldir knows otlp and none", signal, chosen)
+	}
+	if p, from := of("PROTOCOL"); p != "" && p != "http/protobuf" {
+		return nil, fmt.Errorf("%s is %q; haldir speaks http/protobuf, which collectors take on port 4318", from, p)
+	}
+	u, err := url.Parse(where)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("%s must be a URL that begins with http:// or https://", from) // it may have a secret in it
+	}
+	if !strings.Contains(from, signal) { // the base of all signals
+		u = u.JoinPath(path)
+	} else if u.Path == "" {
+		u.Path = "/"
+	}
+	e := &Endpoint{url: u.String(), header: http.Header{}}
+	shown := *u
+	shown.User, shown.RawQuery, shown.Fragment = nil, "", ""
+	e.name = shown.String()
+	if e.timeout, err = millis(func(string) string { v, _ := of("TIMEOUT"); return v }, "OTEL_EXPORTER_OTLP_TIMEOUT", defaultTimeout); err != nil {
+		return nil, err
+	}
+	switch z, from := of("COMPRESSION"); z {
+	case "gzip":
+		e.gzip = true
+	case "", "none":
+	default:
+		return nil, fmt.Errorf("%s is %q; haldir knows gzip and none", from, z)
+	}
+	headers, from := of("HEADERS")
+	for pair := range strings.SplitSeq(headers, ",") {
+		if strings.TrimSpace(pair) == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		value, err := url.PathUnescape(strings.TrimSpace(value))
+		if !ok || err != nil {
+			return nil, fmt.Errorf("%s must be name=value pairs with commas between them", from)
+		}
+		e.header.Set(strings.TrimSpace(name), value)
+	}
+	conf, err := trust(of)
+	if err != nil {
+		return nil, err
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck,forcetypeassert // net/http says that it is one
+	transport.TLSClientConfig = conf
+	e.client = &http.Client{Transport: transport, Timeout: e.timeout, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse // the headers are for this server only
+	}}
+	return e, nil
+}
+
+// trust reads the certificates.
+func trust(of func(string) (value, from string)) (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if path, from := of("CERTIFICATE"); path != "" {
+		pem, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", from, err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s: there is no certificate in %s", from, path)
+		}
+	}
+	path, from := of("CLIENT_CERTIFICATE")
+	key, _ := of("CLIENT_KEY")
+	if path != "" || key != "" {
+		pair, err := tls.LoadX509KeyPair(path, key)
+		if err != nil {
+			return nil, fmt.Errorf("%s and its key: %w", from, err)
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
+	return conf, nil
+}
+
+// millis reads a number of milliseconds.
+func millis(getenv func(string) string, name string, otherwise time.Duration) (time.Duration, error) {
+	text := getenv(name)
+	if text == "" {
+		return otherwise, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || n <= 0 {
+		return otherwise, fmt.Errorf("%s is %q and must be milliseconds", name, text)
+	}
+	return time.Duration(n) * time.Millisecond, nil
+}

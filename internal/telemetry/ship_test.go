@@ -1,0 +1,234 @@
+package telemetry_test
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	collogs "go.opentelemetry.io/proto/slim/otlp/collector/logs/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/telemetry"
+)
+
+// once ships all that there is.
+func once(t *testing.T, l *ledger.Ledger, to *telemetry.Endpoint, log zerolog.Logger) uint64 {
+	t.Helper()
+	from, err := l.Ship(to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := from.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	sent, err := (&telemetry.Shipper{To: to, Log: log}).Ship(context.Background(), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sent
+}
+
+func TestTheWholeChainIsShippedOnce(t *testing.T) {
+	c, l := newCollector(t), open(t)
+	fill(t, l, 1200)
+	to := config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}).Logs
+	if sent := once(t, l, to, zerolog.Nop()); sent != 1200 {
+		t.Errorf("%d records were sent", sent)
+	}
+	if sent := once(t, l, to, zerolog.Nop()); sent != 0 {
+		t.Errorf("%d records were sent again", sent)
+	}
+	fill(t, l, 1)
+	once(t, l, to, zerolog.Nop())
+	seen := c.took()
+	if len(seen) != 1201 {
+		t.Errorf("%d records came", len(seen))
+	}
+	follows(t, seen, 1201)
+	c.chained(t, 1201)
+	if c.about["haldir.ledger"] == "" {
+		t.Error("nothing says whose chain it is")
+	}
+}
+
+// Whatever a collector does wrong, every record arrives, in order.
+func TestNothingIsLostByWhatACollectorDoesWrong(t *testing.T) {
+	type fault = func(n int, w http.ResponseWriter, r *http.Request, req *collogs.ExportLogsServiceRequest) bool
+	some := func(of int, f fault) fault {
+		return func(n int, w http.ResponseWriter, r *http.Request, req *collogs.ExportLogsServiceRequest) bool {
+			return n <= of && f(n, w, r, req)
+		}
+	}
+	for name, f := range map[string]func(*collector) fault{
+		"503": func(*collector) fault {
+			return some(2, func(_ int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return true
+			})
+		},
+		"403": func(*collector) fault { // a token that has expired, and is renewed
+			return some(2, func(_ int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+				w.WriteHeader(http.StatusForbidden)
+				return true
+			})
+		},
+		"hangs": func(*collector) fault {
+			return some(1, func(_ int, _ http.ResponseWriter, r *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+				<-r.Context().Done()
+				return true
+			})
+		},
+		"takes it and dies": func(c *collector) fault {
+			return some(2, func(_ int, _ http.ResponseWriter, _ *http.Request, req *collogs.ExportLogsServiceRequest) bool {
+				c.keep(req)
+				panic(http.ErrAbortHandler)
+			})
+		},
+		"is some other server": func(*collector) fault {
+			return some(1, func(_ int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+				_, _ = w.Write([]byte("<html>please sign in</html>"))
+				return true
+			})
+		},
+		"leads elsewhere": func(*collector) fault {
+			return some(1, func(_ int, w http.ResponseWriter, r *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+				http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+				return true
+			})
+		},
+		"takes little": func(*collector) fault {
+			return func(_ int, w http.ResponseWriter, _ *http.Request, req *collogs.ExportLogsServiceRequest) bool {
+				if len(req.ResourceLogs[0].ScopeLogs[0].LogRecords) > 10 {
+					w.WriteHeader(http.StatusRequestEntityTooLarge)
+					return true
+				}
+				return false
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, l := newCollector(t), open(t)
+			c.fault = f(c)
+			fill(t, l, 60)
+			once(t, l, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL, "OTEL_EXPORTER_OTLP_TIMEOUT": "500"}).Logs, zerolog.Nop())
+			follows(t, c.took(), 60)
+			c.chained(t, 60)
+		})
+	}
+}
+
+func TestRetryAfterIsObeyed(t *testing.T) {
+	c, l := newCollector(t), open(t)
+	var first time.Time
+	var waited time.Duration
+	c.fault = func(n int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+		if n == 1 {
+			first = time.Now()
+			w.Header().Set("Retry-After", "2")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}
+		waited = time.Since(first)
+		return false
+	}
+	fill(t, l, 1)
+	once(t, l, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs, zerolog.Nop())
+	if waited < 2*time.Second { // a lower bound, which no load can break
+		t.Errorf("it came again after %v", waited)
+	}
+}
+
+func TestWhatACollectorRejectsIsToldAndCounted(t *testing.T) {
+	c, l := newCollector(t), open(t)
+	c.fault = func(n int, w http.ResponseWriter, _ *http.Request, req *collogs.ExportLogsServiceRequest) bool {
+		c.keep(req)
+		raw, err := proto.Marshal(&collogs.ExportLogsServiceResponse{PartialSuccess: &collogs.ExportLogsPartialSuccess{RejectedLogRecords: 3, ErrorMessage: "too old\x1b[31m"}})
+		if err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("Content-Type", "application/x-protobuf")
+		_, _ = w.Write(raw)
+		return true
+	}
+	fill(t, l, 10)
+	var log bytes.Buffer
+	to := config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs
+	if sent := once(t, l, to, zerolog.New(&log)); sent != 7 {
+		t.Errorf("%d were accepted", sent)
+	}
+	if text := log.String(); !strings.Contains(text, `"rejected":3`) || !strings.Contains(text, "too old") || strings.Contains(text, "u001b") {
+		t.Errorf("the log says: %s", text)
+	}
+	list, err := l.Destinations(context.Background())
+	if err != nil || list[0].Rejected != 3 || list[0].Unshipped != 0 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if n := len(c.took()); n != 10 {
+		t.Errorf("%d records came; what was rejected must not be sent again", n)
+	}
+}
+
+// A shipper is killed at any instant, over and over, while records come.
+func TestAShipperThatIsKilledLosesNothing(t *testing.T) {
+	kills := 40
+	if testing.Short() {
+		kills = 8
+	}
+	c, l := newCollector(t), open(t)
+	fill(t, l, 2000)
+	newest := uint64(2000)
+	for range kills {
+		cmd := shipper(t, l.Dir(), c.URL)
+		fill(t, l, 20)
+		newest += 20
+		time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond) //nolint:gosec // any instant will do
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // it was killed
+	}
+	once(t, l, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs, zerolog.Nop())
+	seen := c.took()
+	t.Logf("%d records came %d times", newest, len(seen))
+	follows(t, seen, newest)
+	c.chained(t, newest)
+}
+
+func TestACollectorThatIsDownHoldsUpNobody(t *testing.T) {
+	c, l := newCollector(t), open(t)
+	reached := make(chan struct{}, 100)
+	c.fault = func(_ int, _ http.ResponseWriter, r *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+		reached <- struct{}{}
+		<-r.Context().Done()
+		return true
+	}
+	fill(t, l, 10)
+	from, err := l.Ship("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	over := make(chan error, 1)
+	go func() {
+		_, err := (&telemetry.Shipper{To: config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs, Log: zerolog.Nop()}).Ship(ctx, from)
+		over <- err
+	}()
+	<-reached
+	fill(t, l, 100) // with a request on its way that nobody answers
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	if err := from.Close(); err != nil {
+		t.Error(err)
+	}
+}

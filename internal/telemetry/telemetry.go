@@ -1,0 +1,187 @@
+package telemetry
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/attribute"
+	resources "go.opentelemetry.io/otel/sdk/resource"
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+	colmetrics "go.opentelemetry.io/proto/slim/otlp/collector/metrics/v1"
+	common "go.opentelemetry.io/proto/slim/otlp/common/v1"
+	data "go.opentelemetry.io/proto/slim/otlp/metrics/v1"
+	resource "go.opentelemetry.io/proto/slim/otlp/resource/v1"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/metrics"
+	"github.com/haldir-mcp/haldir/proxy"
+)
+
+// State is what is measured when it is asked for, and not as it happens.
+type State struct {
+	Pending      int             // approvals
+	Upstreams    map[string]bool // whether each is connected
+	Destinations []ledger.Destination
+}
+
+// Options configure [Start].
+type Options struct {
+	Config  Config
+	Version string
+	Log     zerolog.Logger
+	// State is called before each export of metrics.
+	State func(context.Context) (State, error)
+}
+
+// Telemetry sends traces and metrics. Its methods are safe for concurrent use.
+type Telemetry struct {
+	o        Options
+	about    []*common.KeyValue
+	provider *sdk.TracerProvider // nil if no traces are sent
+	tracer   trace.Tracer
+	mu       sync.Mutex // guards the meter's names
+	meter    *meter     // nil if no metrics are sent
+	stop     context.CancelFunc
+	wg       sync.WaitGroup
+}
+
+// Resource is what is said of this process, with what OTEL_SERVICE_NAME and
+// OTEL_RESOURCE_ATTRIBUTES say.
+func Resource(ctx context.Context, version string) *resources.Resource {
+	own := resources.NewSchemaless(attribute.String("service.name", "haldir"), attribute.String("service.version", version),
+		attribute.String("telemetry.sdk.name", "opentelemetry"), attribute.String("telemetry.sdk.language", "go"))
+	env, err := resources.New(ctx, resources.WithFromEnv())
+	if err != nil || env == nil {
+		return own
+	}
+	all, err := resources.Merge(own, env)
+	if err != nil {
+		return own
+	}
+	return all
+}
+
+// Attributes are a resource's as the audit is shipped with.
+func Attributes(r *resources.Resource) []*common.KeyValue { return pairs(r.Attributes()) }
+
+// Start begins to send traces and metrics, if the config has endpoints for them. Close it.
+func Start(ctx context.Context, o Options) *Telemetry {
+	r := Resource(ctx, o.Version)
+	t := &Telemetry{o: o, about: Attributes(r)}
+	if to := o.Config.Traces; to != nil {
+		t.provider = sdk.NewTracerProvider(sdk.WithResource(r), sdk.WithBatcher(&exporter{to, &complaints{log: o.Log}}))
+		t.tracer = t.provider.Tracer(scopeName, trace.WithInstrumentationVersion(o.Version))
+	}
+	if o.Config.Metrics != nil {
+		t.meter = newMeter()
+		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		t.stop = cancel
+		t.wg.Go(func() { t.measure(ctx) })
+	}
+	return t
+}
+
+// Observe takes a request into account. It does not block.
+func (t *Telemetry) Observe(s *proxy.Seen) {
+	if t.provider != nil {
+		t.span(s)
+	}
+	if t.meter != nil {
+		t.mu.Lock()
+		tool := t.meter.names.Label(s.Call.Upstream, s.Call.Recorded(), s.Decision.Rule != unknownTool)
+		t.mu.Unlock()
+		t.meter.add(tool, s)
+	}
+}
+
+// unknownTool is the rule by which the proxy refuses what it does not know.
+const unknownTool = "unknown_tool"
+
+// Close sends what is left, until ctx ends.
+func (t *Telemetry) Close(ctx context.Context) {
+	if t.stop != nil {
+		t.stop()
+		t.wg.Wait()
+		t.export(ctx, &complaints{log: t.o.Log})
+	}
+	if t.provider != nil {
+		if err := t.provider.Shutdown(ctx); err != nil {
+			t.o.Log.Debug().Err(err).Msg("the last traces were not sent")
+		}
+	}
+}
+
+func (t *Telemetry) measure(ctx context.Context) {
+	said := &complaints{log: t.o.Log}
+	for sleep(ctx, t.o.Config.Interval) {
+		t.export(ctx, said)
+	}
+}
+
+// export sends the metrics once; what fails is in the next ones.
+func (t *Telemetry) export(ctx context.Context, said *complaints) {
+	if t.o.State != nil {
+		if s, err := t.o.State(ctx); err == nil {
+			t.meter.pending.Put(float64(s.Pending))
+			for name, up := range s.Upstreams {
+				n := 0.0
+				if up {
+					n = 1
+				}
+				t.meter.up.Put(n, name)
+			}
+			for _, d := range s.Destinations {
+				t.meter.unshipped.Put(float64(d.Unshipped), d.Destination)
+			}
+		}
+	}
+	var answer colmetrics.ExportMetricsServiceResponse
+	err := t.o.Config.Metrics.post(ctx, t.meter.request(t.about, time.Now()), &answer)
+	if ctx.Err() == nil {
+		said.tell("metrics", err, answer.GetPartialSuccess().GetRejectedDataPoints(), answer.GetPartialSuccess().GetErrorMessage())
+	}
+}
+
+// request has all that was measured since the process began.
+func (m *meter) request(about []*common.KeyValue, at time.Time) *colmetrics.ExportMetricsServiceRequest {
+	from, now := stamp(m.began), stamp(at)
+	scope := &data.ScopeMetrics{Scope: &common.InstrumentationScope{Name: scopeName}}
+	const all = data.AggregationTemporality_AGGREGATION_TEMPORALITY_CUMULATIVE
+	m.set.Each(func(f *metrics.Family, list []metrics.Series) {
+		if len(list) == 0 {
+			return
+		}
+		out := &data.Metric{Name: f.Name, Description: f.Help, Unit: f.Unit}
+		var points []*data.NumberDataPoint
+		var buckets []*data.HistogramDataPoint
+		for _, x := range list {
+			var labels []*common.KeyValue
+			for i, v := range x.Values {
+				if v != "" {
+					labels = append(labels, text(f.Labels[i], v))
+				}
+			}
+			if f.Kind == metrics.Histogram {
+				sum := x.Value
+				buckets = append(buckets, &data.HistogramDataPoint{
+					Attributes: labels, StartTimeUnixNano: from, TimeUnixNano: now, Count: x.Count, Sum: &sum, BucketCounts: x.Counts, ExplicitBounds: f.Bounds,
+				})
+				continue
+			}
+			points = append(points, &data.NumberDataPoint{Attributes: labels, StartTimeUnixNano: from, TimeUnixNano: now, Value: &data.NumberDataPoint_AsDouble{AsDouble: x.Value}})
+		}
+		switch f.Kind {
+		case metrics.Counter:
+			out.Data = &data.Metric_Sum{Sum: &data.Sum{DataPoints: points, AggregationTemporality: all, IsMonotonic: true}}
+		case metrics.Gauge:
+			out.Data = &data.Metric_Gauge{Gauge: &data.Gauge{DataPoints: points}}
+		case metrics.Histogram:
+			out.Data = &data.Metric_Histogram{Histogram: &data.Histogram{DataPoints: buckets, AggregationTemporality: all}}
+		}
+		scope.Metrics = append(scope.Metrics, out)
+	})
+	return &colmetrics.ExportMetricsServiceRequest{ResourceMetrics: []*data.ResourceMetrics{{Resource: &resource.Resource{Attributes: about}, ScopeMetrics: []*data.ScopeMetrics{scope}}}}
+}
