@@ -56,11 +56,15 @@ func run(address string) error {
 	if err != nil {
 		return err
 	}
-	traces, err := consumer.NewTraces(func(_ context.Context, d ptrace.Traces) error { return out.line((&ptrace.JSONMarshaler{}).MarshalTraces(d)) })
+	traces, err := consumer.NewTraces(func(_ context.Context, d ptrace.Traces) error {
+		return out.line((&ptrace.JSONMarshaler{}).MarshalTraces(d))
+	})
 	if err != nil {
 		return err
 	}
-	metrics, err := consumer.NewMetrics(func(_ context.Context, d pmetric.Metrics) error { return out.line((&pmetric.JSONMarshaler{}).MarshalMetrics(d)) })
+	metrics, err := consumer.NewMetrics(func(_ context.Context, d pmetric.Metrics) error {
+		return out.line((&pmetric.JSONMarshaler{}).MarshalMetrics(d))
+	})
 	if err != nil {
 		return err
 	}
