@@ -144,8 +144,16 @@ func logRecord(x ledger.Shipped, now uint64) *logs.LogRecord {
 		text("haldir.kind", e.Kind), text("haldir.status", string(e.Status)), yesOrNo("haldir.flagged", e.Flagged),
 	}
 	for _, a := range []struct{ key, value string }{
-		{"haldir.call", e.CallID}, {"haldir.session", e.SessionID}, {"haldir.agent", e.AgentID}, {"haldir.client", e.Client}, {"haldir.upstream", e.Upstream},
-		{"gen_ai.tool.name", e.Tool}, {"haldir.policy", e.Policy}, {"haldir.rule", e.Rule}, {"haldir.reason", e.FlagReason}, {"haldir.approval", e.Approval},
+		{"haldir.call", e.CallID},
+		{"haldir.session", e.SessionID},
+		{"haldir.agent", e.AgentID},
+		{"haldir.client", e.Client},
+		{"haldir.upstream", e.Upstream},
+		{"gen_ai.tool.name", e.Tool},
+		{"haldir.policy", e.Policy},
+		{"haldir.rule", e.Rule},
+		{"haldir.reason", e.FlagReason},
+		{"haldir.approval", e.Approval},
 	} {
 		if a.value != "" {
 			l.Attributes = append(l.Attributes, text(a.key, a.value))
