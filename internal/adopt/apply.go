@@ -121,7 +121,13 @@ func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 		}
 	}
 	for i, c := range p.Files {
-		note, err := p.change(ctx, c)
+		note, err := p.change(ctx, c, func() error {
+			m.Files[i].Before = digest(c.Before)
+			if err := writeNew(filepath.Join(d.Backup, strconv.Itoa(i)+".before"), c.Before); err != nil {
+				return err
+			}
+			return m.save(d.Backup)
+		})
 		if err != nil {
 			return d, err
 		}
@@ -140,8 +146,8 @@ func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 	return d, m.save(d.Backup)
 }
 
-// change makes one change.
-func (p *Plan) change(ctx context.Context, c *Change) (note string, err error) {
+// change makes one change. keep notes what was there before, if that is not c.Before any more.
+func (p *Plan) change(ctx context.Context, c *Change, keep func() error) (note string, err error) {
 	if err := c.still(); err != nil {
 		return "", err
 	}
@@ -149,7 +155,6 @@ func (p *Plan) change(ctx context.Context, c *Change) (note string, err error) {
 	case c.Kind == KindConfig:
 		return "", edit.Replace(c.Path, c.Before, c.After)
 	case c.Commands != nil:
-		planned := c.After
 		err := p.tell(ctx, c)
 		if err == nil {
 			return "", nil
@@ -158,12 +163,7 @@ func (p *Plan) change(ctx context.Context, c *Change) (note string, err error) {
 			return "", err
 		}
 		note = fmt.Sprintf("%v; %s was edited instead", err, c.Path)
-		c.After = planned
-		now, info, err := replace.Read(c.file.Target)
-		if err != nil {
-			return "", err
-		}
-		return note, replace.File(c.file.Target, now, c.After, info)
+		return note, p.instead(c, keep)
 	}
 	target, err := replace.Follow(c.Path)
 	if err != nil {
@@ -173,6 +173,51 @@ func (p *Plan) change(ctx context.Context, c *Change) (note string, err error) {
 		return "", err
 	}
 	return "", replace.File(target, c.Before, c.After, c.info)
+}
+
+// instead edits the file that Claude Code was to change, as it is now: Claude Code may have
+// saved other things in it, which stay, and have done a part of what it was told, which is
+// taken back first. What init goes from then is kept as what was before.
+func (p *Plan) instead(c *Change, keep func() error) error {
+	changed := func(err error) error {
+		return fmt.Errorf("%s: %w while claude mcp worked on it: %w; try again", c.Path, replace.ErrChanged, err)
+	}
+	now, info, err := replace.Read(c.file.Target)
+	if err != nil {
+		return err
+	}
+	if now == nil {
+		return changed(errors.New("it is gone"))
+	}
+	before := now
+	for _, s := range c.swap {
+		f, err := p.o.Host.With(c.file, before)
+		if err != nil {
+			return changed(err)
+		}
+		if before, err = p.o.Host.PutBack(f, s.List, s.Gone, s.Name, s.Entry != nil); err != nil {
+			return changed(err)
+		}
+	}
+	f, err := p.o.Host.With(c.file, before)
+	if err != nil {
+		return changed(err)
+	}
+	swaps := slices.Clone(c.swap)
+	for i, s := range swaps {
+		if swaps[i].List = f.Find(s.List.Scope, s.List.Dir); swaps[i].List == nil {
+			return changed(errors.New("the servers are gone"))
+		}
+	}
+	after, err := p.o.Host.Swap(f, swaps...)
+	if err != nil {
+		return changed(err)
+	}
+	c.Before, c.After, c.info = before, after, info
+	if err := keep(); err != nil {
+		return err
+	}
+	return replace.File(c.file.Target, now, after, info)
 }
 
 // still reports whether a file is as it was planned on.

@@ -15,11 +15,19 @@ import (
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
-// guarded are the verbs that are a person's: they say what agents may do.
+// guarded are the verbs that are a person's: they say what agents may do, or show or change
+// what only a person may. A group stands for all of its verbs: approvals alone is the clerk,
+// who approves.
 var guarded = []string{
-	"approvals approve", "resume", "reload", "pins accept", "init", "policy add", "policy remove", "upstream add", "upstream remove",
-	"secret", "session create", "session renew", "ledger recover", "key create", "console",
+	"approvals", "resume", "reload", "pins accept", "init", "policy add", "policy remove",
+	"upstream add", "upstream remove", "upstream login", "upstream logout",
+	"secret", "session create", "session renew", "session revoke", "ledger recover", "ledger trust", "ledger reset-clock",
+	"ledger compact", "audit compact", "key", "console",
 }
+
+// Guarded lists the verbs of haldir that Rules keep from Claude Code's shell; one that has
+// verbs below it stands for all of them.
+func Guarded() []string { return slices.Clone(guarded) }
 
 // Rules are deny rules for Claude Code that keep its own shell and editor away from haldir's
 // files and from the verbs that are a person's. They are a fence and no wall: a program that

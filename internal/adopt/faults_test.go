@@ -1,10 +1,13 @@
 package adopt_test
 
 import (
+	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -127,12 +130,8 @@ func (p *person) claude(script string) {
 // Where Claude Code does not do what it is told, its file is edited as it is without it.
 func TestClaudeThatFails(t *testing.T) {
 	for name, script := range map[string]string{
-		"it ends with an error":       "echo 'no such thing' >&2; exit 3\n",
-		"it does nothing":             "exit 0\n",
-		"it writes something else":    `printf '{"mcpServers": {"haldir": {"command": "haldir", "args": ["serve"]}, "c": {}}}' >"$CONFIG"` + "\n",
-		"it leaves what is no JSON":   `printf '{' >"$CONFIG"` + "\n",
-		"it takes its file away":      `rm -f "$CONFIG"` + "\n",
-		"it has been left unfinished": `printf '{"mcpServers": {"a": {"command": "a"}}}' >"$CONFIG"; exit 1` + "\n",
+		"it ends with an error": "echo 'no such thing' >&2; exit 3\n",
+		"it does nothing":       "exit 0\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPerson(t)
@@ -153,6 +152,73 @@ func TestClaudeThatFails(t *testing.T) {
 			}
 			p.undo(false)
 			p.same(before)
+		})
+	}
+}
+
+// What Claude Code has saved while it failed stays, in the file and on the way back, however
+// much it has done of what it was told.
+func TestClaudeThatSavesAndFails(t *testing.T) {
+	const a = `"a": {"command": "a", "env": {"TOKEN": "ghp_0123456789abcdefghij"}}`
+	for name, servers := range map[string]string{
+		"it has done nothing": a + `, "b": {"command": "b"}`,
+		"it has done a part":  `"b": {"command": "b"}, "haldir": {"command": "haldir", "args": ["serve"]}`,
+		"it has done all":     `"haldir": {"command": "haldir", "args": ["serve"]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPerson(t)
+			p.write(".claude.json", three)
+			config := filepath.Join(p.home, ".claude.json")
+			p.claude("printf '%s' '{\"oauthAccount\": \"me\", \"mcpServers\": {" + servers + ", \"c\": {\"command\": \"new\"}}}' >'" + config + "'\nexit 1\n")
+			done, err := p.plan().Do(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "was edited instead") {
+				t.Errorf("notes: %q", done.Notes)
+			}
+			holds := func(want ...string) {
+				t.Helper()
+				var now struct {
+					Account string                     `json:"oauthAccount"`
+					Servers map[string]json.RawMessage `json:"mcpServers"`
+				}
+				raw, err := os.ReadFile(config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := json.Unmarshal(raw, &now); err != nil {
+					t.Fatal(err)
+				}
+				if got := slices.Sorted(maps.Keys(now.Servers)); now.Account != "me" || !slices.Equal(got, want) {
+					t.Errorf("Claude Code's file: %s", raw)
+				}
+			}
+			holds("c", "haldir")
+			p.undo(false)
+			holds("a", "b", "c")
+		})
+	}
+}
+
+// A file that Claude Code has left in a state that the plan does not fit is not written over.
+func TestClaudeThatSpoilsItsFile(t *testing.T) {
+	for name, left := range map[string]string{
+		"what is no JSON": "{",
+		"another server":  `{"mcpServers": {"a": {"command": "mine"}}}`,
+		"no servers":      `{"oauthAccount": "me"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPerson(t)
+			p.write(".claude.json", three)
+			config := filepath.Join(p.home, ".claude.json")
+			p.claude("printf '%s' '" + left + "' >'" + config + "'\nexit 1\n")
+			if _, err := p.plan().Do(t.Context()); !errors.Is(err, replace.ErrChanged) {
+				t.Errorf("%v", err)
+			}
+			if got := p.all()[".claude.json"]; got != "-rw------- "+left {
+				t.Errorf("Claude Code's file: %s", got)
+			}
 		})
 	}
 }

@@ -277,8 +277,8 @@ func (p *Plan) oauth(u *Upstream, o *clients.OAuth) []string {
 	return out
 }
 
-// secretive reports whether a value is to be kept in the store. A switch, a number such as a
-// limit of tokens, and an address without more are not, whatever they are called.
+// secretive reports whether a value is to be kept in the store. A switch, a number that limits
+// tokens by its name, and an address without more are not, whatever they are called.
 func secretive(name, value string) bool {
 	if !edit.LooksSecret(name, value) {
 		return false
@@ -286,7 +286,7 @@ func secretive(name, value string) bool {
 	if edit.LooksSecret("", value) {
 		return true
 	}
-	if slices.Contains(switches, strings.ToLower(value)) || number.MatchString(value) {
+	if slices.Contains(switches, strings.ToLower(value)) || number.MatchString(value) && counted.MatchString(name) {
 		return false
 	}
 	u, err := url.Parse(value)
@@ -296,6 +296,7 @@ func secretive(name, value string) bool {
 var (
 	switches = []string{"true", "false", "none", "null", "auto", "enabled", "disabled", "required", "optional"}
 	number   = regexp.MustCompile(`^[0-9]{1,6}(\.[0-9]+)?$`)
+	counted  = regexp.MustCompile(`(?i)(_tokens|(^|_)max_?tokens?)$`)
 )
 
 var scheme = regexp.MustCompile(`^(?i:bearer|basic|token|digest|apikey) +`)
@@ -312,6 +313,9 @@ func (p *Plan) safe(u *Upstream, what, name, value string) string {
 // safeURL is an address without the secrets in its parameters.
 func (p *Plan) safeURL(u *Upstream, address string) string {
 	head, query, ok := strings.Cut(address, "?")
+	if edit.LooksSecret("", head) {
+		return p.keep(u, "the url", "url", address)
+	}
 	if !ok {
 		return address
 	}

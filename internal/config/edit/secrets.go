@@ -11,8 +11,9 @@ import (
 var (
 	// secretName is in the names of headers, variables and parameters that hold secrets.
 	secretName = regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|secret|token|api[-_]?key|authorization|(^|[^a-z])(auth|pat|key)([^a-z]|$)|credential|private[-_]?key|access[-_]?key|cookie|signature)`)
-	// secretValue is how tokens of known services begin, and what else is one by its look.
-	secretValue = regexp.MustCompile(`(^|[^A-Za-z0-9])(sk-[A-Za-z0-9_-]{8,}|(sk|rk|pk)_(live|test)_\w+|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]{10,}|xox[abeprs]-[\w-]+|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]+\.[\w-]+\.|hld_\w+|npm_\w{20,}|-----BEGIN)`)
+	// secretValue is how tokens of known services begin, what else is one by its look, and an
+	// address with a password in it.
+	secretValue = regexp.MustCompile(`(^|[^A-Za-z0-9])(sk-[A-Za-z0-9_-]{8,}|(sk|rk|pk)_(live|test)_\w+|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]{10,}|xox[abeprs]-[\w-]+|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]+\.[\w-]+\.|hld_\w+|npm_\w{20,}|-----BEGIN)|://[^/\s:@]*:[^/\s@]+@`)
 )
 
 // LooksSecret reports whether the value of a header, a variable or a parameter of that name
