@@ -176,16 +176,16 @@ func (m *manager) upstreams() (list []api.Upstream) {
 
 // AddPolicy implements [api.Editor].
 func (m *manager) AddPolicy(_ context.Context, entry json.RawMessage, by string) (id string, notes []string, err error) {
-	r, err := m.change(by+" has added a policy over the API", func(path string) (edit.Result, error) {
-		return edit.Add(path, edit.Policies, entry, edit.Options{NoCommands: true, NoReferences: true})
+	r, err := m.change(by+" has added a policy over the API", func(path string, o edit.Options) (edit.Result, error) {
+		return edit.Add(path, edit.Policies, entry, o)
 	})
 	return r.ID, r.Notes, err
 }
 
 // RemovePolicy implements [api.Editor].
 func (m *manager) RemovePolicy(_ context.Context, id, by string) error {
-	_, err := m.change(fmt.Sprintf("%s has removed the policy %s over the API", by, id), func(path string) (edit.Result, error) {
-		return edit.Remove(path, edit.Policies, id, edit.Options{})
+	_, err := m.change(fmt.Sprintf("%s has removed the policy %s over the API", by, id), func(path string, o edit.Options) (edit.Result, error) {
+		return edit.Remove(path, edit.Policies, id, o)
 	})
 	return err
 }
@@ -202,23 +202,23 @@ func (m *manager) AddUpstream(_ context.Context, entry json.RawMessage, by strin
 	if slices.ContainsFunc(m.inForce.Load().Upstreams, known) {
 		return nil, api.NewProblem(http.StatusConflict, "conflict", "there is an upstream %q already; DELETE /v1/proxy/upstreams/%s removes it", head.Name, head.Name)
 	}
-	r, err := m.change(fmt.Sprintf("%s has added the upstream %s over the API", by, head.Name), func(path string) (edit.Result, error) {
-		return edit.Add(path, edit.Upstreams, entry, edit.Options{NoCommands: true, NoReferences: true})
+	r, err := m.change(fmt.Sprintf("%s has added the upstream %s over the API", by, head.Name), func(path string, o edit.Options) (edit.Result, error) {
+		return edit.Add(path, edit.Upstreams, entry, o)
 	})
 	return r.Notes, err
 }
 
 // RemoveUpstream implements [api.Editor].
 func (m *manager) RemoveUpstream(_ context.Context, name, by string) error {
-	_, err := m.change(fmt.Sprintf("%s has removed the upstream %s over the API", by, name), func(path string) (edit.Result, error) {
-		return edit.Remove(path, edit.Upstreams, name, edit.Options{})
+	_, err := m.change(fmt.Sprintf("%s has removed the upstream %s over the API", by, name), func(path string, o edit.Options) (edit.Result, error) {
+		return edit.Remove(path, edit.Upstreams, name, o)
 	})
 	return err
 }
 
 // change makes a change to the file and puts it in force here: who may make it has
 // decided. Any other haldir takes it as it takes every change of the file.
-func (m *manager) change(why string, make func(path string) (edit.Result, error)) (edit.Result, error) {
+func (m *manager) change(why string, make func(path string, o edit.Options) (edit.Result, error)) (edit.Result, error) {
 	if len(m.a.quick.upstreams) > 0 {
 		return edit.Result{}, api.NewProblem(http.StatusConflict, "conflict", "haldir runs by its flags, without a config file that could be changed")
 	}
@@ -235,21 +235,32 @@ func (m *manager) change(why string, make func(path string) (edit.Result, error)
 	if err := unconfirmed(path, cfg); err != nil {
 		return edit.Result{}, err
 	}
-	r, err := make(path)
+	var expect [sha256.Size]byte // of no file
+	if cfg.Path != "" {
+		expect = cfg.SHA256
+	}
+	r, err := make(path, edit.Options{NoCommands: true, NoReferences: true, Expect: &expect})
 	if err != nil {
 		return r, editProblem(err)
-	}
-	if r.Before != nil && sha256.Sum256(r.Before) != cfg.SHA256 {
-		return r, errUnconfirmed
 	}
 	now := *r.New
 	now.Path = path
 	f.seen, f.waiting = now.SHA256, nil
 	if !f.adopt(m.life, &now, why) {
-		return r, errors.New("the changed config could not be put in force; the log says why")
+		f.seen = cfg.SHA256 // what is there now is looked at anew, unless it is that
+		return r, takeBack(path, r)
 	}
 	m.watch(path)
 	return r, nil
+}
+
+// takeBack undoes a change that could not be put in force, if the file is still what the
+// change has made of it, and says what there is now.
+func takeBack(path string, r edit.Result) error {
+	if r.Before != nil && edit.Replace(path, r.After, r.Before) == nil {
+		return api.NewProblem(http.StatusInternalServerError, "internal", "the changed config could not be put in force, so haldir.yaml is as it was; the log says why")
+	}
+	return api.NewProblem(http.StatusInternalServerError, "internal", "haldir.yaml was changed, and that could not be put in force; the log says why. Take the change out of the file, or confirm it by haldir reload")
 }
 
 var errUnconfirmed = api.NewProblem(http.StatusConflict, "conflict", "haldir.yaml was changed otherwise, and that is not in force: mend it, or confirm it by haldir reload, and try again")
@@ -274,6 +285,8 @@ func editProblem(err error) error {
 	switch {
 	case broken:
 		return api.NewProblem(http.StatusBadRequest, "malformed", "%v", problems)
+	case errors.Is(err, edit.ErrOther):
+		return errUnconfirmed
 	case errors.Is(err, edit.ErrNotFound):
 		return api.NewProblem(http.StatusNotFound, "not-found", "%v", err)
 	case errors.Is(err, edit.ErrForbids):
