@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -100,22 +101,25 @@ func (a *app) console(ctx context.Context, port int, open bool) error {
 	defer a.suspendable(ctx)()
 	defer m.follow(ctx)()
 	a.start(upstream.Host{})
-	if err := a.invite(s, open); err != nil {
+	forget, err := a.invite(s, open)
+	defer forget()
+	if err != nil {
 		return err
 	}
 	return s.Serve(ctx)
 }
 
-// invite prints a link, and more of them when a person asks.
-func (a *app) invite(s *console.Server, open bool) error {
+// invite prints a link, and more of them when a person asks. What it returns removes what
+// is left of it, whatever the error.
+func (a *app) invite(s *console.Server, open bool) (forget func(), err error) {
+	forget = func() {}
 	link := s.Link()
 	if err := a.printf("%s\n", link); err != nil {
-		return err
+		return forget, err
 	}
 	a.say("haldir: the console is at %s; the link signs one browser in, within two minutes", s.URL())
 	if open {
-		browser.Stdout, browser.Stderr = a.err, a.err
-		if err := browser.OpenURL(link); err != nil {
+		if forget, err = a.browse(link); err != nil {
 			a.say("haldir: the browser could not be opened (%v); open the link yourself", err)
 		}
 	}
@@ -123,7 +127,30 @@ func (a *app) invite(s *console.Server, open bool) error {
 		a.say("haldir: Enter prints another link; Ctrl-C ends the console")
 		go a.links(s) // not waited for: a read from a terminal cannot be interrupted
 	}
-	return nil
+	return forget, nil
+}
+
+// browse opens a link in the browser by a file that leads to it: everybody on the machine
+// can read the arguments of a program, and whoever opens the link first is signed in. The
+// file is gone when the link has ended, or forget is called.
+func (a *app) browse(link string) (forget func(), err error) {
+	dir, err := os.MkdirTemp("", "haldir-console-") // 0700
+	if err != nil {
+		return func() {}, err
+	}
+	remove := func() {
+		if err := os.RemoveAll(dir); err != nil {
+			a.log.Warn().Err(err).Msg("remove the file that led the browser to the console")
+		}
+	}
+	path := filepath.Join(dir, "open.html")
+	text := "<!doctype html><meta charset=utf-8><meta name=referrer content=no-referrer><meta http-equiv=refresh content=\"0; url=" + link + "\"><title>haldir</title>\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		return remove, err
+	}
+	later := time.AfterFunc(console.LinkLife, remove)
+	browser.Stdout, browser.Stderr = a.err, a.err
+	return func() { later.Stop(); remove() }, browser.OpenFile(path)
 }
 
 func (a *app) links(s *console.Server) {
