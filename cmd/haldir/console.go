@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -101,22 +102,25 @@ func (a *app) console(ctx context.Context, port int, open bool) error {
 	defer a.suspendable(ctx)()
 	defer m.follow(ctx)()
 	a.start(upstream.Host{})
-	if err := a.invite(s, open); err != nil {
+	forget, err := a.invite(s, open)
+	defer forget()
+	if err != nil {
 		return err
 	}
 	return s.Serve(ctx)
 }
 
-// invite prints a link, and more of them when a person asks.
-func (a *app) invite(s *console.Server, open bool) error {
+// invite prints a link, and more of them when a person asks. What it returns removes what
+// is left of it, whatever the error.
+func (a *app) invite(s *console.Server, open bool) (forget func(), err error) {
+	forget = func() {}
 	link := s.Link()
 	if err := a.printf("%s\n", link); err != nil {
-		return err
+		return forget, err
 	}
 	a.say("haldir: the console is at %s; the link signs one browser in, within two minutes", s.URL())
 	if open {
-		browser.Stdout, browser.Stderr = a.err, a.err
-		if err := browser.OpenURL(link); err != nil {
+		if forget, err = a.browse(link); err != nil {
 			a.say("haldir: the browser could not be opened (%v); open the link yourself", err)
 		}
 	}
@@ -124,7 +128,30 @@ func (a *app) invite(s *console.Server, open bool) error {
 		a.say("haldir: Enter prints another link; Ctrl-C ends the console")
 		go a.links(s) // not waited for: a read from a terminal cannot be interrupted
 	}
-	return nil
+	return forget, nil
+}
+
+// browse opens a link in the browser by a file that leads to it: everybody on the machine
+// can read the arguments of a program, and whoever opens the link first is signed in. The
+// file is gone when the link has ended, or forget is called.
+func (a *app) browse(link string) (forget func(), err error) {
+	dir, err := os.MkdirTemp("", "haldir-console-") // 0700
+	if err != nil {
+		return func() {}, err
+	}
+	remove := func() {
+		if err := os.RemoveAll(dir); err != nil {
+			a.log.Warn().Err(err).Msg("remove the file that led the browser to the console")
+		}
+	}
+	path := filepath.Join(dir, "open.html")
+	text := "<!doctype html><meta charset=utf-8><meta name=referrer content=no-referrer><meta http-equiv=refresh content=\"0; url=" + link + "\"><title>haldir</title>\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		return remove, err
+	}
+	later := time.AfterFunc(console.LinkLife, remove)
+	browser.Stdout, browser.Stderr = a.err, a.err
+	return func() { later.Stop(); remove() }, browser.OpenFile(path)
 }
 
 func (a *app) links(s *console.Server) {
@@ -177,16 +204,16 @@ func (m *manager) upstreams() (list []api.Upstream) {
 
 // AddPolicy implements [api.Editor].
 func (m *manager) AddPolicy(_ context.Context, entry json.RawMessage, by string) (id string, notes []string, err error) {
-	r, err := m.change(by+" has added a policy over the API", func(path string) (edit.Result, error) {
-		return edit.Add(path, edit.Policies, entry, edit.Options{NoCommands: true, NoReferences: true})
+	r, err := m.change(by+" has added a policy over the API", func(path string, o edit.Options) (edit.Result, error) {
+		return edit.Add(path, edit.Policies, entry, o)
 	})
 	return r.ID, r.Notes, err
 }
 
 // RemovePolicy implements [api.Editor].
 func (m *manager) RemovePolicy(_ context.Context, id, by string) error {
-	_, err := m.change(fmt.Sprintf("%s has removed the policy %s over the API", by, id), func(path string) (edit.Result, error) {
-		return edit.Remove(path, edit.Policies, id, edit.Options{})
+	_, err := m.change(fmt.Sprintf("%s has removed the policy %s over the API", by, id), func(path string, o edit.Options) (edit.Result, error) {
+		return edit.Remove(path, edit.Policies, id, o)
 	})
 	return err
 }
@@ -203,23 +230,23 @@ func (m *manager) AddUpstream(_ context.Context, entry json.RawMessage, by strin
 	if slices.ContainsFunc(m.inForce.Load().Upstreams, known) {
 		return nil, api.NewProblem(http.StatusConflict, "conflict", "there is an upstream %q already; DELETE /v1/proxy/upstreams/%s removes it", head.Name, head.Name)
 	}
-	r, err := m.change(fmt.Sprintf("%s has added the upstream %s over the API", by, head.Name), func(path string) (edit.Result, error) {
-		return edit.Add(path, edit.Upstreams, entry, edit.Options{NoCommands: true, NoReferences: true})
+	r, err := m.change(fmt.Sprintf("%s has added the upstream %s over the API", by, head.Name), func(path string, o edit.Options) (edit.Result, error) {
+		return edit.Add(path, edit.Upstreams, entry, o)
 	})
 	return r.Notes, err
 }
 
 // RemoveUpstream implements [api.Editor].
 func (m *manager) RemoveUpstream(_ context.Context, name, by string) error {
-	_, err := m.change(fmt.Sprintf("%s has removed the upstream %s over the API", by, name), func(path string) (edit.Result, error) {
-		return edit.Remove(path, edit.Upstreams, name, edit.Options{})
+	_, err := m.change(fmt.Sprintf("%s has removed the upstream %s over the API", by, name), func(path string, o edit.Options) (edit.Result, error) {
+		return edit.Remove(path, edit.Upstreams, name, o)
 	})
 	return err
 }
 
 // change makes a change to the file and puts it in force here: who may make it has
 // decided. Any other haldir takes it as it takes every change of the file.
-func (m *manager) change(why string, make func(path string) (edit.Result, error)) (edit.Result, error) {
+func (m *manager) change(why string, make func(path string, o edit.Options) (edit.Result, error)) (edit.Result, error) {
 	if len(m.a.quick.upstreams) > 0 {
 		return edit.Result{}, api.NewProblem(http.StatusConflict, "conflict", "haldir runs by its flags, without a config file that could be changed")
 	}
@@ -236,21 +263,32 @@ func (m *manager) change(why string, make func(path string) (edit.Result, error)
 	if err := unconfirmed(path, cfg); err != nil {
 		return edit.Result{}, err
 	}
-	r, err := make(path)
+	var expect [sha256.Size]byte // of no file
+	if cfg.Path != "" {
+		expect = cfg.SHA256
+	}
+	r, err := make(path, edit.Options{NoCommands: true, NoReferences: true, Expect: &expect})
 	if err != nil {
 		return r, editProblem(err)
-	}
-	if r.Before != nil && sha256.Sum256(r.Before) != cfg.SHA256 {
-		return r, errUnconfirmed
 	}
 	now := *r.New
 	now.Path = path
 	f.seen, f.waiting = now.SHA256, nil
 	if !f.adopt(m.life, &now, why) {
-		return r, errors.New("the changed config could not be put in force; the log says why")
+		f.seen = cfg.SHA256 // what is there now is looked at anew, unless it is that
+		return r, takeBack(path, r)
 	}
 	m.watch(path)
 	return r, nil
+}
+
+// takeBack undoes a change that could not be put in force, if the file is still what the
+// change has made of it, and says what there is now.
+func takeBack(path string, r edit.Result) error {
+	if r.Before != nil && edit.Replace(path, r.After, r.Before) == nil {
+		return api.NewProblem(http.StatusInternalServerError, "internal", "the changed config could not be put in force, so haldir.yaml is as it was; the log says why")
+	}
+	return api.NewProblem(http.StatusInternalServerError, "internal", "haldir.yaml was changed, and that could not be put in force; the log says why. Take the change out of the file, or confirm it by haldir reload")
 }
 
 var errUnconfirmed = api.NewProblem(http.StatusConflict, "conflict", "haldir.yaml was changed otherwise, and that is not in force: mend it, or confirm it by haldir reload, and try again")
@@ -275,6 +313,8 @@ func editProblem(err error) error {
 	switch {
 	case broken:
 		return api.NewProblem(http.StatusBadRequest, "malformed", "%v", problems)
+	case errors.Is(err, edit.ErrOther):
+		return errUnconfirmed
 	case errors.Is(err, edit.ErrNotFound):
 		return api.NewProblem(http.StatusNotFound, "not-found", "%v", err)
 	case errors.Is(err, edit.ErrForbids):

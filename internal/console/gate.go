@@ -1,6 +1,8 @@
 package console
 
 import (
+	"crypto/sha256"
+	"crypto/subtle"
 	"errors"
 	"log" //nolint:depguard // http.Server takes no other
 	"net/http"
@@ -221,23 +223,28 @@ func bearer(h http.Header) (string, *api.Problem) {
 }
 
 // person is the caller that a cookie stands for. It is sent by a browser whoever makes it
-// do so, if only from this machine's name: what changes something must say that our own
-// page wants it.
+// do so, if only from this machine's name, and to every server of that name, whatever its
+// port: what changes something must say that our own page wants it, and show what only
+// that page knows.
 func (s *Server) person(r *http.Request) (*api.Caller, *api.Problem) {
-	token, given := cookie(r)
+	token, given := s.cookie(r)
 	if !given {
 		if p := s.tooFast(s.fails, "requests without a key"); p != nil {
 			return nil, p
 		}
 		return nil, api.NewProblem(http.StatusUnauthorized, "unauthorized", "give a key as Authorization: Bearer hld_…; haldir key create makes one. A person opens the link of: haldir console")
 	}
-	if !s.people.known(token) {
+	v, known := s.people.visit(token)
+	if !known {
 		if p := s.tooFast(s.fails, "requests with a wrong cookie"); p != nil {
 			return nil, p
 		}
 		return nil, api.NewProblem(http.StatusUnauthorized, "unauthorized", "the page was signed out, by its time or the end of haldir; open a new link of: haldir console")
 	}
 	if p := ownPage(r); p != nil {
+		return nil, p
+	}
+	if p := v.own(r); p != nil {
 		return nil, p
 	}
 	return &api.Caller{Person: true, Valid: func() bool { return s.people.known(token) }}, nil
@@ -258,9 +265,30 @@ func ownPage(r *http.Request) *api.Problem {
 	return nil
 }
 
+// pageHeader is where the page shows what it got when it signed in. It keeps that where
+// scripts of its own origin only, which has a port, can read it.
+const pageHeader = "Haldir-Page"
+
+// own says what is wrong with a request that changes something and does not show what the
+// page of this visit knows.
+func (v visit) own(r *http.Request) *api.Problem {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead { // streams and downloads cannot have it
+		return nil
+	}
+	shown := sha256.Sum256([]byte(r.Header.Get(pageHeader)))
+	if len(r.Header.Values(pageHeader)) == 1 && subtle.ConstantTimeCompare(shown[:], v.page[:]) == 1 {
+		return nil
+	}
+	return api.NewProblem(http.StatusForbidden, "misdirected", "a request by cookie that changes something needs the %s of its sign-in; open a new link of: haldir console", pageHeader)
+}
+
+// cookieName has the port, since cookies have none: two consoles must not take each
+// other's.
+func (s *Server) cookieName() string { return "haldir_console_" + s.port }
+
 // cookie returns what the page's cookie says. More than one is nobody's.
-func cookie(r *http.Request) (token string, given bool) {
-	all := r.CookiesNamed(cookieName)
+func (s *Server) cookie(r *http.Request) (token string, given bool) {
+	all := r.CookiesNamed(s.cookieName())
 	if len(all) != 1 {
 		return "", len(all) > 0
 	}

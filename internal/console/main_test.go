@@ -79,6 +79,7 @@ type world struct {
 	path   string // of haldir.yaml
 	log    *lockedBuffer
 	slow   *slow
+	pages  map[string]string // what the page of a cookie sends besides
 
 	mu  sync.Mutex
 	cfg *config.Config
@@ -440,6 +441,11 @@ func (w *world) do(key, method, path, body string, headers ...header) answer {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	for _, h := range headers {
+		if page := w.pages[h.value]; h.name == "Cookie" && page != "" {
+			r.Header.Set("Haldir-Page", page)
+		}
+	}
+	for _, h := range headers {
 		switch {
 		case h.name == "Host":
 			r.Host = h.value
@@ -495,6 +501,9 @@ func (w *world) compare(r *http.Request, body string, a answer) {
 	}
 	again := r.Clone(context.Background())
 	again.Body = io.NopCloser(strings.NewReader(body))
+	if c := again.Header.Get("Cookie"); c != "" { // the document has the port that is taken if nobody says another
+		again.Header.Set("Cookie", strings.Replace(c, w.cookieName(), "haldir_console_8764", 1))
+	}
 	res := &http.Response{StatusCode: a.status, Header: a.header, Body: io.NopCloser(bytes.NewReader(a.body)), Request: again}
 	if a.status < 300 {
 		if ok, problems := v.ValidateHttpRequestSync(again); !ok {
@@ -513,13 +522,17 @@ func (w *world) compare(r *http.Request, body string, a answer) {
 	}
 }
 
-// browser is a person's: it has a cookie, and says where its requests come from.
+// browser is a person's: it has a cookie, with which do sends what the page got besides.
 func (w *world) browser() (cookie string, own header) {
 	w.t.Helper()
 	link := w.page.Link()
 	_, token, _ := strings.Cut(link, "#token=")
-	a := w.do("", "POST", "/console/login", `{"token":"`+token+`"}`, header{"Origin", w.origin}).want(http.StatusNoContent)
+	a := w.do("", "POST", "/console/login", `{"token":"`+token+`"}`, header{"Origin", w.origin}).want(http.StatusOK)
 	cookie, _, _ = strings.Cut(a.header.Get("Set-Cookie"), ";")
+	if w.pages == nil {
+		w.pages = map[string]string{}
+	}
+	w.pages[cookie] = a.field("page")
 	return cookie, header{"Cookie", cookie}
 }
 

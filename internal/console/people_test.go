@@ -480,6 +480,39 @@ func TestEventsTellOfWhatHappens(t *testing.T) {
 	}
 }
 
+// TestARevokedKeyIsToldNothingMore: what happens after its end is not for it.
+func TestARevokedKeyIsToldNothingMore(t *testing.T) {
+	w := start(t, "")
+	stop, err := w.led.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	key := w.key("all")
+	s := w.session(key, everything)
+	k, secret, err := w.led.CreateKey(t.Context(), ledger.KeyTerms{Name: "reader", Scopes: []string{"audit:read"}}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader := w.follow("/v1/events", header{"Authorization", "Bearer " + secret})
+	w.call(key, s, "scan_domain", `{"domain":"a"}`).want(http.StatusOK)
+	reader.next("audit", "scan_domain", "allowed")
+	if _, err := w.led.RevokeKey(t.Context(), k.ID); err != nil {
+		t.Fatal(err)
+	}
+	w.call(key, s, "dns_lookup", `{"domain":"b"}`).want(http.StatusOK)
+	select {
+	case <-reader.done:
+	case <-time.After(hang):
+		t.Fatal("the stream does not end")
+	}
+	for len(reader.lines) > 0 {
+		if e := <-reader.lines; strings.Contains(e.data, "dns_lookup") || strings.Contains(e.data, "revoked") {
+			t.Errorf("it is told of what came after: %+v", e)
+		}
+	}
+}
+
 func TestOnlySoManyStreams(t *testing.T) {
 	w := start(t, "")
 	key := header{"Authorization", "Bearer " + w.keyOf(ledger.KeyTerms{Scopes: []string{"audit:read"}})}

@@ -117,9 +117,9 @@ func TestWithoutAGoodKeyNothingIsTold(t *testing.T) {
 		"two ways":     {{"Authorization", "Bearer " + good}, {"X-API-Key", ended}},
 		"expired":      {{"Authorization", "Bearer " + ended}},
 		"revoked":      {{"X-API-Key", revoked}},
-		"wrong cookie": {{"Cookie", "haldir_console=" + strings.Repeat("A", 43)}},
-		"empty cookie": {{"Cookie", "haldir_console="}},
-		"two cookies":  {{"Cookie", "haldir_console=a; haldir_console=b"}},
+		"wrong cookie": {{"Cookie", w.cookieName() + "=" + strings.Repeat("A", 43)}},
+		"empty cookie": {{"Cookie", w.cookieName() + "="}},
+		"two cookies":  {{"Cookie", w.cookieName() + "=a; " + w.cookieName() + "=b"}},
 	} {
 		a := w.do("", "GET", "/v1/sessions", "", headers...)
 		a.problem(http.StatusUnauthorized, "unauthorized")
@@ -325,9 +325,13 @@ func TestALinkSignsInOnceAndSoon(t *testing.T) {
 	first := token()
 	login(first).problem(http.StatusForbidden, "misdirected") // without an Origin, and the token still holds
 	login(first, header{"Origin", "https://evil.example"}).problem(http.StatusForbidden, "misdirected")
-	a := login(first, own).want(http.StatusNoContent)
+	a := login(first, own).want(http.StatusOK)
 	set := a.header.Get("Set-Cookie")
-	value, attributes, _ := strings.Cut(strings.TrimPrefix(set, "haldir_console="), ";")
+	value, attributes, _ := strings.Cut(strings.TrimPrefix(set, w.cookieName()+"="), ";")
+	page := a.field("page")
+	if len(page) < 43 || page == value {
+		t.Errorf("the page gets %q", page)
+	}
 	for _, want := range []string{"HttpOnly", "SameSite=Strict", "Path=/", "Max-Age=43200"} {
 		if !strings.Contains(attributes, want) {
 			t.Errorf("the cookie lacks %s: %s", want, set)
@@ -346,7 +350,8 @@ func TestALinkSignsInOnceAndSoon(t *testing.T) {
 	w.do("", "GET", "/console/login", "").problem(http.StatusMethodNotAllowed, "method")
 	w.do("", "POST", "/console/login", `{"token":"a","more":1}`, own).problem(http.StatusBadRequest, "malformed")
 
-	cookie := header{"Cookie", "haldir_console=" + value}
+	cookie := header{"Cookie", w.cookieName() + "=" + value}
+	w.pages = map[string]string{cookie.value: page}
 	w.do("", "GET", "/v1/sessions", "", cookie).want(http.StatusOK)
 	w.do("", "POST", "/v1/sessions", everything, cookie, own, header{"Sec-Fetch-Site", "same-origin"}).want(http.StatusCreated)
 	w.do("", "POST", "/v1/sessions", everything, cookie, own).want(http.StatusCreated) // old browsers do not say the site
@@ -361,9 +366,43 @@ func TestALinkSignsInOnceAndSoon(t *testing.T) {
 	w.do("", "POST", "/console/logout", "", cookie, own).want(http.StatusNoContent)
 	w.do("", "GET", "/v1/sessions", "", cookie).problem(http.StatusUnauthorized, "unauthorized")
 	w.do("", "GET", "/v1/sessions", "", other).want(http.StatusOK)
-	if strings.Contains(w.log.String(), value) || strings.Contains(w.log.String(), first) {
+	if strings.Contains(w.log.String(), value) || strings.Contains(w.log.String(), page) || strings.Contains(w.log.String(), first) {
 		t.Error("the log has a token")
 	}
+}
+
+// A browser sends a cookie to every server of a name, whatever its port: one that gets it
+// so, and is no browser, can forge every header that it knows.
+func TestTheCookieAloneChangesNothing(t *testing.T) {
+	w := start(t, "")
+	_, cookie := w.browser()
+	_, other := w.browser()
+	forged := []header{cookie, {"Origin", w.origin}, {"Sec-Fetch-Site", "same-origin"}}
+	all := `{"name":"mine","scopes":["approvals:write"]}`
+	for name, page := range map[string][]header{
+		"none":              {{"Haldir-Page", ""}},
+		"wrong":             {{"Haldir-Page", ""}, {"Haldir-Page", strings.Repeat("A", 43)}},
+		"of the cookie":     {{"Haldir-Page", ""}, {"Haldir-Page", cookie.value}},
+		"of another person": {{"Haldir-Page", ""}, {"Haldir-Page", w.pages[other.value]}},
+		"two":               {{"Haldir-Page", "x"}},
+	} {
+		headers := append(slices.Clone(forged), page...)
+		if detail := w.do("", "POST", "/v1/keys", all, headers...).problem(http.StatusForbidden, "misdirected"); !strings.Contains(detail, "Haldir-Page") {
+			t.Errorf("%s: %s", name, detail)
+		}
+		w.do("", "POST", "/v1/stop", `{}`, headers...).problem(http.StatusForbidden, "misdirected")
+		w.do("", "POST", "/console/logout", "", headers...).problem(http.StatusForbidden, "misdirected")
+	}
+	w.do("", "POST", "/v1/keys", all, forged...).want(http.StatusCreated) // the page itself
+	if _, port, _ := strings.Cut(w.url, "127.0.0.1:"); !strings.HasPrefix(cookie.value, "haldir_console_"+port+"=") {
+		t.Errorf("another console's cookie has the same name: %s", cookie.value)
+	}
+}
+
+// cookieName is what the cookie of this console is called.
+func (w *world) cookieName() string {
+	_, port, _ := strings.Cut(w.url, "127.0.0.1:")
+	return "haldir_console_" + port
 }
 
 func TestWhoGuessesIsSlowedDownAndWhoKnowsIsNot(t *testing.T) {

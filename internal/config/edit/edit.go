@@ -10,6 +10,7 @@
 package edit
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -42,6 +43,7 @@ var (
 	ErrNotFound = errors.New("is not in the config")
 	ErrForbids  = errors.New("must not be set from here")
 	ErrChanged  = replace.ErrChanged
+	ErrOther    = errors.New("is not the file that the change is for; nothing was written")
 	ErrShape    = errors.New("the file is written in a way that haldir cannot edit there; edit it by hand")
 	ErrAlias    = errors.New("other parts of the file stand for the same text")
 )
@@ -50,6 +52,10 @@ var (
 type Options struct {
 	DryRun bool   // nothing is written
 	Source string // the file the entry is from; "" if places in it mean nothing to anybody
+
+	// Expect is the SHA-256 of the only text that may be changed, zero for no file: every
+	// other is refused with [ErrOther]. Nil takes any.
+	Expect *[sha256.Size]byte
 
 	// NoCommands refuses an upstream that is a program to start, and NoReferences one
 	// that refers to variables, files or secrets of this machine. Both are for entries of
@@ -83,7 +89,7 @@ func Add(path string, list List, text []byte, o Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	return rewrite(&change{list: list, entry: e, o: o}, path, o.DryRun)
+	return rewrite(&change{list: list, entry: e, o: o}, path, o)
 }
 
 // Entry is something to add to a list.
@@ -102,7 +108,7 @@ func AddAll(path string, entries []Entry, o Options) (Result, error) {
 		}
 		all = append(all, &change{list: e.List, entry: read, o: o})
 	}
-	return rewrite(all, path, o.DryRun)
+	return rewrite(all, path, o)
 }
 
 // batch is several changes that are made as one.
@@ -141,7 +147,7 @@ func AddTo(before []byte, path string, list List, text []byte, o Options) (Resul
 // Remove removes a policy by its id, as [policy.Engine.Rules] lists them, an upstream
 // by its name, a cost or a scope by its number from 0. Comments above it stay.
 func Remove(path string, list List, id string, o Options) (Result, error) {
-	return rewrite(&change{list: list, remove: id, o: o}, path, o.DryRun)
+	return rewrite(&change{list: list, remove: id, o: o}, path, o)
 }
 
 // RemoveFrom is [Remove] for the text of a file, of which nothing is read or written.

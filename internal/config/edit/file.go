@@ -1,6 +1,7 @@
 package edit
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -21,17 +22,20 @@ type applier interface {
 }
 
 // rewrite makes a change to a file.
-func rewrite(c applier, path string, dryRun bool) (r Result, err error) {
+func rewrite(c applier, path string, o Options) (r Result, err error) {
 	target, err := replace.Follow(path)
 	if err != nil {
 		return r, err
 	}
-	if _, err := os.Stat(filepath.Dir(target)); dryRun || err != nil { // no directory for what cannot be done
+	if _, err := os.Stat(filepath.Dir(target)); o.DryRun || err != nil { // no directory for what cannot be done
 		before, _, err := replace.Read(target)
+		if err == nil {
+			err = o.expects(path, before)
+		}
 		if err != nil {
 			return r, err
 		}
-		if r, err = c.apply(path, before); err != nil || dryRun {
+		if r, err = c.apply(path, before); err != nil || o.DryRun {
 			r.Path = target
 			return r, err
 		}
@@ -43,6 +47,9 @@ func rewrite(c applier, path string, dryRun bool) (r Result, err error) {
 	defer func() { err = errors.Join(err, unlock()) }()
 	for range 2 { // a person may have saved it in between
 		before, info, err := replace.Read(target)
+		if err == nil {
+			err = o.expects(path, before)
+		}
 		if err != nil {
 			return r, err
 		}
@@ -55,6 +62,18 @@ func rewrite(c applier, path string, dryRun bool) (r Result, err error) {
 		}
 	}
 	return r, fmt.Errorf("%s: %w by something else; nothing was written, try again", path, ErrChanged)
+}
+
+// expects is an error if a text is not the one that may be changed.
+func (o Options) expects(path string, text []byte) error {
+	var sum [sha256.Size]byte
+	if text != nil {
+		sum = sha256.Sum256(text)
+	}
+	if o.Expect != nil && *o.Expect != sum {
+		return fmt.Errorf("%s: %w", path, ErrOther)
+	}
+	return nil
 }
 
 // lockOf is the file whose lock stands for that of another, which is replaced and so

@@ -1,6 +1,7 @@
 package edit_test
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -49,6 +50,32 @@ func readFile(t *testing.T, path string) string {
 }
 
 const small = "version: 1\npolicies:\n  - {type: deny, tools: [a]}   # one\n"
+
+// TestOnlyTheExpectedTextIsChanged: a change that was decided on one text is not made to
+// another.
+func TestOnlyTheExpectedTextIsChanged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "haldir.yaml")
+	entry := []byte("{type: deny, tools: [b]}")
+	expected, none := sha256.Sum256([]byte(small)), [sha256.Size]byte{}
+	if _, err := edit.Add(path, edit.Policies, entry, edit.Options{Expect: &expected}); !errors.Is(err, edit.ErrOther) {
+		t.Errorf("no file: %v", err)
+	}
+	other := small + "# somebody else's\n"
+	write(t, path, other, 0o600)
+	for _, sum := range []*[sha256.Size]byte{&expected, &none} {
+		if _, err := edit.Add(path, edit.Policies, entry, edit.Options{Expect: sum}); !errors.Is(err, edit.ErrOther) || readFile(t, path) != other {
+			t.Errorf("another file: %v, and it is %q", err, readFile(t, path))
+		}
+	}
+	write(t, path, small, 0o600)
+	if _, err := edit.Add(path, edit.Policies, entry, edit.Options{Expect: &expected}); err != nil || readFile(t, path) == small {
+		t.Errorf("the file: %v", err)
+	}
+	fresh := filepath.Join(t.TempDir(), "haldir.yaml")
+	if _, err := edit.Add(fresh, edit.Policies, entry, edit.Options{Expect: &none}); err != nil {
+		t.Errorf("no file, as expected: %v", err)
+	}
+}
 
 // Three processes and two goroutines of this one add policies at once, and one of them
 // removes what it has added. No change is lost.

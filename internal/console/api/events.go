@@ -92,10 +92,14 @@ func (f *feed) run(ctx context.Context) {
 			f.a.o.Log.Warn().Err(err).Msg("look for news")
 		}
 		news, rung := newest > f.at, f.a.o.Ledger.Bell()
+		changed := news || rung != f.bell || time.Since(looked) > stateEach
+		if changed && !f.r.caller.Valid() { // its end is news itself
+			return
+		}
 		if news && !f.records(ctx) {
 			return
 		}
-		if news || rung != f.bell || time.Since(looked) > stateEach {
+		if changed {
 			looked, f.bell = time.Now(), rung
 			if !f.others(ctx) {
 				return

@@ -123,6 +123,9 @@ func (a *API) exportRecords(r *request, from uint64, e *export) error {
 		e.m.Pruned, from = &gone, gone.Size+1
 	}
 	_, _, err = a.o.Ledger.Walk(r.Context(), from, func(key uint64, raw []byte) error {
+		if e.m.Count%exportPage == 0 && !r.caller.Valid() {
+			return errEnded
+		}
 		x, err := audit.Export(raw)
 		if err != nil {
 			return &audit.Damage{Seq: key, Kind: audit.DamageUnreadable, Detail: err.Error()}
@@ -160,8 +163,11 @@ func entryRow(x *audit.Entry) []string {
 	return row
 }
 
-// exportPage is how many entries are in memory at once.
+// exportPage is how many entries are in memory at once, and after how many it is asked
+// whether the caller may still have them.
 const exportPage = 500
+
+var errEnded = errors.New("the key was revoked or has expired, or the page was signed out")
 
 func (a *API) exportEntries(r *request, f audit.Filter, e *export) error {
 	if e.rows != nil {
@@ -171,6 +177,9 @@ func (a *API) exportEntries(r *request, f audit.Filter, e *export) error {
 	}
 	f.Limit = exportPage
 	for {
+		if !r.caller.Valid() {
+			return errEnded
+		}
 		entries, next, err := a.o.Ledger.Find(r.Context(), f)
 		if err != nil {
 			return err

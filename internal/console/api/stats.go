@@ -25,6 +25,7 @@ type tally struct {
 	hours     map[time.Time]policy.Micros
 	open      map[uint64]*opened    // attempts whose outcome is not in it yet
 	asked     map[uint64]*toolTally // attempts about which a person has not decided yet
+	approved  map[string]bool       // by the approval: they count as calls, until what comes of them does
 }
 
 type toolTally struct {
@@ -64,7 +65,7 @@ func (u *upstreamTally) median() *uint64 {
 func newTally(since time.Time) *tally {
 	return &tally{
 		since: since, tools: map[string]*toolTally{}, statuses: map[audit.Status]int{}, rules: map[string]ruleTally{},
-		upstreams: map[string]*upstreamTally{}, hours: map[time.Time]policy.Micros{}, open: map[uint64]*opened{}, asked: map[uint64]*toolTally{},
+		upstreams: map[string]*upstreamTally{}, hours: map[time.Time]policy.Micros{}, open: map[uint64]*opened{}, asked: map[uint64]*toolTally{}, approved: map[string]bool{},
 	}
 }
 
@@ -98,9 +99,12 @@ func (t *tally) add(r *audit.Record) {
 			delete(t.asked, r.Ref)
 			t.statuses[audit.StatusPending]--
 			t.statuses[r.Status]++
-			if r.Status == audit.StatusDenied {
+			switch r.Status {
+			case audit.StatusDenied:
 				tool.denied++
 				t.against(r.Policy, r.Rule)
+			case audit.StatusApproved:
+				t.approved[r.Approval] = true
 			}
 		}
 	case audit.KindGovernance, audit.KindSession, audit.KindConfig, audit.KindLedger, audit.KindPins, audit.KindKey:
@@ -114,7 +118,12 @@ func (t *tally) attempt(r *audit.Record) {
 		tool = &toolTally{}
 		t.tools[id] = tool
 	}
-	tool.calls++
+	if t.approved[r.Approval] { // what a person was asked about is made at last: it is one call
+		delete(t.approved, r.Approval)
+		t.statuses[audit.StatusApproved]--
+	} else {
+		tool.calls++
+	}
 	t.statuses[r.Status]++
 	if r.Status == audit.StatusDenied {
 		tool.denied++

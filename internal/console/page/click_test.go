@@ -34,7 +34,7 @@ func TestSigningIn(t *testing.T) {
 		t.Error("the token is still in the address, or a script can read the cookie")
 	}
 	b.eval(`location.reload()`, nil)
-	b.until(`document.querySelector(".dot.live")`) // by the cookie
+	b.until(`document.querySelector(".dot.live")`) // by the cookie, and what the page has kept
 
 	// The session ends while the page is open.
 	f.mu.Lock()
@@ -379,6 +379,26 @@ func TestPins(t *testing.T) {
 	b.click(`dialog button.primary`)
 	f.within(t, `POST /v1/pins/github/accept {"digests":["d1","d2"]}`)
 	b.until(`document.querySelector(".empty-title")?.textContent === "Everything is as it is pinned"`)
+}
+
+// TestWhatIsNotShownIsNotAccepted: a change with more in it than the page shows.
+func TestWhatIsNotShownIsNotAccepted(t *testing.T) {
+	t.Parallel()
+	was, is := object{"description": "old words"}, object{"description": "new words"}
+	for i := range 250 {
+		was[fmt.Sprintf("a%03d", i)], is[fmt.Sprintf("a%03d", i)] = i, i+1
+	}
+	f := newFake(5)
+	f.pins = []object{{"upstream": "padded", "mode": "hold", "since": f.now, "changes": []object{{"kind": "tool", "name": "t", "digest": "d", "old": was, "new": is}}}}
+	b := open(t, serve(t, f))
+	b.start("pins")
+	text := b.text("section.panel")
+	if !strings.Contains(text, "and 51 more; see haldir pins diff padded") || !b.is(`document.querySelector("[data-do=accept]").disabled`) {
+		t.Errorf("the cut is not said, or can be accepted: %.300s", text)
+	}
+	if first := b.text(".diff dt"); first != "description" {
+		t.Errorf("first comes %s", first)
+	}
 }
 
 func TestServerGone(t *testing.T) {

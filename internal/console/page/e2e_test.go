@@ -2,12 +2,16 @@ package page_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 
@@ -210,4 +214,53 @@ func TestRealConsole(t *testing.T) {
 		t.Errorf("after the sign-out the record answers %d", status)
 	}
 	stop()
+}
+
+// TestTheOpenedFileLeadsIn: what a program is started with to show the console does not
+// sign anybody in, since everybody can read it.
+func TestTheOpenedFileLeadsIn(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("elsewhere the browser is opened by another program")
+	}
+	tools := httptest.NewServer(securitytools.Handler())
+	t.Cleanup(tools.Close)
+	h := mcptest.NewHaldir(t, mcptest.Build(t), fmt.Sprintf(realConfig, tools.URL))
+	dir := t.TempDir()
+	told := filepath.Join(dir, "told")
+	script := "#!/bin/sh\nprintf %s \"$*\" > '" + told + ".new' && mv '" + told + ".new' '" + told + "'\n"
+	if err := os.WriteFile(filepath.Join(dir, "xdg-open"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := h.Command("console", "--port", "0", "--open")
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, "PATH="+dir+":"+os.Getenv("PATH"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var opened []byte
+	for deadline := time.Now().Add(patience); len(opened) == 0; time.Sleep(20 * time.Millisecond) {
+		if opened, _ = os.ReadFile(told); time.Now().After(deadline) {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			t.Fatal("nothing was opened")
+		}
+	}
+	path := strings.TrimPrefix(string(opened), "file://")
+	info, err := os.Stat(path)
+	if err != nil || strings.Contains(string(opened), "token") || info.Mode().Perm() != 0o600 {
+		t.Errorf("opened: %s, %v, %v", opened, info, err)
+	}
+	b := open(t, "")
+	b.do(chromedp.Navigate("file://" + path))
+	b.until(`document.querySelector("main h1")?.textContent === "Overview" && document.querySelector(".dot.live")`)
+	_ = cmd.Process.Signal(os.Interrupt)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is still there: %v", err)
+	}
 }

@@ -42,7 +42,10 @@ type fake struct {
 	entry     func(seq uint64) object
 }
 
-const cookie = "haldir_console"
+const (
+	cookie     = "haldir_console"
+	pageSecret = "known-to-the-page"
+)
 
 func newFake(head uint64) *fake {
 	f := &fake{mux: http.NewServeMux(), now: time.Now().UTC().Truncate(time.Second), head: head, tokens: map[string]bool{"one-time": true}, streams: map[chan string]bool{}}
@@ -115,6 +118,10 @@ func (f *fake) serve(pattern string, h http.HandlerFunc) {
 			problem(w, http.StatusUnauthorized, "There is no session here; run haldir console")
 			return
 		}
+		if r.Method != http.MethodGet && r.Header.Get("Haldir-Page") != pageSecret {
+			problem(w, http.StatusForbidden, "This is not the page")
+			return
+		}
 		if pattern == "GET /v1/events" { // lasts
 			h(w, r)
 			return
@@ -178,7 +185,7 @@ func (f *fake) login(w http.ResponseWriter, r *http.Request) {
 	}
 	delete(f.tokens, body.Token)
 	http.SetCookie(w, &http.Cookie{Name: cookie, Value: "signed-in", Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode})
-	w.WriteHeader(http.StatusNoContent)
+	answer(w, object{"page": pageSecret})
 }
 
 func (f *fake) state() object {

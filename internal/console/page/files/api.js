@@ -10,17 +10,43 @@ export class Problem extends Error {
   }
 }
 
+// What the server gave this page when it signed in. The cookie goes to every server of
+// this machine's name, whatever its port; storage belongs to this one, and all of its tabs.
+const kept = "haldir-page";
+let known = null; // where storage is forbidden
+
+export function pageSecret() {
+  try {
+    return localStorage.getItem(kept) ?? known;
+  } catch {
+    return known;
+  }
+}
+
+export function keepPageSecret(secret) {
+  known = secret;
+  try {
+    if (secret === null) localStorage.removeItem(kept);
+    else localStorage.setItem(kept, secret);
+  } catch {
+    // it holds as long as this tab does
+  }
+}
+
 export class API extends EventTarget {
   // request answers the JSON of an answer, null if it has none. Signed out is an event,
   // since it concerns the whole page.
   async request(method, path, { query, body, signal } = {}) {
     const url = new URL(path, location.origin);
     for (const [k, v] of Object.entries(query ?? {})) if (v !== undefined && v !== null && v !== "" && v !== false) url.searchParams.set(k, v);
+    const headers = { Accept: "application/json" };
+    if (body !== undefined) headers["Content-Type"] = "application/json";
+    const secret = pageSecret();
+    if (secret) headers["Haldir-Page"] = secret;
     let answer;
     try {
       answer = await fetch(url, {
-        method, signal, credentials: "same-origin", cache: "no-store", redirect: "error",
-        headers: body === undefined ? { Accept: "application/json" } : { Accept: "application/json", "Content-Type": "application/json" },
+        method, signal, headers, credentials: "same-origin", cache: "no-store", redirect: "error",
         body: body === undefined ? undefined : JSON.stringify(body),
       });
     } catch (e) {

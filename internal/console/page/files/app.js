@@ -1,6 +1,6 @@
 // The page: signing in, the frame, the views by their routes, keys, and the stream.
 
-import { API, Live } from "./api.js";
+import { API, Live, keepPageSecret, pageSecret } from "./api.js";
 import { h, replace } from "./dom.js";
 import { clip, count, plural, shown, time } from "./format.js";
 import { button, dialog, field, fields, snippet } from "./parts.js";
@@ -39,11 +39,12 @@ class App extends EventTarget {
     const token = takeToken();
     if (token) {
       try {
-        await this.api.post("/console/login", { token });
+        keepPageSecret((await this.api.post("/console/login", { token })).page);
       } catch (e) {
         return this.signedOut(e.status === 0 ? "The server cannot be reached." : "This link was used already, or is too old.");
       }
     }
+    if (!pageSecret()) return this.signedOut();
     try {
       this.stopped = stopOf(await this.api.get("/v1/stop"));
     } catch (e) {
@@ -411,7 +412,9 @@ class App extends EventTarget {
   }
 
   async signOut() {
-    if (await this.attempt(() => this.api.post("/console/logout"))) this.signedOut("You are signed out.");
+    if (!(await this.attempt(() => this.api.post("/console/logout")))) return;
+    keepPageSecret(null);
+    this.signedOut("You are signed out.");
   }
 
   // Without a session.

@@ -23,8 +23,16 @@ export function mount(app) {
   return { element: h("div", null, heading(title, "What has changed since you trusted it."), list.element), refresh: list.refresh, every: 15_000 };
 }
 
+// How much is shown: of an upstream's changes, of a change's differences, of a text.
+const CHANGES = 100;
+const DIFFERENCES = 200;
+const TEXT = 8000;
+
 function upstream(app, p, again) {
   const n = p.changes.length;
+  const lists = p.changes.slice(0, CHANGES).map(differences);
+  const long = (v) => v !== undefined && v.length > TEXT;
+  const whole = n <= CHANGES && lists.every((l) => l.length <= DIFFERENCES && !l.some((d) => long(d.old) || long(d.new)));
   // What was shown is accepted, and not what the server may have made of it since.
   const accept = async () => {
     const answer = await dialog({
@@ -38,31 +46,37 @@ function upstream(app, p, again) {
     again();
   };
   return h("section", { class: "panel", "aria-label": `Changes of ${clip(p.upstream, 40)}`, tabindex: "-1", "data-item": true },
-    h("div", { class: "panel-head" }, h("h2", null, shown(p.upstream, 40)), h("p", { class: "note" }, "pinned ", time(p.since, "minute")), button("Accept what is new", accept, "", { "data-do": "accept" })),
-    p.changes.slice(0, 100).map((c) => change(p, c)),
-    n > 100 ? h("p", { class: "faint" }, `and ${count(n - 100)} more; see haldir pins diff`) : null);
+    h("div", { class: "panel-head" }, h("h2", null, shown(p.upstream, 40)), h("p", { class: "note" }, "pinned ", time(p.since, "minute")), button("Accept what is new", accept, "", { "data-do": "accept", disabled: !whole })),
+    whole ? null : h("p", { class: "cut" }, "This is too much to show here, and what is not shown cannot be accepted here. Look at it, and accept it, by ", h("code", null, `haldir pins diff ${clip(p.upstream, 40)}`), "."),
+    lists.map((l, i) => change(p, p.changes[i], l)),
+    n > CHANGES ? h("p", { class: "faint" }, `and ${count(n - CHANGES)} more; see haldir pins diff ${clip(p.upstream, 40)}`) : null);
 }
 
 const what = (c) => h("span", null, kinds[c.kind] ?? clip(c.kind, 20), c.name ? [" ", h("span", { class: "mono" }, shown(c.name, 120))] : null);
 
-function change(p, c) {
+function change(p, c, all) {
   const blocked = c.blocks && p.mode === "hold" ? ["withheld: ", shown(c.blocks, 200)] : becomes[p.mode] ?? clip(p.mode, 30);
   return h("article", { class: "change" }, h("h3", null, what(c), h("span", { class: "badge" }, blocked)),
-    h("dl", { class: "diff" }, differences(c).slice(0, 200).map((d) => h("div", null,
+    h("dl", { class: "diff" }, all.slice(0, DIFFERENCES).map((d) => h("div", null,
       h("dt", null, d.path ? shown(d.path, 200) : c.kind === "tool" || c.kind === "prompt" ? "all of it" : "text"),
-      d.was ? h("dd", { class: "del" }, h("span", { class: "unseen" }, "before: "), h("del", null, shown(d.old, 8000))) : null,
-      d.is ? h("dd", { class: "ins" }, h("span", { class: "unseen" }, "now: "), h("ins", null, shown(d.new, 8000))) : null))),
+      d.was ? h("dd", { class: "del" }, h("span", { class: "unseen" }, "before: "), h("del", null, shown(d.old, TEXT))) : null,
+      d.is ? h("dd", { class: "ins" }, h("span", { class: "unseen" }, "now: "), h("ins", null, shown(d.new, TEXT))) : null))),
+    all.length > DIFFERENCES ? h("p", { class: "faint" }, `and ${count(all.length - DIFFERENCES)} more; see haldir pins diff ${clip(p.upstream, 40)}`) : null,
     (p.findings ?? []).filter((f) => f.kind === c.kind && (f.name ?? "") === (c.name ?? "")).slice(0, 20).map((f) => h("p", { class: "finding" }, h("strong", null, "Look at this: "), h("span", { class: "mono" }, shown(f.path, 80)), " ", shown(f.reason, 300))));
 }
 
+// What a model reads first comes first.
+const first = ["title", "description", "instructions"];
+const weight = (d) => (first.includes(d.path) ? first.indexOf(d.path) : first.length);
+
 // differences lists where a change lies, in the order of the paths, as haldir pins diff
-// does.
+// does, but for what a model reads first.
 export function differences(c) {
   const out = [];
   const nothing = (v) => v === null || v === undefined;
   diff("", c.old, c.new, !nothing(c.old), !nothing(c.new), out);
   if (out.length === 0) out.push({ path: "", old: text(c.old), new: text(c.new), was: !nothing(c.old), is: !nothing(c.new) });
-  return out;
+  return out.sort((a, b) => weight(a) - weight(b));
 }
 
 const isObject = (v) => v && typeof v === "object" && !Array.isArray(v) && !(v instanceof Exact);
