@@ -99,7 +99,11 @@ const (
 type grant struct {
 	ID         string    `json:"id"` // of the approval
 	ForSession bool      `json:"for_session,omitempty"`
+	Rules      []string  `json:"rules"` // that the person was asked by
 	Until      time.Time `json:"until"`
+	// Made is when, by the clock of the system: the ledger's own stands still while that is
+	// behind, and a grant must not last for so long.
+	Made time.Time `json:"made"`
 	// Process is the one whose call waits for the grant. Another such call must not take
 	// it, as long as that process lives.
 	Process string `json:"process,omitempty"`
@@ -133,8 +137,33 @@ func (a *Attempt) bound(session string) []byte {
 
 func (t *tx) approvals() *bolt.Bucket { return t.Bucket(bucketApprovals) }
 
-// granted returns the grant that lets an attempt through, nil if there is none.
-func (t *tx) granted(a *Attempt, session string) (key []byte, found *grant, err error) {
+// lasts is how long a grant holds.
+func (g *grant) lasts() time.Duration {
+	if g.ForSession {
+		return sessionGrant
+	}
+	return Listed
+}
+
+// clockStep is how far a clock may go back without a grant's ending.
+const clockStep = time.Minute
+
+// holds reports whether it is neither over nor from another time.
+func (g *grant) holds(t *tx) bool {
+	age := t.wall.Sub(g.Made)
+	return t.now.Before(g.Until) && age > -clockStep && age < g.lasts()
+}
+
+// answers reports whether a person was asked by all the rules that ask now, and whether
+// they let the answer hold.
+func (g *grant) answers(q *policy.Question) bool {
+	asked := func(rule string) bool { return slices.Contains(g.Rules, rule) }
+	return q != nil && !slices.ContainsFunc(q.Rules, func(r string) bool { return !asked(r) }) && (q.Session || !g.ForSession)
+}
+
+// granted returns the grant that lets an attempt through, which q asks about; nil if
+// there is none.
+func (t *tx) granted(a *Attempt, session string, q *policy.Question) (key []byte, found *grant, err error) {
 	prefix := grantKey(a.bound(session), "")
 	c := t.approvals().Cursor()
 	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
@@ -142,7 +171,7 @@ func (t *tx) granted(a *Attempt, session string) (key []byte, found *grant, err 
 		if err := decode(v, &g); err != nil {
 			return nil, nil, fmt.Errorf("%w: a grant: %w", ErrDamaged, err)
 		}
-		if !t.now.Before(g.Until) || g.Process != "" && g.ID != a.Grant {
+		if !g.holds(t) || !g.answers(q) || g.Process != "" && g.ID != a.Grant {
 			continue
 		}
 		if found == nil || g.ID == a.Grant {
@@ -358,10 +387,9 @@ func (t *tx) answer(p *Approval, a Answer) error {
 	}
 	if a.Allow {
 		rec.Status = audit.StatusApproved
-		g := grant{ID: p.ID, ForSession: a.ForSession, Until: t.now.Add(Listed)}
-		if a.ForSession {
-			g.Until = t.now.Add(sessionGrant)
-		} else if p.Waiting {
+		g := grant{ID: p.ID, ForSession: a.ForSession, Rules: p.Rules, Made: t.wall}
+		g.Until = t.now.Add(g.lasts())
+		if !a.ForSession && p.Waiting {
 			g.Process = p.Process
 		}
 		if err := t.putApproval(grantKey(p.Key, p.ID), &g); err != nil {
@@ -411,6 +439,9 @@ func (t *tx) list(id string) error {
 	p, err := t.pending(id)
 	if err != nil {
 		return err
+	}
+	if !p.Waiting {
+		return nil
 	}
 	for _, other := range t.allPending() {
 		if !other.Waiting && bytes.Equal(other.Key, p.Key) {
@@ -571,12 +602,12 @@ func (t *tx) turnBackApprovals() error {
 		if decode(v, &g) != nil {
 			continue // tidy removes it
 		}
-		latest := t.now.Add(Listed)
-		if g.ForSession {
-			latest = t.now.Add(sessionGrant)
-		}
-		if g.Until.After(latest) {
+		if latest := t.now.Add(g.lasts()); g.Until.After(latest) {
 			g.Until = latest
+			changed[string(k)] = &g
+		}
+		if g.Made.After(t.wall) {
+			g.Made = t.wall
 			changed[string(k)] = &g
 		}
 	}

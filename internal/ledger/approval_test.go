@@ -668,3 +668,94 @@ func TestARenewedSessionOfTheConfig(t *testing.T) {
 		t.Errorf("an hour later: %v", d.Verdict)
 	}
 }
+
+// TestAGrantAnswersTheRulesThatAsked: another rule may ask by the time of the call, or
+// one that lets no answer hold for a session.
+func TestAGrantAnswersTheRulesThatAsked(t *testing.T) {
+	for _, session := range []bool{true, false} {
+		clock := newClock() // 12:10
+		l := open(t, ledger.Options{Dir: stateDir(t), NoSync: true, Clock: clock.now})
+		e := engine(t, policy.Ruleset{Policies: []policy.Rule{
+			{Type: policy.TypeApproval, ID: "word", Tools: []string{"shop/drop"}, Timeout: time.Hour},
+			{Type: policy.TypeApproval, ID: "late", Tools: []string{"shop/drop"}, When: "now.getHours() >= 13", Timeout: time.Hour, Once: true},
+		}})
+		clock.add(45 * time.Minute)
+		a := drop("ses_a", `{}`)
+		a.Grant = asks(t, l, a, e).Approval
+		answerTo(t, l, a.Grant, ledger.Answer{Allow: true, ForSession: session})
+		if session {
+			if _, d := reserve(t, l, a, e); d.Verdict != policy.Allow {
+				t.Errorf("what was allowed: %s", d.Reason)
+			}
+		}
+		clock.add(8 * time.Minute)
+		if _, d := reserve(t, l, a, e); d.Verdict != policy.Ask || len(d.Question.Rules) != 2 {
+			t.Errorf("for the session %t: the call is not put to a person by the second rule: %v", session, d.Verdict)
+		}
+	}
+}
+
+// TestAGrantDoesNotLastWhileTheClockStandsStill: the ledger's clock does, after one of the
+// system's that was ahead was put right.
+func TestAGrantDoesNotLastWhileTheClockStandsStill(t *testing.T) {
+	for _, session := range []bool{true, false} {
+		clock := newClock()
+		l, e := open(t, ledger.Options{Dir: stateDir(t), NoSync: true, Clock: clock.now}), engine(t, needy())
+		clock.add(30 * day)
+		reserve(t, l, call("ses_x", "look", `{}`), e)
+		clock.add(-30 * day)
+		a := drop("ses_a", `{}`)
+		asked := asks(t, l, a, e)
+		if err := l.Refuse(context.Background(), asked.Approval); err != nil {
+			t.Fatal(err)
+		}
+		answerTo(t, l, asked.Approval, ledger.Answer{Allow: true, ForSession: session})
+		clock.add(2 * day)
+		if _, d := reserve(t, l, a, e); d.Verdict == policy.Allow {
+			t.Errorf("for the session %t: what was allowed holds after two days", session)
+		}
+	}
+}
+
+func TestARequestThatIsListedTwiceStaysOne(t *testing.T) {
+	l, e := quick(t, stateDir(t)), engine(t, needy())
+	a := drop("ses_a", `{"table":"a"}`)
+	asked := asks(t, l, a, e)
+	for range 2 {
+		if err := l.Refuse(context.Background(), asked.Approval); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list := approvals(t, l); len(list) != 1 || string(list[0].Arguments) != `{"table":"a"}` {
+		t.Errorf("%d are listed: %+v", len(list), list)
+	}
+	if s := entry(t, l, asked.Seq).Status; s != audit.StatusPending {
+		t.Errorf("on record it is %s", s)
+	}
+}
+
+func TestLoopCountersLiveThroughARecovery(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	clock.t = time.Now()
+	l, e := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now}), engine(t, loops(3, time.Hour))
+	for range 3 {
+		ticket, d := reserve(t, l, call("ses_a", "look", `{}`), e)
+		if d.Verdict != policy.Allow {
+			t.Fatal(d.Reason)
+		}
+		l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+	}
+	for i := range 900 { // so that the index has more than one page
+		reserve(t, l, call("ses_b", "look", fmt.Sprintf(`{"i":%d}`, i)), e)
+	}
+	flush(t, l)
+	closeLedger(t, l)
+	tearPage(t, dir, "index")
+	if _, err := ledger.Recover(context.Background(), ledger.Options{Dir: dir, NoSync: true, Clock: clock.now}); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	if _, d := reserve(t, l, call("ses_a", "look", `{}`), e); d.Verdict == policy.Allow {
+		t.Error("the fourth call in a row goes")
+	}
+}

@@ -554,7 +554,7 @@ func (s *salvage) begin(noSync bool) (Recovery, error) {
 }
 
 // living are the spaces that live on.
-var living = string([]byte{spaceSessions, spaceCounters, spaceKeys, spaceOnce, spaceRetain})
+var living = string([]byte{spaceSessions, spaceCounters, spaceKeys, spaceOnce, spaceRetain, spaceLoops})
 
 // fill puts what lives on into the new database, and the first record.
 func (s *salvage) fill(t *tx) error {

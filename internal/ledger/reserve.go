@@ -163,7 +163,7 @@ func (t *tx) judge(call policy.Call, s *Session, a *Attempt, d Decider) (decisio
 		return decision, nil, err
 	}
 	a.Call = call
-	key, g, err := t.granted(a, s.ID)
+	key, g, err := t.granted(a, s.ID, decision.Question)
 	if err != nil {
 		return decision, nil, err
 	}
