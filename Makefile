@@ -27,3 +27,4 @@ bench:
 soak:
 	HALDIR_KILLS=500 go test -tags soak -count=1 -timeout 60m ./...
 	$(MAKE) fuzz FUZZTIME=60s
+	packaging/build && packaging/reproduce
