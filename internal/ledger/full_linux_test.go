@@ -291,7 +291,10 @@ func (s *scenario) compact(root, dir string) {
 	}
 	sound := func(when string) (pruned uint64) {
 		v, err := l.Verify(ctx, nil)
-		if err != nil {
+		switch {
+		case errors.Is(err, syscall.ENOSPC): // what is owed comes first, and there is no room for it
+			fmt.Println("not verified", when)
+		case err != nil:
 			s.errorf("Verify %s: %v", when, err)
 			return 0
 		}
