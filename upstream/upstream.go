@@ -359,7 +359,7 @@ func (u *Upstream) lately() int {
 }
 
 func (u *Upstream) run(ctx context.Context) {
-	if err := u.restore(ctx); err != nil {
+	if err := u.restore(ctx); err != nil && ctx.Err() == nil {
 		u.o.Log.Warn().Err(err).Msg("the tools of the last run are not at hand")
 	}
 	if u.host.Answered != nil {

@@ -218,7 +218,7 @@ func TestInitAtATerminal(t *testing.T) {
 	if said := end(); !strings.Contains(said, "done; what was before is in") || strings.Contains(said, "exit status") {
 		t.Errorf("said: %s", said)
 	}
-	if raw, err := os.ReadFile(filepath.Join(h.Dir, ".claude", "settings.json")); err != nil || !strings.Contains(string(raw), `"Bash(haldir approvals approve:*)"`) {
+	if raw, err := os.ReadFile(filepath.Join(h.Dir, ".claude", "settings.json")); err != nil || !strings.Contains(string(raw), `"Bash(haldir approvals:*)"`) {
 		t.Errorf("%s, %v", raw, err)
 	}
 	tty, end = start("init", "--undo")

@@ -22,7 +22,7 @@ var guarded = []string{
 	"approvals", "resume", "reload", "pins accept", "init", "policy add", "policy remove",
 	"upstream add", "upstream remove", "upstream login", "upstream logout",
 	"secret", "session create", "session renew", "session revoke", "ledger recover", "ledger trust", "ledger reset-clock",
-	"ledger compact", "audit compact", "key", "console",
+	"ledger compact", "audit compact", "audit ship", "key", "console",
 }
 
 // Guarded lists the verbs of haldir that Rules keep from Claude Code's shell; one that has
