@@ -58,6 +58,7 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 				}), endKnown, false
 			case decision.Verdict == policy.Allow:
 				b.ticket, b.decision = ticket, decision
+				b.config, b.granted = attempt.Config, attempt.Grant != ""
 				return nil, endKnown, true
 			case decision.Verdict == policy.Deny:
 				r.refused = ErrRefused
