@@ -81,12 +81,14 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 	r.seen.sent()
 	m, wait, err := s.advance(r, up, before, c)
 	r.seen.returned(m, err)
-	done()
 	if wait != nil {
 		over = false
 		s.suspend(r, d, before, wait)
+		done() // now that its round is there to be found
+		s.revokedMeanwhile(r, before)
 		return wait.answer(r.msg.ID), endKnown
 	}
+	done()
 	if err != nil {
 		if before.sent {
 			err = sentBefore(err)

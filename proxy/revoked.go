@@ -39,7 +39,8 @@ func (s *Server) underway(r *request, session string, began time.Time) (over fun
 	}
 }
 
-// watchRevoked looks as long as calls are under way.
+// watchRevoked looks as long as calls are under way, also if they wait for the host to go
+// on with them.
 func (s *Server) watchRevoked() {
 	tick := time.NewTicker(revokedEach)
 	defer tick.Stop()
@@ -49,7 +50,7 @@ func (s *Server) watchRevoked() {
 		case <-s.work.Done():
 		}
 		s.mu.Lock()
-		s.watching = len(s.running) > 0 && s.work.Err() == nil
+		s.watching = len(s.running)+len(s.rounds) > 0 && s.work.Err() == nil
 		over := !s.watching
 		s.mu.Unlock()
 		if over {
@@ -58,17 +59,22 @@ func (s *Server) watchRevoked() {
 		bell, now := s.o.Ledger.Bell(), time.Now()
 		s.mu.Lock()
 		look := bell != heard || s.rang.IsZero() && bell != ""
-		calls := map[string][]*request{}
+		sessions := map[string]bool{}
 		if look {
 			s.rang = now
-			for r, session := range s.running {
-				calls[session] = append(calls[session], r)
+			for _, session := range s.running {
+				sessions[session] = true
+			}
+			for _, b := range s.rounds {
+				if b.question == nil { // else it is not under way yet, and what it waits for has been decided
+					sessions[b.ticket.Session] = true
+				}
 			}
 		}
 		s.mu.Unlock()
 		switch {
 		case !look:
-		case s.cancelRevoked(calls):
+		case s.cancelRevoked(sessions):
 			heard = bell
 		default: // again, at the next tick
 			s.mu.Lock()
@@ -78,21 +84,43 @@ func (s *Server) watchRevoked() {
 	}
 }
 
-// cancelRevoked ends the calls of sessions that were revoked with them, and reports
-// whether all sessions could be looked at.
-func (s *Server) cancelRevoked(calls map[string][]*request) (all bool) {
+// cancelRevoked ends the calls of those of the sessions that were revoked with them, and
+// reports whether all could be looked at.
+func (s *Server) cancelRevoked(sessions map[string]bool) (all bool) {
 	all = true
-	for id, rs := range calls {
+	for id := range sessions {
 		found, err := s.o.Ledger.Session(context.WithoutCancel(s.work), ledger.Use{ID: id})
-		if err != nil {
+		switch {
+		case err != nil:
 			all = false
-			continue
-		}
-		for _, r := range rs {
-			if found.Cancelled {
-				r.cancel(errRevoked)
-			}
+		case found.Cancelled:
+			s.cancelCalls(id)
 		}
 	}
 	return all
+}
+
+// cancelCalls ends the calls of a session. One that ends its request meanwhile, to wait for
+// the host, is found by its request before that and by its round after it: see [Server.revokedMeanwhile].
+func (s *Server) cancelCalls(session string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r, of := range s.running {
+		if of == session {
+			r.cancel(errRevoked)
+		}
+	}
+	for _, b := range s.rounds {
+		if b.question == nil && b.ticket.Session == session {
+			s.wg.Go(func() { s.expire(b, errRevoked.Error()) }) // an upstream may take its time to end it
+		}
+	}
+}
+
+// revokedMeanwhile ends a call that waits for the host since r has ended, if r was
+// cancelled with its session just before.
+func (s *Server) revokedMeanwhile(r *request, b *round) {
+	if errors.Is(context.Cause(r.ctx), errRevoked) {
+		s.expire(b, errRevoked.Error())
+	}
 }

@@ -175,6 +175,9 @@ func (s *Server) finishRound(b *round, why string) {
 		return
 	}
 	outcome := ledger.Outcome{Result: ledger.Unknown, Reason: why}
+	if why == errRevoked.Error() {
+		outcome.Result = ledger.Cancelled
+	}
 	if f := b.flight; f != nil {
 		f.cancel(errors.New(why))
 		<-f.done

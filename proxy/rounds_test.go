@@ -1753,6 +1753,51 @@ func TestARuleIsAddedBetweenTwoRounds(t *testing.T) {
 	}
 }
 
+// A revocation with the calls ends those, too, that wait for the host between two rounds: at
+// the upstream, where it has the call still, and on record in any case.
+func TestARevocationFindsACallBetweenTwoRounds(t *testing.T) {
+	for _, modern := range []bool{false, true} {
+		t.Run(fmt.Sprintf("modern upstream %v", modern), func(t *testing.T) {
+			var h *host
+			ended := make(chan struct{})
+			if modern {
+				close(ended) // the upstream keeps nothing of it
+				o := newOracle(t, "up", `{"resultType":"input_required","inputRequests":{"r":{"method":"roots/list"}},"requestState":"s"}`)
+				h = serve(t, rig{fakes: []proxy.Upstream{o}, raw: true})
+			} else {
+				q := newQuiz("up", "tool")
+				q.do = func(ctx context.Context, _ upstream.Call) (wire.Message, error) {
+					defer close(ended)
+					a, err := q.ask(ctx, "roots/list", "")
+					if err != nil {
+						return wire.Message{}, err
+					}
+					return reply(mcptest.Text(a))
+				}
+				h = quizzed(t, q, rig{})
+			}
+			n := needs(t, h.first("up__tool", `{}`))
+			if _, err := openLedger(t, h.dir).Revoke(t.Context(), session, true); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is settled", func() bool {
+				e := h.find(audit.Filter{Calls: true})[0]
+				return e.Status == audit.StatusCancelled && strings.Contains(e.FlagReason, "revoked")
+			})
+			<-ended
+			r := parseResponse(t, h.again("up__tool", `{}`, n.State, map[string]string{"r": `{"roots":[]}`}))
+			switch {
+			case modern: // to which it is a new one
+				if why := r.refusal(t); why.Rule != "revoked" {
+					t.Errorf("%+v", why)
+				}
+			case r.Error == nil || r.Error.Code != wire.CodeInvalidParams:
+				t.Errorf("it goes on: %s", r.line)
+			}
+		})
+	}
+}
+
 // A completion cannot ask for anything, whoever answers it.
 func TestACompletionAsksForNothing(t *testing.T) {
 	const asks = `"resultType":"input_required","inputRequests":{"a":{"method":"sampling/createMessage","params":{}}}`
