@@ -15,6 +15,10 @@ var errRevoked = errors.New("the session was revoked, and its running calls were
 // while there are any: no more than a small file is read.
 const revokedEach = 250 * time.Millisecond
 
+// revokedAnyway is how often the ledger is asked though no bell was rung: who revokes a
+// session may end between the record and the bell.
+const revokedAnyway = 30 * time.Second
+
 // underway notes that a call of a session is at its upstream, until over is called. began is
 // when it was not let through yet.
 func (s *Server) underway(r *request, session string, began time.Time) (over func()) {
@@ -44,7 +48,8 @@ func (s *Server) underway(r *request, session string, began time.Time) (over fun
 func (s *Server) watchRevoked() {
 	tick := time.NewTicker(revokedEach)
 	defer tick.Stop()
-	for heard := ""; ; {
+	heard, asked := "", time.Now()
+	for {
 		select {
 		case <-tick.C:
 		case <-s.work.Done():
@@ -58,10 +63,10 @@ func (s *Server) watchRevoked() {
 		}
 		bell, now := s.o.Ledger.Bell(), time.Now()
 		s.mu.Lock()
-		look := bell != heard || s.rang.IsZero() && bell != ""
+		look := bell != heard || s.rang.IsZero() && bell != "" || now.Sub(asked) >= revokedAnyway
 		sessions := map[string]bool{}
 		if look {
-			s.rang = now
+			s.rang, asked = now, now
 			for _, session := range s.running {
 				sessions[session] = true
 			}
@@ -91,6 +96,7 @@ func (s *Server) cancelRevoked(sessions map[string]bool) (all bool) {
 	for id := range sessions {
 		found, err := s.o.Ledger.Session(context.WithoutCancel(s.work), ledger.Use{ID: id})
 		switch {
+		case errors.Is(err, ledger.ErrNoSession): // a recovery has lost it; it does not come back
 		case err != nil:
 			all = false
 		case found.Cancelled:
