@@ -58,6 +58,7 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 				}), endKnown, false
 			case decision.Verdict == policy.Allow:
 				b.ticket, b.decision = ticket, decision
+				b.config, b.granted = attempt.Config, attempt.Grant != ""
 				return nil, endKnown, true
 			case decision.Verdict == policy.Deny:
 				r.refused = ErrRefused
@@ -95,13 +96,14 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 }
 
 // anew brings a call up to date that has waited for a person: it is judged by the rules that
-// hold now, and it is a call of the tool as it is now. If they are not those that the person
+// hold now, it is a call of the tool as it is now, and who makes it must still be let to. If they are not those that the person
 // was asked about, the grant is for another call, and the person is asked again.
 func (s *Server) anew(r *request, up *Upstream, attempt *ledger.Attempt) {
 	now := s.rules()
 	if before := r.rules; before.Client != "" { // it is made for another session than the host's
 		same := *now
 		same.Use, same.Session, same.Agent, same.Client = before.Use, before.Session, before.Agent, before.Client
+		same.holds = before.holds
 		now = &same
 	}
 	r.rules = now
@@ -122,6 +124,11 @@ func (s *Server) anew(r *request, up *Upstream, attempt *ledger.Attempt) {
 	if !known {
 		attempt.Refused = &policy.Finding{
 			Policy: policyUnknownTool, Rule: policyUnknownTool, Reason: call.Noun() + " is gone: it was there when a person was asked about it",
+		}
+	}
+	if now.holds != nil {
+		if err := now.holds(context.WithoutCancel(r.ctx)); err != nil {
+			attempt.Refused = &policy.Finding{Policy: policy.PolicySession, Rule: "caller", Reason: upperFirst(err.Error())}
 		}
 	}
 	now.Engine.Prepare(call)

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -522,6 +523,76 @@ func TestARevocationFindsACallThatIsAboutToBegin(t *testing.T) {
 	if r := h.end(call); r.Error == nil || !strings.Contains(r.Error.Message, "revoked") {
 		t.Errorf("the one that was about to begin: %s", r.line)
 	}
+}
+
+// mute is a ledger whose bell nobody rings, and which counts who asks for a session. lost
+// says that there is none, as after a recovery.
+type mute struct {
+	*ledger.Ledger
+	bell  string
+	lost  atomic.Bool
+	asked atomic.Int64
+}
+
+func (m *mute) Bell() string { return m.bell }
+
+func (m *mute) Session(ctx context.Context, u ledger.Use) (ledger.Session, error) {
+	m.asked.Add(1)
+	if m.lost.Load() {
+		return ledger.Session{}, ledger.ErrNoSession
+	}
+	return m.Ledger.Session(ctx, u)
+}
+
+// Who revokes a session may end before the bell is rung: its calls end all the same.
+func TestARevocationWithoutABell(t *testing.T) {
+	for _, bell := range []string{"", "rung before"} {
+		synctest.Test(t, func(t *testing.T) {
+			led := &mute{Ledger: openLedger(t, t.TempDir()+"/state"), bell: bell}
+			up := newFake("db", "long")
+			up.do = hang
+			h := serve(t, rig{fakes: []proxy.Upstream{up}, ledger: led})
+			h.led = led.Ledger
+			as := h.mint(ledger.Terms{Agent: "one", AllScopes: true})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			var r proxy.Reply
+			ended := make(chan struct{})
+			go func() { defer close(ended); r, _ = h.srv.CallAs(ctx, as, "long", nil) }()
+			time.Sleep(time.Second) // the watch has looked once
+			if _, err := h.led.Revoke(t.Context(), as.Session.ID, true); err != nil {
+				t.Fatal(err)
+			}
+			<-ended
+			if r.Error == nil || !strings.Contains(r.Error.Message, "revoked") {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
+// A session that is gone was looked at: the ledger is not asked for it at each tick.
+func TestASessionThatIsGoneIsLookedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		led := &mute{Ledger: openLedger(t, t.TempDir()+"/state"), bell: "rung"}
+		up := newFake("db", "long")
+		up.do = hang
+		h := serve(t, rig{fakes: []proxy.Upstream{up}, ledger: led})
+		h.led = led.Ledger
+		as := h.mint(ledger.Terms{Agent: "one", AllScopes: true})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); _, _ = h.srv.CallAs(ctx, as, "long", nil) }()
+		synctest.Wait()
+		led.lost.Store(true)
+		before := led.asked.Load()
+		time.Sleep(20 * time.Second)
+		if n := led.asked.Load() - before; n != 1 {
+			t.Errorf("it was asked for %d times", n)
+		}
+		cancel()
+		<-ended
+	})
 }
 
 // The same, while others keep the watch going.

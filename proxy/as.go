@@ -14,6 +14,9 @@ import (
 type As struct {
 	Session ledger.Session
 	Client  string // who calls, for the audit
+	// Holds, if not nil, says why who calls may not do so any more; nil if they may. It is
+	// asked when a call has waited for a person.
+	Holds func(ctx context.Context) error
 }
 
 // Reply is the answer to [Server.CallAs]. One of Refusal, Result and Error is set.
@@ -27,6 +30,7 @@ type Reply struct {
 func (s *Server) as(a As) *Rules {
 	now := *s.rules()
 	now.Use, now.Session, now.Agent, now.Client = ledger.Use{ID: a.Session.ID}, a.Session.State(), a.Session.Agent, a.Client
+	now.holds = a.Holds
 	return &now
 }
 

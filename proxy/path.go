@@ -81,12 +81,14 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 	r.seen.sent()
 	m, wait, err := s.advance(r, up, before, c)
 	r.seen.returned(m, err)
-	done()
 	if wait != nil {
 		over = false
 		s.suspend(r, d, before, wait)
+		done() // now that its round is there to be found
+		s.revokedMeanwhile(r, before)
 		return wait.answer(r.msg.ID), endKnown
 	}
+	done()
 	if err != nil {
 		if before.sent {
 			err = sentBefore(err)
@@ -129,7 +131,9 @@ const quickResult = 16 << 10
 const maxGathered = 1000
 
 // reconsider judges a call again before it goes on: what was let through when it
-// began may have been forbidden since. What it has used up itself does not count.
+// began may have been forbidden since. What it has used up itself does not count. Nor
+// does that a person has to be asked, if one was or if the rules are those by which the
+// call began; by other ones it has to begin anew.
 func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool) {
 	r.rules.Engine.Prepare(&c)
 	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), r.rules.Use, c, r.rules.Engine)
@@ -146,8 +150,18 @@ func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool)
 	against := append([]policy.Finding{{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason, RetryAt: d.RetryAt}}, d.Also...)
 	for _, f := range against {
 		switch {
-		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop), f.Policy == string(policy.TypeApproval):
+		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop):
 			continue
+		case f.Policy != string(policy.TypeApproval):
+		case b.granted || b.config == r.rules.Config:
+			continue
+		default: // nobody was asked, and there is no asking between two rounds
+			r.refused = ErrRefused
+			s.finishRound(b, f.Reason)
+			x := refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule}, b.ticket)
+			x.Retryable = true
+			x.Error = wire.Printable(f.Reason, 2000) + " since the config was changed, and this call began before that. Make the call again, from its beginning, and a person is asked"
+			return x, true
 		}
 		r.refused = ErrRefused
 		s.finishRound(b, f.Reason)

@@ -15,6 +15,10 @@ var errRevoked = errors.New("the session was revoked, and its running calls were
 // while there are any: no more than a small file is read.
 const revokedEach = 250 * time.Millisecond
 
+// revokedAnyway is how often the ledger is asked though no bell was rung: who revokes a
+// session may end between the record and the bell.
+const revokedAnyway = 30 * time.Second
+
 // underway notes that a call of a session is at its upstream, until over is called. began is
 // when it was not let through yet.
 func (s *Server) underway(r *request, session string, began time.Time) (over func()) {
@@ -39,17 +43,19 @@ func (s *Server) underway(r *request, session string, began time.Time) (over fun
 	}
 }
 
-// watchRevoked looks as long as calls are under way.
+// watchRevoked looks as long as calls are under way, also if they wait for the host to go
+// on with them.
 func (s *Server) watchRevoked() {
 	tick := time.NewTicker(revokedEach)
 	defer tick.Stop()
-	for heard := ""; ; {
+	heard, asked := "", time.Now()
+	for {
 		select {
 		case <-tick.C:
 		case <-s.work.Done():
 		}
 		s.mu.Lock()
-		s.watching = len(s.running) > 0 && s.work.Err() == nil
+		s.watching = len(s.running)+len(s.rounds) > 0 && s.work.Err() == nil
 		over := !s.watching
 		s.mu.Unlock()
 		if over {
@@ -57,18 +63,23 @@ func (s *Server) watchRevoked() {
 		}
 		bell, now := s.o.Ledger.Bell(), time.Now()
 		s.mu.Lock()
-		look := bell != heard || s.rang.IsZero() && bell != ""
-		calls := map[string][]*request{}
+		look := bell != heard || s.rang.IsZero() && bell != "" || now.Sub(asked) >= revokedAnyway
+		sessions := map[string]bool{}
 		if look {
-			s.rang = now
-			for r, session := range s.running {
-				calls[session] = append(calls[session], r)
+			s.rang, asked = now, now
+			for _, session := range s.running {
+				sessions[session] = true
+			}
+			for _, b := range s.rounds {
+				if b.question == nil { // else it is not under way yet, and what it waits for has been decided
+					sessions[b.ticket.Session] = true
+				}
 			}
 		}
 		s.mu.Unlock()
 		switch {
 		case !look:
-		case s.cancelRevoked(calls):
+		case s.cancelRevoked(sessions):
 			heard = bell
 		default: // again, at the next tick
 			s.mu.Lock()
@@ -78,21 +89,44 @@ func (s *Server) watchRevoked() {
 	}
 }
 
-// cancelRevoked ends the calls of sessions that were revoked with them, and reports
-// whether all sessions could be looked at.
-func (s *Server) cancelRevoked(calls map[string][]*request) (all bool) {
+// cancelRevoked ends the calls of those of the sessions that were revoked with them, and
+// reports whether all could be looked at.
+func (s *Server) cancelRevoked(sessions map[string]bool) (all bool) {
 	all = true
-	for id, rs := range calls {
+	for id := range sessions {
 		found, err := s.o.Ledger.Session(context.WithoutCancel(s.work), ledger.Use{ID: id})
-		if err != nil {
+		switch {
+		case errors.Is(err, ledger.ErrNoSession): // a recovery has lost it; it does not come back
+		case err != nil:
 			all = false
-			continue
-		}
-		for _, r := range rs {
-			if found.Cancelled {
-				r.cancel(errRevoked)
-			}
+		case found.Cancelled:
+			s.cancelCalls(id)
 		}
 	}
 	return all
+}
+
+// cancelCalls ends the calls of a session. One that ends its request meanwhile, to wait for
+// the host, is found by its request before that and by its round after it: see [Server.revokedMeanwhile].
+func (s *Server) cancelCalls(session string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r, of := range s.running {
+		if of == session {
+			r.cancel(errRevoked)
+		}
+	}
+	for _, b := range s.rounds {
+		if b.question == nil && b.ticket.Session == session {
+			s.wg.Go(func() { s.expire(b, errRevoked.Error()) }) // an upstream may take its time to end it
+		}
+	}
+}
+
+// revokedMeanwhile ends a call that waits for the host since r has ended, if r was
+// cancelled with its session just before.
+func (s *Server) revokedMeanwhile(r *request, b *round) {
+	if errors.Is(context.Cause(r.ctx), errRevoked) {
+		s.expire(b, errRevoked.Error())
+	}
 }

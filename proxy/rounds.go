@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
@@ -29,9 +30,11 @@ import (
 type round struct {
 	ticket   ledger.Ticket
 	decision policy.Decision
-	flight   *flight // the call that goes on at the upstream; nil at a modern one, which keeps nothing
-	sent     bool    // something of it has reached the upstream
-	key      string  // in the server's rounds
+	config   audit.Hash // by which it was let through
+	granted  bool       // a person has allowed this very call
+	flight   *flight    // the call that goes on at the upstream; nil at a modern one, which keeps nothing
+	sent     bool       // something of it has reached the upstream
+	key      string     // in the server's rounds
 	expiry   *time.Timer
 	question *question // what a person is asked before the call is made; nil if nothing is
 	asked    bool      // the host has the form
@@ -172,6 +175,9 @@ func (s *Server) finishRound(b *round, why string) {
 		return
 	}
 	outcome := ledger.Outcome{Result: ledger.Unknown, Reason: why}
+	if why == errRevoked.Error() {
+		outcome.Result = ledger.Cancelled
+	}
 	if f := b.flight; f != nil {
 		f.cancel(errors.New(why))
 		<-f.done

@@ -1697,6 +1697,107 @@ func TestARevokedSessionDoesNotGoOn(t *testing.T) {
 	eventually(t, "it is settled", func() bool { return h.find(audit.Filter{Calls: true})[0].Status == audit.StatusError })
 }
 
+// A rule that is added between two rounds holds for the second: what is forbidden now does
+// not go on, and where a person has to be asked now, who was not, it begins anew. A change
+// that is about something else ends nothing, nor does a new rule a call that a person has
+// allowed.
+func TestARuleIsAddedBetweenTwoRounds(t *testing.T) {
+	const asks = `{"resultType":"input_required","inputRequests":{"r":{"method":"roots/list"}},"requestState":"s"}`
+	const done = `{"content":[{"type":"text","text":"DONE"}],"resultType":"complete"}`
+	rule := func(kind policy.Type, id, tool string) policy.Ruleset {
+		return policy.Ruleset{Policies: []policy.Rule{{Type: kind, ID: id, Tools: []string{tool}}}}
+	}
+	for name, c := range map[string]struct {
+		before, after policy.Ruleset
+		says          string // in the refusal; it goes on if it is empty
+		retryable     bool
+	}{
+		"deny":               {after: rule(policy.TypeDeny, "new", "tool"), says: "deny list"},
+		"require_approval":   {after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
+		"of another tool":    {after: rule(policy.TypeApproval, "new", "other")},
+		"a person was asked": {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "new", "tool")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOracle(t, "up", asks, done)
+			h := serve(t, rig{fakes: []proxy.Upstream{o}, raw: true, rules: c.before})
+			n := needs(t, h.first("up__tool", `{}`))
+			if len(c.before.Policies) > 0 {
+				n = needs(t, h.again("up__tool", `{}`, n.State, map[string]string{"haldir_approval": `{"action":"accept","content":{"decision":"once"}}`}))
+			}
+			e, err := policy.Compile(c.after)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.srv.Adopt(proxy.Rules{
+				Engine: e, Use: ledger.Use{ID: session, Terms: &ledger.Terms{Agent: agent, AllScopes: true}}, Agent: agent, Config: audit.Hash{7},
+				Session: policy.SessionState{ID: session, AllScopes: true}, Detail: audit.DetailFull, NameLimit: 89, ListWait: time.Second, Upstreams: []proxy.Upstream{o},
+			})
+			r := parseResponse(t, h.again("up__tool", `{}`, n.State, map[string]string{"r": `{"roots":[]}`}))
+			if c.says == "" {
+				if r.Text != "DONE" || len(o.called()) != 2 {
+					t.Errorf("it does not go on: %s", r.line)
+				}
+				return
+			}
+			why := r.refusal(t)
+			if why.Rule != "new" || !strings.Contains(why.Error, c.says) || why.Retryable != c.retryable || strings.Contains(why.Error, "Do not retry") == c.retryable {
+				t.Errorf("%+v", why)
+			}
+			if got := len(o.called()); got != 1 {
+				t.Errorf("the upstream was called %d times", got)
+			}
+			if list := h.find(audit.Filter{Calls: true}); len(list) != 1 || list[0].Status != audit.StatusError {
+				t.Errorf("on record: %+v", list)
+			}
+		})
+	}
+}
+
+// A revocation with the calls ends those, too, that wait for the host between two rounds: at
+// the upstream, where it has the call still, and on record in any case.
+func TestARevocationFindsACallBetweenTwoRounds(t *testing.T) {
+	for _, modern := range []bool{false, true} {
+		t.Run(fmt.Sprintf("modern upstream %v", modern), func(t *testing.T) {
+			var h *host
+			ended := make(chan struct{})
+			if modern {
+				close(ended) // the upstream keeps nothing of it
+				o := newOracle(t, "up", `{"resultType":"input_required","inputRequests":{"r":{"method":"roots/list"}},"requestState":"s"}`)
+				h = serve(t, rig{fakes: []proxy.Upstream{o}, raw: true})
+			} else {
+				q := newQuiz("up", "tool")
+				q.do = func(ctx context.Context, _ upstream.Call) (wire.Message, error) {
+					defer close(ended)
+					a, err := q.ask(ctx, "roots/list", "")
+					if err != nil {
+						return wire.Message{}, err
+					}
+					return reply(mcptest.Text(a))
+				}
+				h = quizzed(t, q, rig{})
+			}
+			n := needs(t, h.first("up__tool", `{}`))
+			if _, err := openLedger(t, h.dir).Revoke(t.Context(), session, true); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is settled", func() bool {
+				e := h.find(audit.Filter{Calls: true})[0]
+				return e.Status == audit.StatusCancelled && strings.Contains(e.FlagReason, "revoked")
+			})
+			<-ended
+			r := parseResponse(t, h.again("up__tool", `{}`, n.State, map[string]string{"r": `{"roots":[]}`}))
+			switch {
+			case modern: // to which it is a new one
+				if why := r.refusal(t); why.Rule != "revoked" {
+					t.Errorf("%+v", why)
+				}
+			case r.Error == nil || r.Error.Code != wire.CodeInvalidParams:
+				t.Errorf("it goes on: %s", r.line)
+			}
+		})
+	}
+}
+
 // A completion cannot ask for anything, whoever answers it.
 func TestACompletionAsksForNothing(t *testing.T) {
 	const asks = `"resultType":"input_required","inputRequests":{"a":{"method":"sampling/createMessage","params":{}}}`

@@ -105,7 +105,8 @@ type Rules struct {
 	// is kept with those of before any more.
 	Inherit func()
 
-	all []Upstream // with haldir's own tools at the end
+	all   []Upstream                  // with haldir's own tools at the end
+	holds func(context.Context) error // of [As]
 }
 
 // rules returns those in force.

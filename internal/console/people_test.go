@@ -157,6 +157,42 @@ func TestAllIsStoppedAndResumed(t *testing.T) {
 	}
 }
 
+// A key that is revoked while its call waits for a person calls nothing, though the person
+// allows it.
+func TestACallWaitsAndItsKeyIsRevoked(t *testing.T) {
+	w := start(t, "  - {type: require_approval, tools: [buy_report], timeout: 24h}\n")
+	stop, err := w.led.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	key, weak := w.key("all"), w.keyOf(ledger.KeyTerms{Name: "weak", Scopes: []string{"proxy:call"}})
+	s := w.session(key, `{"agent_id":"bot","scopes":["execute","spend"],"ttl":0}`)
+	var got answer
+	var wg sync.WaitGroup
+	wg.Go(func() { got = w.call(weak, s, "buy_report", `{"domain":"a","amount":3}`) })
+	waits := w.waiting(key, 1)[0]
+	keys, err := w.led.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keys {
+		if k.Name == "weak" {
+			if _, err := w.led.RevokeKey(t.Context(), k.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.do(key, "POST", "/v1/approvals/"+waits.ID+"/approve", "{}").want(http.StatusOK)
+	wg.Wait()
+	if why := got.problem(http.StatusForbidden, "refused"); !strings.Contains(why, "revoked") {
+		t.Error(why)
+	}
+	if spent := w.audit(key, "status=allowed&tool=buy_report").Entries; len(spent) != 0 {
+		t.Errorf("it was called: %+v", spent)
+	}
+}
+
 func TestRevokeWithItsCalls(t *testing.T) {
 	w := start(t, "")
 	key := w.key("all")

@@ -1,8 +1,12 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/wire"
@@ -68,7 +72,25 @@ func (a *API) session(r *request, id string) (proxy.As, error) {
 	if why := r.caller.exceeds(s.AllScopes, s.Scopes, s.Limit); why != "" {
 		return proxy.As{}, NewProblem(http.StatusForbidden, "forbidden", "session %s grants %s", s.ID, why)
 	}
-	return proxy.As{Session: s, Client: r.caller.client()}, nil
+	return proxy.As{Session: s, Client: r.caller.client(), Holds: a.holds(r.caller)}, nil
+}
+
+// holds says whether the key of a caller still holds, for a call that has waited for a
+// person: that may take a day. Who cannot be looked up may not call. A person needs no key.
+func (a *API) holds(c *Caller) func(context.Context) error {
+	if c.Person {
+		return nil
+	}
+	return func(ctx context.Context) error {
+		keys, err := a.o.Ledger.Keys(ctx)
+		if err != nil {
+			return fmt.Errorf("the key of who calls could not be looked up: %w", err)
+		}
+		if !slices.ContainsFunc(keys, func(k ledger.Key) bool { return k.ID == c.Key.ID && k.Holds(a.o.Clock()) }) {
+			return errors.New("the key of who calls was revoked or has expired while the call waited for a person")
+		}
+		return nil
+	}
 }
 
 func (a *API) forward(r *request, as proxy.As, body callBody) (*reply, error) {
