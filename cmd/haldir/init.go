@@ -122,6 +122,9 @@ func (i *adoption) run(ctx context.Context) error {
 	}
 	done, err := p.Do(ctx)
 	if err != nil {
+		if errors.Is(err, adopt.ErrBegun) {
+			return fmt.Errorf("%w; what it did before that stands: see it by %s init --undo --dry-run", err, a.command())
+		}
 		return fmt.Errorf("%w; nothing else was changed", err)
 	}
 	if i.asJSON {
@@ -565,6 +568,9 @@ func (i *adoption) takeBack(path string) error {
 	if len(u.Secrets) > 0 && !i.asJSON {
 		a.say("secrets that go: %s", strings.Join(u.Secrets, ", "))
 	}
+	for _, name := range u.Kept {
+		a.say("haldir: the secret %s stays, as it is not what init stored any more; remove it by: %s secret remove %s", name, a.command(), name)
+	}
 	conflicts := u.Conflicts()
 	if len(conflicts) > 0 && !i.force {
 		for _, c := range conflicts {
@@ -580,6 +586,11 @@ func (i *adoption) takeBack(path string) error {
 	default:
 		if err := u.Do(i.force); err != nil {
 			return err
+		}
+		for _, f := range u.Files {
+			if kept := f.Undone(i.force); kept != "" {
+				a.say("haldir: %s, as it was until now, is kept in %s", home(f.Path), home(kept))
+			}
 		}
 	}
 	if i.asJSON {
