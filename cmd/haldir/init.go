@@ -28,6 +28,7 @@ type adoption struct {
 	yes, dryRun, asJSON        bool
 	undo, force                bool
 	permissions, trust, places bool
+	project                    bool
 	clients                    []string
 }
 
@@ -45,7 +46,8 @@ func initCommand(a *app) *cobra.Command {
 			"or adds to it, keeps secrets in haldir's store, and puts one entry for haldir in the\n" +
 			"place of the servers that have moved. The rest of each file stays as it is, byte for\n" +
 			"byte. Of every file a copy is kept; --undo puts all of them back.\n\n" +
-			"Servers of a project are those of the directory that it is run in.",
+			"Servers of a project are those of the directory that it is run in. Those that came\n" +
+			"with it (.mcp.json, .cursor/mcp.json, .vscode/mcp.json) stay, unless you say --project.",
 		Example: "  haldir init --dry-run\n  haldir init --client claude-code --client cursor\n  haldir init --undo",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return i.run(cmd.Context()) },
@@ -54,6 +56,7 @@ func initCommand(a *app) *cobra.Command {
 	f.BoolVarP(&i.yes, "yes", "y", false, "do not ask")
 	f.StringArrayVar(&i.clients, "client", nil, "only this client: "+strings.Join(names, ", ")+"; may be repeated")
 	f.BoolVar(&i.places, "all-projects", false, "with the servers of all projects of Claude Code, not of this one alone")
+	f.BoolVar(&i.project, "project", false, "with the servers that came with this project, which then run wherever haldir does")
 	f.BoolVar(&i.permissions, "permissions", false, "add rules to Claude Code's settings that keep its shell and editor away from haldir's files and approvals")
 	f.BoolVar(&i.trust, "trust-annotations", false, "believe the servers' word which of their tools only read")
 	f.BoolVar(&i.dryRun, "dry-run", false, "show what would change, as a diff, and write nothing")
@@ -119,6 +122,9 @@ func (i *adoption) run(ctx context.Context) error {
 	}
 	done, err := p.Do(ctx)
 	if err != nil {
+		if errors.Is(err, adopt.ErrBegun) {
+			return fmt.Errorf("%w; what it did before that stands: see it by %s init --undo --dry-run", err, a.command())
+		}
 		return fmt.Errorf("%w; nothing else was changed", err)
 	}
 	if i.asJSON {
@@ -156,7 +162,7 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 	}
 	o = adopt.Options{
 		Host:   clients.Host{OS: runtime.GOOS, Home: home, Dir: workingDir(), Env: os.Getenv},
-		Config: path, StateDir: state, Store: a.vault(), Projects: i.places, Trust: i.trust, Permissions: i.permissions, Now: time.Now(),
+		Config: path, StateDir: state, Store: a.vault(), Projects: i.places, Shared: i.project, Trust: i.trust, Permissions: i.permissions, Now: time.Now(),
 	}
 	for _, name := range i.clients {
 		if !slices.Contains(clients.All(), clients.Client(name)) {
@@ -502,7 +508,7 @@ func (i *adoption) printPlan(p *adopt.Plan, done *adopt.Done) error {
 // takeBack undoes the last init.
 func (i *adoption) takeBack(path string) error {
 	a := i.a
-	if len(i.clients) > 0 || i.permissions || i.trust || i.places {
+	if len(i.clients) > 0 || i.permissions || i.trust || i.places || i.project {
 		return usage("--undo takes all of the last init back; leave the other flags out")
 	}
 	if cfg, err := config.Load(path); err == nil { // it may say where the key of the secrets is
@@ -562,6 +568,9 @@ func (i *adoption) takeBack(path string) error {
 	if len(u.Secrets) > 0 && !i.asJSON {
 		a.say("secrets that go: %s", strings.Join(u.Secrets, ", "))
 	}
+	for _, name := range u.Kept {
+		a.say("haldir: the secret %s stays, as it is not what init stored any more; remove it by: %s secret remove %s", name, a.command(), name)
+	}
 	conflicts := u.Conflicts()
 	if len(conflicts) > 0 && !i.force {
 		for _, c := range conflicts {
@@ -577,6 +586,11 @@ func (i *adoption) takeBack(path string) error {
 	default:
 		if err := u.Do(i.force); err != nil {
 			return err
+		}
+		for _, f := range u.Files {
+			if kept := f.Undone(i.force); kept != "" {
+				a.say("haldir: %s, as it was until now, is kept in %s", home(f.Path), home(kept))
+			}
 		}
 	}
 	if i.asJSON {

@@ -31,6 +31,8 @@ type manifest struct {
 	Config  string    `json:"config"`
 	Files   []record  `json:"files"`
 	Secrets []string  `json:"secrets"` // that it has stored
+
+	Values map[string]string `json:"values,omitempty"` // SHA-256 of what was stored, by name
 }
 
 // record is what has become of one file.
@@ -64,15 +66,18 @@ type Done struct {
 	Notes  []string // what went another way
 }
 
-// Do carries the plan out. After an error everything is as it was, or the error says what
-// is not.
+// ErrBegun says that a plan has failed, and that what it had done by then stands.
+var ErrBegun = errors.New("what was begun could not be taken back")
+
+// Do carries the plan out. After an error everything is as it was, or the error is ErrBegun
+// as well and says what is not.
 func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 	for _, c := range p.Files {
 		if err := c.still(); err != nil {
 			return d, err
 		}
 	}
-	m := &manifest{Version: 1, Made: p.o.Now.UTC(), Config: p.Config}
+	m := &manifest{Version: 1, Made: p.o.Now.UTC(), Config: p.Config, Values: map[string]string{}}
 	for _, c := range p.Files {
 		r := record{Kind: c.Kind, Client: c.Client, Path: c.Path, Before: digest(c.Before), Swaps: c.Swaps, Rules: c.Rules}
 		if c.file != nil {
@@ -105,7 +110,9 @@ func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.takeBack(d.Backup))
+			if left := p.takeBack(d.Backup); left != nil {
+				err = errors.Join(err, fmt.Errorf("%w: %w", ErrBegun, left))
+			}
 		}
 	}()
 	for _, s := range p.secrets() {
@@ -113,6 +120,7 @@ func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 			continue
 		}
 		m.Secrets = append(m.Secrets, s.Name)
+		m.Values[s.Name] = digest([]byte(s.value))
 		if err := m.save(d.Backup); err != nil { // first: what is stored must be known
 			return d, err
 		}
@@ -243,7 +251,7 @@ func (p *Plan) takeBack(dir string) error {
 		return err
 	}
 	if conflicts := u.Conflicts(); len(conflicts) > 0 {
-		return fmt.Errorf("what was begun could not be taken back, as %s is not as haldir left it; its copy is in %s", conflicts[0].Path, dir)
+		return fmt.Errorf("%s is not as haldir left it; its copy is in %s", conflicts[0].Path, dir)
 	}
 	return u.Do(false)
 }

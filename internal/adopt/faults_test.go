@@ -213,7 +213,7 @@ func TestClaudeThatSpoilsItsFile(t *testing.T) {
 			p.write(".claude.json", three)
 			config := filepath.Join(p.home, ".claude.json")
 			p.claude("printf '%s' '" + left + "' >'" + config + "'\nexit 1\n")
-			if _, err := p.plan().Do(t.Context()); !errors.Is(err, replace.ErrChanged) {
+			if _, err := p.plan().Do(t.Context()); !errors.Is(err, replace.ErrChanged) || !errors.Is(err, adopt.ErrBegun) {
 				t.Errorf("%v", err)
 			}
 			if got := p.all()[".claude.json"]; got != "-rw------- "+left {
@@ -288,6 +288,59 @@ func TestUndoOfWhatIsGone(t *testing.T) {
 	}
 	p.undo(true)
 	p.same(before)
+}
+
+// What a person has done since init is not lost by undo: a secret that was set anew stays, and
+// an upstream that was worked on is kept as it was.
+func TestUndoKeepsWhatAPersonDidSince(t *testing.T) {
+	p := newPerson(t)
+	mine := "# mine\nversion: 1\nupstreams:\n  - {name: old, command: old}\n"
+	p.write(".config/haldir/haldir.yaml", mine)
+	p.write(".cursor/mcp.json", `{"mcpServers": {"a": {"command": "a", "env": {"A_TOKEN": "ghp_0123456789abcdefghij", "B_TOKEN": "ghp_9876543210abcdefghij"}}}}`)
+	before := p.all()
+	if _, err := p.plan().Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.store.Set("a.A_TOKEN", "rotated"); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(p.o.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := strings.Replace(string(raw), "command: a\n", "command: a\n    args: [worked-on]\n", 1)
+	if edited == string(raw) {
+		t.Fatalf("nothing to edit in %s", raw)
+	}
+	p.write(".config/haldir/haldir.yaml", edited)
+	u, err := adopt.Last(p.o.StateDir, p.o.Host, p.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(u.Kept, []string{"a.A_TOKEN"}) || !slices.Equal(u.Secrets, []string{"a.B_TOKEN"}) {
+		t.Errorf("kept %v, gone %v", u.Kept, u.Secrets)
+	}
+	if err := u.Do(false); err != nil {
+		t.Fatal(err)
+	}
+	after := p.all()
+	if after[".cursor/mcp.json"] != before[".cursor/mcp.json"] || strings.Contains(after[".config/haldir/haldir.yaml"], "worked-on") {
+		t.Errorf("after undo: %v", after)
+	}
+	if v, err := p.store.Get("a.A_TOKEN"); err != nil || v != "rotated" {
+		t.Errorf("the new secret: %q, %v", v, err)
+	}
+	if names, err := p.store.Names(); err != nil || len(names) != 1 {
+		t.Errorf("secrets: %v, %v", names, err)
+	}
+	for _, f := range u.Files {
+		if f.Kind != adopt.KindConfig {
+			continue
+		}
+		if kept, err := os.ReadFile(f.Undone(false)); err != nil || string(kept) != edited {
+			t.Errorf("what was worked on: %s, %v", kept, err)
+		}
+	}
 }
 
 // A server that a person has put where one was that moved is not written over.

@@ -115,7 +115,7 @@ func (p *person) undo(force bool) {
 // Each archive is a home directory, what is wanted of init, and what has come of it. The
 // lines of the file named do are
 //
-//	os NAME, client NAME, projects, trust, permissions, config PATH, env NAME=VALUE, in DIR
+//	os NAME, client NAME, projects, project, trust, permissions, config PATH, env NAME=VALUE, in DIR
 //	crlf FILE, bom FILE, unterminated FILE     what an archive cannot hold of a file
 //	mode FILE OCTAL, link FILE TARGET          the same
 //	secret NAME VALUE                          is stored already
@@ -227,6 +227,8 @@ func perform(t *testing.T, given []txtar.File) map[string]string {
 			p.o.Clients = append(p.o.Clients, clients.Client(arg(1)))
 		case "projects":
 			p.o.Projects = true
+		case "project":
+			p.o.Shared = true
 		case "trust":
 			p.o.Trust = true
 		case "permissions":

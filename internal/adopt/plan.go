@@ -30,6 +30,7 @@ type Options struct {
 	Host     clients.Host
 	Clients  []clients.Client // nil for all
 	Projects bool             // the servers of all projects of Claude Code, not of this one alone
+	Shared   bool             // the servers that a project brings, which nobody here may have looked at
 	Config   string           // the path of haldir.yaml
 	StateDir string
 	Store    Store
@@ -215,7 +216,7 @@ func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
 				if s.Guard != nil {
 					continue
 				}
-				if why := cmp.Or(s.Why, p.stays(l)); why != "" {
+				if why := cmp.Or(s.Why, p.stays(l), p.brought(s)); why != "" {
 					p.Left = append(p.Left, Left{s, why})
 					continue
 				}
@@ -247,6 +248,15 @@ func (p *Plan) stays(l *clients.List) string {
 		}
 	}
 	return ""
+}
+
+// brought says why a server that came with a project stays. Whoever wrote the project wrote
+// its command too, and in haldir.yaml that would run wherever haldir does.
+func (p *Plan) brought(s *clients.Server) string {
+	if s.List.Scope != clients.Project || s.Approved || p.o.Shared {
+		return ""
+	}
+	return "it came with the project, and nobody has approved it for everywhere: look at what it starts, then run haldir init --project"
 }
 
 // same reports whether an entry of haldir serves this config.

@@ -150,6 +150,7 @@ func fill(t *rapid.T, p *person) {
 		p.write(".claude/settings.json", "{ // mine\n}")
 	}
 	p.o.Permissions = rapid.Bool().Draw(t, "permissions")
+	p.o.Shared = rapid.Bool().Draw(t, "project")
 }
 
 // parsed is a file as a client reads it.

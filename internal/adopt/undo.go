@@ -1,6 +1,7 @@
 package adopt
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,9 +27,11 @@ type Undo struct {
 	Made    time.Time
 	Files   []Reversal
 	Secrets []string // that go
+	Kept    []string // secrets that stay, since they are not what init stored any more
 	Masks   []string // texts that must not be shown
 
-	store Store
+	store  Store
+	values map[string]string // digests of what init stored
 }
 
 // Way is how a file gets back.
@@ -52,6 +55,7 @@ type Reversal struct {
 	Left, Now, After []byte // as init left it, as it is, as it will be; nil for no file
 
 	before []byte
+	copies string // where its copies are, without their ends
 	mode   fs.FileMode
 }
 
@@ -84,7 +88,14 @@ func open(dir string, h clients.Host, store Store) (*Undo, error) {
 	if m.Version != 1 {
 		return nil, fmt.Errorf("%s is of another haldir (version %d)", path, m.Version)
 	}
-	u := &Undo{Dir: dir, Made: m.Made, Secrets: m.Secrets, store: store}
+	u := &Undo{Dir: dir, Made: m.Made, store: store, values: m.Values}
+	for _, name := range m.Secrets {
+		if u.ours(name) {
+			u.Secrets = append(u.Secrets, name)
+		} else {
+			u.Kept = append(u.Kept, name)
+		}
+	}
 	for i, r := range m.Files {
 		v, err := u.reverse(h, r, filepath.Join(dir, strconv.Itoa(i)))
 		if err != nil {
@@ -95,9 +106,34 @@ func open(dir string, h clients.Host, store Store) (*Undo, error) {
 	return u, nil
 }
 
+// ours reports whether a secret is what init stored, or is not there. One that cannot be read
+// is taken for it: to remove it will fail as well, and says why. An init of before values
+// were noted has stored whatever it names.
+func (u *Undo) ours(name string) bool {
+	was, noted := u.values[name]
+	if !noted {
+		return true
+	}
+	v, err := u.store.Get(name)
+	return err != nil || digest([]byte(v)) == was
+}
+
+// Undone is where Do keeps what a file was until then: all that was changed since init and is
+// put back by force, and a haldir.yaml that upstreams are taken out of, as a person may have
+// worked on them; "" if it keeps nothing.
+func (v Reversal) Undone(force bool) string {
+	if v.Now == nil || v.Way == WayNone || v.Way == WayRestore {
+		return ""
+	}
+	if force || v.Kind == KindConfig && v.Way == WayMerge && !bytes.Equal(v.Now, v.After) {
+		return v.copies + ".undone"
+	}
+	return ""
+}
+
 // reverse finds the way back of one file.
 func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err error) {
-	v = Reversal{Kind: r.Kind, Path: r.Path, mode: r.Mode}
+	v = Reversal{Kind: r.Kind, Path: r.Path, copies: copies, mode: r.Mode}
 	if r.Before != "" {
 		if v.before, err = os.ReadFile(copies + ".before"); err != nil {
 			return v, err
@@ -204,14 +240,14 @@ func (u *Undo) Conflicts() (out []Reversal) {
 	return out
 }
 
-// Do takes the init back. force puts files with conflicts back as they were before it; what
-// they were until now is kept in the directory of the copies, which else goes.
+// Do takes the init back. force puts files with conflicts back as they were before it. The
+// directory of the copies goes, unless what a file was until now is kept there: see Undone.
 func (u *Undo) Do(force bool) error {
 	if len(u.Conflicts()) > 0 && !force {
 		return errors.New("files were changed since")
 	}
 	kept := false
-	for i, v := range slices.Backward(u.Files) { // clients first: haldir serves as long as they ask it
+	for _, v := range slices.Backward(u.Files) { // clients first: haldir serves as long as they ask it
 		if v.Way == WayNone {
 			continue
 		}
@@ -219,9 +255,9 @@ func (u *Undo) Do(force bool) error {
 		if force {
 			after = v.before
 		}
-		if force && v.Way != WayRestore && v.Now != nil {
+		if path := v.Undone(force); path != "" {
 			kept = true
-			if err := writeNew(filepath.Join(u.Dir, strconv.Itoa(i)+".undone"), v.Now); err != nil {
+			if err := writeNew(path, v.Now); err != nil {
 				return err
 			}
 		}
@@ -230,6 +266,9 @@ func (u *Undo) Do(force bool) error {
 		}
 	}
 	for _, name := range u.Secrets {
+		if !u.ours(name) {
+			continue // it was changed since Last
+		}
 		if err := u.store.Remove(name); err != nil && !errors.Is(err, secret.ErrNotFound) {
 			return fmt.Errorf("remove the secret %s: %w", name, err)
 		}

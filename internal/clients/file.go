@@ -149,11 +149,12 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 		}
 	}
 	if f.Client == ClaudeCode && f.Scope == Project {
-		off := h.rejected(filepath.Dir(f.Path))
+		off, on := h.rejected(filepath.Dir(f.Path)), h.chosen("enabledMcpjsonServers")
 		for _, s := range l.Servers {
 			if s.Why == "" && slices.Contains(off, s.Name) {
 				s.Why = "it was rejected in Claude Code"
 			}
+			s.Approved = slices.Contains(on, s.Name)
 		}
 	}
 	f.Lists = append(f.Lists, l)
@@ -163,25 +164,33 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 // rejected lists the servers of a project's .mcp.json that the person does not want.
 func (h Host) rejected(dir string) (out []string) {
 	const key = "disabledMcpjsonServers"
-	root := func(path string) *hujson.Object {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil
-		}
-		t, err := parse(path, data)
-		if err != nil || t.root == nil {
-			return nil // Claude Code cannot read it either
-		}
-		return object(t.root)
-	}
 	for _, path := range []string{h.ClaudeSettings(), filepath.Join(dir, ".claude", "settings.json"), filepath.Join(dir, ".claude", "settings.local.json")} {
-		if o := root(path); o != nil {
+		if o := readRoot(path); o != nil {
 			out = append(out, texts(o, key)...)
 		}
 	}
-	o := root(h.ClaudeConfig())
+	return append(out, h.chosen(key)...)
+}
+
+// readRoot is the object in a file of Claude Code; nil if Claude Code cannot read it either.
+func readRoot(path string) *hujson.Object {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	t, err := parse(path, data)
+	if err != nil || t.root == nil {
+		return nil
+	}
+	return object(t.root)
+}
+
+// chosen lists the servers that Claude Code has noted for this project under a key of the
+// person's own state, which no project can bring along.
+func (h Host) chosen(key string) (out []string) {
+	o := readRoot(h.ClaudeConfig())
 	if o == nil {
-		return out
+		return nil
 	}
 	for i := range o.Members {
 		if p := object(&o.Members[i].Value); p != nil && nameOf(&o.Members[i]) == "projects" {

@@ -19,8 +19,10 @@ type Server struct {
 	Name         string
 	Line, Column int
 
-	Why   string // why it cannot move; "" if it can
-	Guard *Guard // it is haldir itself
+	Why string // why it cannot move; "" if it can
+	// Approved: the person has said yes to it in Claude Code, if it came with a project.
+	Approved bool
+	Guard    *Guard // it is haldir itself
 
 	Command, Cwd string
 	Args         []string
