@@ -92,7 +92,9 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 		}
 	}
 	if err != nil { // what was looked at before cannot be told from what is new
-		u.o.Log.Error().Err(err).Msg("what is pinned of the upstream cannot be read; its tools are withheld until it can")
+		if ctx.Err() == nil {
+			u.o.Log.Error().Err(err).Msg("what is pinned of the upstream cannot be read; its tools are withheld until it can")
+		}
 		u.set(func() { u.unpinned = true })
 		return withholdAll(c, nil, fmt.Sprintf("what is pinned of this upstream cannot be read: %v", err))
 	}
@@ -206,7 +208,10 @@ func (u *Upstream) pin(ctx context.Context, known []byte, o pins.Offer, program 
 			added = r.Learn(o, time.Now().UTC().Truncate(time.Second))
 		}
 		if first {
-			whole, _ := json.Marshal([]any{o.Server, o.Instructions, r.Tools, r.Prompts})
+			whole, err := json.Marshal([]any{o.Server, o.Instructions, r.Tools, r.Prompts})
+			if err != nil {
+				return nil, nil, err
+			}
 			note(pins.Pinned, "", fmt.Sprintf("%d tools and %d prompts were seen first", len(r.Tools), len(r.Prompts)), whole)
 		} else {
 			for i, c := range added {

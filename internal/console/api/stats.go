@@ -99,11 +99,10 @@ func (t *tally) add(r *audit.Record) {
 			delete(t.asked, r.Ref)
 			t.statuses[audit.StatusPending]--
 			t.statuses[r.Status]++
-			switch r.Status {
-			case audit.StatusDenied:
+			if r.Status == audit.StatusDenied {
 				tool.denied++
 				t.against(r.Policy, r.Rule)
-			case audit.StatusApproved:
+			} else {
 				t.approved[r.Approval] = true
 			}
 		}
