@@ -87,7 +87,11 @@ func direct(c clients.Client, plan *adopt.Plan, cfg *config.Config, init string)
 	for _, l := range plan.Left {
 		if l.Server.List.Here {
 			if name := also(l.Server); name != "" {
-				found = append(found, New(ClientBypass, Warning, "clients", Fix{Text: "take the entry out there"}, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s",
+				fix := Fix{Text: "take the entry out there"}
+				if l.Server.List.Scope == clients.Project {
+					fix = Do("take the entry out there: %s", init+" --project")
+				}
+				found = append(found, New(ClientBypass, Warning, "clients", fix, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s",
 					l.Server.Place(), c, l.Server.Name, name, l.Why))
 			}
 		}
