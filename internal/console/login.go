@@ -130,7 +130,9 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]string{"page": page}) // nobody is left to tell
+	if err := json.NewEncoder(w).Encode(map[string]string{"page": page}); err != nil {
+		s.o.Log.Debug().Err(err).Msg("the answer to a sign-in did not reach the page")
+	}
 }
 
 // signIn sets the cookie and returns what the page keeps besides it.
