@@ -403,12 +403,8 @@ func (l *Ledger) opened(err error) error {
 	case l.since.IsZero(): // who has closed it has left it as it should be
 		deep = edges
 	}
-	switch {
-	case err != nil:
-	case l.o.ReadOnly:
-		l.db, l.file, err = openToLook(l.o.Dir, deep)
-	default:
-		l.db, l.file, err = openDB(l.o.Dir, deep, l.o.NoSync)
+	if err == nil {
+		l.db, l.file, err = openDB(l.o.Dir, deep, bolt.Options{NoSync: l.o.NoSync, ReadOnly: l.o.ReadOnly})
 	}
 	if err == nil {
 		l.damaged, l.since, l.used = nil, time.Now(), time.Now()
@@ -526,14 +522,20 @@ func (l *Ledger) run(ops, debts []*op) {
 			continue
 		}
 		if err != nil {
+			var reads []*op
 			for _, o := range ops {
-				if slices.Contains(all, o) {
+				switch {
+				case !slices.Contains(all, o):
+				case write && !o.write && !errors.Is(err, ErrDamaged):
+					reads = append(reads, o)
+				default:
 					if o.unsure != nil && write {
 						o.unsure()
 					}
 					o.done <- err
 				}
 			}
+			l.read(reads)
 			l.fail(nil, err)
 			return
 		}
@@ -561,6 +563,21 @@ func (l *Ledger) run(ops, debts []*op) {
 			l.o.Logger.Warn().Err(err).Msg("others do not know for how long records are to be kept")
 		}
 	}
+}
+
+// read runs operations that only read by themselves: a full disk, which refused what was to
+// be committed with them, has no bearing on them.
+func (l *Ledger) read(ops []*op) {
+	if len(ops) == 0 {
+		return
+	}
+	if err := l.ensure(time.Now()); err != nil {
+		for _, o := range ops {
+			o.done <- err
+		}
+		return
+	}
+	l.run(ops, nil)
 }
 
 // sign makes a checkpoint, if that is due, or sees to it that one will be made.

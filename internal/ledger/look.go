@@ -3,7 +3,6 @@ package ledger
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	bolt "go.etcd.io/bbolt"
 )
 
 // Process is what a process that uses a ledger says of itself to the others.
@@ -127,38 +125,4 @@ func (l *Ledger) DeadWatchers() (n int) {
 		}
 	}
 	return n
-}
-
-// openToLook opens the database of a directory to read it.
-func openToLook(dir string, deep depth) (db *bolt.DB, file *os.File, err error) {
-	anchor, err := readHead(dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	signed, err := fileSize(logPath(dir))
-	if err != nil {
-		return nil, nil, err
-	}
-	path := dbPath(dir)
-	size, err := fileSize(path)
-	switch {
-	case err != nil:
-		return nil, nil, fmt.Errorf("open the ledger: %w", err)
-	case size > 0:
-		err = preflight(path, deep)
-	case anchor.seq > 0 || signed > 0:
-		err = missing(dir, anchor, signed)
-	default:
-		err = ErrNone
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	if db, file, err = openBolt(path, bolt.Options{ReadOnly: true}); err != nil {
-		return nil, nil, err
-	}
-	return checked(db, file, dir, anchor, func(db *bolt.DB) error {
-		_, err := format(db)
-		return err
-	})
 }

@@ -89,7 +89,9 @@ func Retryable(err error) bool {
 
 func dbPath(dir string) string { return filepath.Join(dir, "haldir.db") }
 
-func openDB(dir string, deep depth, noSync bool) (db *bolt.DB, file *os.File, err error) {
+// openDB opens the database of a directory. One that is written to is made where there is none, and
+// brought to the present format.
+func openDB(dir string, deep depth, o bolt.Options) (db *bolt.DB, file *os.File, err error) {
 	path := dbPath(dir)
 	anchor, err := readHead(dir)
 	if err != nil {
@@ -107,16 +109,22 @@ func openDB(dir string, deep depth, noSync bool) (db *bolt.DB, file *os.File, er
 		err = preflight(path, deep)
 	case anchor.seq > 0 || signed > 0:
 		err = missing(dir, anchor, signed)
+	case o.ReadOnly:
+		err = ErrNone
 	default:
-		err = create(dir, noSync, nil)
+		err = create(dir, o.NoSync, nil)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	if db, file, err = openBolt(path, bolt.Options{NoSync: noSync}); err != nil {
+	if db, file, err = openBolt(path, o); err != nil {
 		return nil, nil, err
 	}
-	return checked(db, file, dir, anchor, migrate)
+	usable := migrate
+	if o.ReadOnly {
+		usable = func(db *bolt.DB) error { _, err := format(db); return err }
+	}
+	return checked(db, file, dir, anchor, usable)
 }
 
 // missing says what there is without the database.
