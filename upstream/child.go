@@ -28,6 +28,9 @@ const (
 	killAfter = 300 * time.Millisecond
 	// lastWords is how long output is read after the process is gone.
 	lastWords = 50 * time.Millisecond
+	// exitAfter is how long a process is waited for that has closed its output, to be able to
+	// say what it died of: on a busy machine its exit is seen a while later.
+	exitAfter = 250 * time.Millisecond
 )
 
 // child is a stdio server and its family, which ends with it, and with haldir.
@@ -153,7 +156,7 @@ func (c *child) logStderr(log zerolog.Logger) {
 func (c *child) explain(err error) error {
 	select {
 	case <-c.exited:
-	case <-time.After(lastWords): // the pipe may break just before the exit
+	case <-time.After(exitAfter):
 		return err
 	}
 	select {
