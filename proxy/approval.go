@@ -58,7 +58,7 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 				}), endKnown, false
 			case decision.Verdict == policy.Allow:
 				b.ticket, b.decision = ticket, decision
-				b.config, b.granted = attempt.Config, attempt.Grant != ""
+				b.config = attempt.Config
 				return nil, endKnown, true
 			case decision.Verdict == policy.Deny:
 				r.refused = ErrRefused
@@ -89,7 +89,7 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 			r.refused = ErrRefused
 			return refuse(*refused), endRefused, false
 		}
-		attempt.Grant = b.question.ticket.Approval
+		attempt.Grant, b.answered = b.question.ticket.Approval, b.question.decision.Question.Rules
 		b.question, b.asked = nil, false
 		s.anew(r, up, attempt)
 	}

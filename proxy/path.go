@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/haldir-mcp/haldir/audit"
@@ -132,13 +133,13 @@ const maxGathered = 1000
 
 // reconsider judges a call again before it goes on: what was let through when it
 // began may have been forbidden since. What it has used up itself does not count. Nor
-// does that a person has to be asked, if one was or if the rules are those by which the
-// call began; by other ones it has to begin anew.
+// does that a person has to be asked, if one was by that rule or if the rules are those by
+// which the call began; by other ones it has to begin anew.
 func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool) {
 	r.rules.Engine.Prepare(&c)
 	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), r.rules.Use, c, r.rules.Engine)
 	if err != nil {
-		s.finishRound(b, err.Error())
+		s.finishRound(b, err)
 		return Refusal{
 			Error: fmt.Sprintf("%s was not gone on with, since the ledger cannot be read: %v", c.Noun(), err), BlockedBy: "haldir",
 			Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
@@ -153,18 +154,18 @@ func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool)
 		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop):
 			continue
 		case f.Policy != string(policy.TypeApproval):
-		case b.granted || b.config == r.rules.Config:
+		case b.config == r.rules.Config, slices.Contains(b.answered, f.Rule):
 			continue
 		default: // nobody was asked, and there is no asking between two rounds
 			r.refused = ErrRefused
-			s.finishRound(b, f.Reason)
+			s.finishRound(b, errors.New(f.Reason))
 			x := refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule}, b.ticket)
 			x.Retryable = true
 			x.Error = wire.Printable(f.Reason, 2000) + " since the config was changed, and this call began before that. Make the call again, from its beginning, and a person is asked"
 			return x, true
 		}
 		r.refused = ErrRefused
-		s.finishRound(b, f.Reason)
+		s.finishRound(b, errors.New(f.Reason))
 		return refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, b.ticket), true
 	}
 	return Refusal{}, false

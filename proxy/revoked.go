@@ -118,7 +118,7 @@ func (s *Server) cancelCalls(session string) {
 	}
 	for _, b := range s.rounds {
 		if b.question == nil && b.ticket.Session == session {
-			s.wg.Go(func() { s.expire(b, errRevoked.Error()) }) // an upstream may take its time to end it
+			s.wg.Go(func() { s.expire(b, errRevoked) }) // an upstream may take its time to end it
 		}
 	}
 }
@@ -127,6 +127,6 @@ func (s *Server) cancelCalls(session string) {
 // cancelled with its session just before.
 func (s *Server) revokedMeanwhile(r *request, b *round) {
 	if errors.Is(context.Cause(r.ctx), errRevoked) {
-		s.expire(b, errRevoked.Error())
+		s.expire(b, errRevoked)
 	}
 }

@@ -31,7 +31,7 @@ type round struct {
 	ticket   ledger.Ticket
 	decision policy.Decision
 	config   audit.Hash // by which it was let through
-	granted  bool       // a person has allowed this very call
+	answered []string   // the rules by which a person was asked, who has allowed the call
 	flight   *flight    // the call that goes on at the upstream; nil at a modern one, which keeps nothing
 	sent     bool       // something of it has reached the upstream
 	key      string     // in the server's rounds
@@ -117,15 +117,15 @@ func (s *Server) suspend(r *request, digest []byte, b *round, w *wait) {
 	if b.question != nil {
 		life = b.question.left()
 	}
-	b.expiry = time.AfterFunc(life, func() { s.expire(b, "the client did not go on with the call") })
+	b.expiry = time.AfterFunc(life, func() { s.expire(b, errNoRound) })
 	s.mu.Lock()
 	other := s.rounds[b.key] // an upstream that gives the same state twice
-	why := ""
+	var why error
 	switch {
 	case s.ended:
-		why = roundsOver
+		why = errRoundsOver
 	case other == nil && len(s.rounds) >= maxRounds:
-		why = "too many calls wait for the client"
+		why = errors.New("too many calls wait for the client")
 	default:
 		s.rounds[b.key] = b
 		r.round = b
@@ -133,18 +133,22 @@ func (s *Server) suspend(r *request, digest []byte, b *round, w *wait) {
 	s.mu.Unlock()
 	if other != nil {
 		other.expiry.Stop()
-		s.finishRound(other, "the client made the same call again")
+		s.finishRound(other, errors.New("the client made the same call again"))
 	}
-	if why != "" {
+	if why != nil {
 		b.expiry.Stop()
 		s.finishRound(b, why)
 	}
 }
 
-const roundsOver = "haldir ended before the client went on"
+// Why a call ends between two rounds.
+var (
+	errNoRound    = errors.New("the client did not go on with the call")
+	errRoundsOver = errors.New("haldir ended before the client went on")
+)
 
 // expire gives up a call that waits, if it still does.
-func (s *Server) expire(b *round, why string) {
+func (s *Server) expire(b *round, why error) {
 	s.mu.Lock()
 	waits := s.rounds[b.key] == b
 	if waits {
@@ -160,11 +164,11 @@ func (s *Server) expire(b *round, why string) {
 }
 
 // finishRound settles a call that nobody goes on with.
-func (s *Server) finishRound(b *round, why string) {
+func (s *Server) finishRound(b *round, why error) {
 	if q := b.question; q != nil {
 		a := ledger.Answer{Channel: ledger.ChannelGone}
 		switch {
-		case why == roundsOver:
+		case errors.Is(why, errRoundsOver):
 			a.Channel = ledger.ChannelShutdown
 		case q.left() <= 0:
 			a.Channel = ledger.ChannelTimeout
@@ -174,12 +178,12 @@ func (s *Server) finishRound(b *round, why string) {
 		}
 		return
 	}
-	outcome := ledger.Outcome{Result: ledger.Unknown, Reason: why}
-	if why == errRevoked.Error() {
+	outcome := ledger.Outcome{Result: ledger.Unknown, Reason: why.Error()}
+	if errors.Is(why, errRevoked) {
 		outcome.Result = ledger.Cancelled
 	}
 	if f := b.flight; f != nil {
-		f.cancel(errors.New(why))
+		f.cancel(why)
 		<-f.done
 		s.land(f)
 		if f.err == nil {
@@ -197,7 +201,7 @@ func (s *Server) endRounds() {
 	s.mu.Unlock()
 	for _, b := range rounds {
 		b.expiry.Stop()
-		s.finishRound(b, roundsOver)
+		s.finishRound(b, errRoundsOver)
 	}
 }
 

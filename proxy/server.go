@@ -458,7 +458,7 @@ func (s *Server) run(r *request) {
 	if r.silent.Load() {
 		answer = nil
 		if r.round != nil { // nobody will go on with it
-			s.expire(r.round, errCancelled.Error())
+			s.expire(r.round, errCancelled)
 		}
 	}
 	if r.after == nil {

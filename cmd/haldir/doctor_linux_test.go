@@ -894,6 +894,36 @@ func TestDoctorFixesWhatIsSafe(t *testing.T) {
 	}
 }
 
+// TestDoctorFixesNoMoreThanItSays: a format cannot be taken back, and a team may mean the
+// mode of its directory.
+func TestDoctorFixesNoMoreThanItSays(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.older()
+	p.must("chmod g+ws . && chmod 664 haldir.yaml")
+	before := p.must("sha256sum state/haldir.db; stat -c %a . haldir.yaml")
+	r := p.doctor("--fix", "--yes")
+	if len(r.Fixed) != 0 {
+		t.Errorf("it has mended %q", r.Fixed)
+	}
+	for _, id := range []doctor.ID{doctor.LedgerOlder, doctor.ConfigMode} {
+		if r.find(id) == nil {
+			t.Errorf("it does not say %s", id)
+		}
+	}
+	if after := p.must("sha256sum state/haldir.db; stat -c %a . haldir.yaml"); after != before {
+		t.Errorf("before:\n%safter:\n%s", before, after)
+	}
+	// By everybody is another thing; what else the mode says stays.
+	p.must("chmod o+w .")
+	if r := p.doctor("--fix", "--yes"); len(r.Fixed) != 1 {
+		t.Errorf("it has mended %q", r.Fixed)
+	}
+	if mode := p.must("stat -c %a ."); mode != "2755\n" {
+		t.Errorf("the directory has the mode %s", mode)
+	}
+}
+
 // TestDoctorOnADiskThatIsFullOrReadOnly mounts small file systems, where it may.
 func TestDoctorOnADiskThatIsFullOrReadOnly(t *testing.T) {
 	t.Parallel()

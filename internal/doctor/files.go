@@ -140,7 +140,9 @@ func (f Files) Config(path string) (found []Finding) {
 			continue
 		}
 		x := New(ConfigMode, severity, "config", Run("chmod go-w "+f.Quote(p)), "%s can be written by %s (mode %04o)", p, who, mode)
-		x.Mend = &Mend{fmt.Sprintf("chmod go-w %s (it is %04o)", p, mode), func() error { return os.Chmod(p, mode&^0o022) }}
+		if severity == Warning { // a team may mean it
+			x.Mend = &Mend{fmt.Sprintf("chmod go-w %s (it is %04o)", p, mode), func() error { return os.Chmod(p, info.Mode()&^0o022) }}
+		}
 		found = append(found, x)
 	}
 	return found

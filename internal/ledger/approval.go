@@ -658,8 +658,8 @@ func watch(dir string) (*flock.Flock, error) {
 }
 
 // Watched reports whether any living process shows a person what waits. Several look at
-// once, so their locks keep out those of the living only.
-func (l *Ledger) Watched() bool {
+// once, so their locks keep out those of the living only. The files of the dead go.
+func (l *Ledger) Watched() (living bool) {
 	dir := watchers(l.o.Dir)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -674,8 +674,8 @@ func (l *Ledger) Watched() bool {
 			_ = lock.Unlock()
 			_ = os.Remove(lock.Path()) // Windows removes no open file
 		case err == nil:
-			return true
+			living = true
 		}
 	}
-	return false
+	return living
 }

@@ -21,13 +21,19 @@ type Process struct {
 	Started time.Time `json:"started"`
 }
 
-// introduce writes p into its file. Its first byte says nothing, as that is the one which is
-// locked, and Windows lets nobody read it.
+// introduce writes p into its file, which is for people to read, no more. Its first byte says
+// nothing, as that is the one which is locked, and Windows lets nobody read or write it.
 func (p Process) introduce(path string) {
 	raw, err := json.Marshal(p)
-	if err == nil {
-		_ = os.WriteFile(path, append([]byte(" "), raw...), 0o600) // for people to read, no more
+	if err != nil {
+		return
 	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	_, _ = f.WriteAt(raw, 1)
+	_ = f.Close()
 }
 
 // processIn reads what a process has said of itself, which may be nothing.

@@ -85,3 +85,28 @@ func TestALookMakesNoLedger(t *testing.T) {
 	}
 	closeLedger(t, l)
 }
+
+// TestWhatDeadWatchersLeftGoes: also what comes after a living one in the directory.
+func TestWhatDeadWatchersLeftGoes(t *testing.T) {
+	dir := stateDir(t)
+	l := quick(t, dir)
+	stop, err := l.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	for _, name := range []string{"00", "zz", "zzz"} {
+		if err := os.WriteFile(filepath.Join(dir, "watchers", name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := l.DeadWatchers(); n != 3 {
+		t.Errorf("%d dead watchers, want 3", n)
+	}
+	if !l.Watched() {
+		t.Error("nobody watches")
+	}
+	if n := l.DeadWatchers(); n != 0 {
+		t.Errorf("%d are left", n)
+	}
+}
