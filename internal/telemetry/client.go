@@ -15,6 +15,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 // Endpoint is where one signal is sent to. It is safe for concurrent use.
@@ -93,19 +95,20 @@ func (e *Endpoint) post(ctx context.Context, request, answer proto.Message) erro
 	}
 	defer func() { _ = resp.Body.Close() }() // it was read, as far as it is of use
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if resp.StatusCode/100 != 2 {
-		return &refusal{resp.StatusCode, retryAfter(resp.Header), fmt.Sprintf("%s: %s", e.name, resp.Status)}
+	if resp.StatusCode != http.StatusOK {
+		return &refusal{resp.StatusCode, retryAfter(resp.Header), fmt.Sprintf("%s: %s", e.name, wire.Printable(resp.Status, 100))}
 	}
 	if err != nil { // what it says about the records is lost
 		return &refusal{why: fmt.Sprintf("%s: the answer broke off: %v", e.name, err)}
 	}
-	if len(text) == 0 {
-		return nil
-	}
-	// A page that some other server answers with is no word of a collector.
+	// What some other server answers with is no word of a collector, nor is its silence: by
+	// OTLP an answer that says nothing has the type all the same.
 	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
-	if strings.TrimSpace(kind) != "application/x-protobuf" || proto.Unmarshal(text, answer) != nil {
-		return &refusal{why: fmt.Sprintf("%s: its answer is none of OTLP; is that a collector?", e.name)}
+	if !strings.EqualFold(strings.TrimSpace(kind), "application/x-protobuf") || proto.Unmarshal(text, answer) != nil {
+		if kind == "" {
+			kind = "no content type"
+		}
+		return &refusal{why: fmt.Sprintf("%s: its answer, 200 with %s, is none of OTLP; is that a collector?", e.name, wire.Printable(kind, 100))}
 	}
 	return nil
 }

@@ -232,3 +232,46 @@ func TestACollectorThatIsDownHoldsUpNobody(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is not a collector may answer well, and has nothing then.
+func TestOnlyACollectorsAnswerMovesTheCursor(t *testing.T) {
+	for name, x := range map[string]struct {
+		status    int
+		kind, say string // say is what the error tells of it
+	}{
+		"no content":         {http.StatusNoContent, "", "204"},
+		"accepted":           {http.StatusAccepted, "application/x-protobuf", "202"},
+		"an empty page":      {http.StatusOK, "text/html", "text/html"},
+		"nothing, untyped":   {http.StatusOK, "", "no content type"},
+		"OTLP in JSON":       {http.StatusOK, "application/json", "application/json"},
+		"a proxy's 203 page": {http.StatusNonAuthoritativeInfo, "application/x-protobuf", "203"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, l := newCollector(t), open(t)
+			c.fault = func(_ int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+				if x.kind != "" {
+					w.Header().Set("Content-Type", x.kind)
+				}
+				w.WriteHeader(x.status)
+				return true
+			}
+			fill(t, l, 5)
+			to := config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs
+			from, err := l.Ship(to.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent, err := (&telemetry.Shipper{To: to, Log: zerolog.Nop(), Tries: 1}).Ship(context.Background(), from)
+			if err == nil || sent != 0 || !strings.Contains(err.Error(), x.say) {
+				t.Errorf("%d records were sent, %v", sent, err)
+			}
+			if err := from.Close(); err != nil {
+				t.Error(err)
+			}
+			list, err := l.Destinations(context.Background())
+			if err != nil || len(list) != 1 || list[0].Shipped != 0 {
+				t.Errorf("%+v, %v", list, err)
+			}
+		})
+	}
+}
