@@ -29,7 +29,7 @@ type Endpoint struct {
 	client  *http.Client
 }
 
-// String returns the URL, without user, password and query, which may be secret.
+// String returns scheme and host and, for what else there is and may be secret, a hash.
 func (e *Endpoint) String() string { return e.name }
 
 // refusal is an answer that is not a success, or none.
