@@ -115,7 +115,7 @@ func (a *app) shipper(ctx context.Context, to *telemetry.Endpoint) *telemetry.Sh
 }
 
 func (a *app) shipOnce(ctx context.Context, s *telemetry.Shipper) (sent uint64, err error) {
-	from, err := a.ledger.Ship(s.To.String())
+	from, err := a.ledger.Ship(s.To.URL(), s.To.String())
 	if err != nil {
 		return 0, err
 	}
@@ -147,15 +147,23 @@ func (a *app) news(each time.Duration) func(context.Context) bool {
 func auditShip(a *app) *cobra.Command {
 	var follow, forget bool
 	cmd := &cobra.Command{
-		Use:   "ship",
+		Use:   "ship [DESTINATION]",
 		Short: "Send the records that a collector does not have yet, as OTLP logs",
 		Long: "ship sends every record that was not accepted before to the endpoint that\n" +
 			"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT names, in the order\n" +
 			"of the chain, and notes in the ledger how far that is. serve and console do the same\n" +
-			"while they run, where the variable is set; one process ships at a time.",
+			"while they run, where the variable is set; one process ships at a time.\n\n" +
+			"--forget takes the endpoint that the variable names, or a destination by its URL or as\n" +
+			"ledger stats shows it.",
 		Example: "  OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example.com haldir audit ship",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				if !forget {
+					return usage("a destination is named for --forget only; where to ship to, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT says")
+				}
+				return a.forgetDestination(cmd.Context(), args[0], plain(args[0], 0))
+			}
 			c, err := telemetry.Read(os.Getenv)
 			if err != nil && c.Logs == nil {
 				return usage("%w", err)
@@ -163,16 +171,10 @@ func auditShip(a *app) *cobra.Command {
 			if c.Logs == nil {
 				return usage("there is nowhere to ship to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; docs/observability.md has all variables")
 			}
-			if err := a.openState(); err != nil {
-				return err
-			}
 			if forget {
-				known, err := a.ledger.Forget(cmd.Context(), c.Logs.String())
-				if err == nil && !known {
-					return a.printf("nothing was shipped to %s; nothing was done\n", c.Logs)
-				} else if err == nil {
-					return a.printf("forgotten: %s holds no records any more\n", c.Logs)
-				}
+				return a.forgetDestination(cmd.Context(), c.Logs.URL(), c.Logs.String())
+			}
+			if err := a.openState(); err != nil {
 				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
@@ -196,4 +198,18 @@ func auditShip(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&follow, "follow", false, "go on with records as they come, until interrupted")
 	cmd.Flags().BoolVar(&forget, "forget", false, "forget how far that is, so that the endpoint keeps no record from being pruned")
 	return cmd
+}
+
+// forgetDestination gives a destination up that is gone for good.
+func (a *app) forgetDestination(ctx context.Context, destination, shown string) error {
+	if err := a.openState(); err != nil {
+		return err
+	}
+	known, err := a.ledger.Forget(ctx, destination)
+	if err == nil && !known {
+		return a.printf("nothing was shipped to %s; nothing was done\n", shown)
+	} else if err == nil {
+		return a.printf("forgotten: %s holds no records any more\n", shown)
+	}
+	return err
 }

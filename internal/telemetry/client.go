@@ -32,6 +32,10 @@ type Endpoint struct {
 // String returns scheme and host and, for what else there is and may be secret, a hash.
 func (e *Endpoint) String() string { return e.name }
 
+// URL returns the whole of it, which tells it from others and may have a secret in it: it is
+// not to be shown.
+func (e *Endpoint) URL() string { return e.url }
+
 // refusal is an answer that is not a success, or none.
 type refusal struct {
 	status int           // 0 if there was no answer

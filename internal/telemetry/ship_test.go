@@ -20,7 +20,7 @@ import (
 // once ships all that there is.
 func once(t *testing.T, l *ledger.Ledger, to *telemetry.Endpoint, log zerolog.Logger) uint64 {
 	t.Helper()
-	from, err := l.Ship(to.String())
+	from, err := l.Ship(to.URL(), to.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestACollectorThatIsDownHoldsUpNobody(t *testing.T) {
 		return true
 	}
 	fill(t, l, 10)
-	from, err := l.Ship("x")
+	from, err := l.Ship("x", "x")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestOnlyACollectorsAnswerMovesTheCursor(t *testing.T) {
 			}
 			fill(t, l, 5)
 			to := config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs
-			from, err := l.Ship(to.String())
+			from, err := l.Ship(to.URL(), to.String())
 			if err != nil {
 				t.Fatal(err)
 			}
