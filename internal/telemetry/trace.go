@@ -45,7 +45,7 @@ func parent(ctx context.Context, params json.RawMessage) context.Context {
 // the upstream took.
 func (t *Telemetry) span(s *proxy.Seen) {
 	name, target := s.Method, attribute.KeyValue{}
-	tool := printable(s.Call.Tool)
+	tool := wire.Printable(s.Call.Tool, maxWords)
 	switch s.Call.Kind {
 	case policy.KindTool:
 		target = attribute.String("gen_ai.tool.name", tool)
@@ -191,7 +191,7 @@ func (*exporter) Shutdown(context.Context) error { return nil }
 func spanOf(s sdk.ReadOnlySpan) *spans.Span {
 	id, trace := s.SpanContext().SpanID(), s.SpanContext().TraceID()
 	out := &spans.Span{
-		TraceId: trace[:], SpanId: id[:], TraceState: s.SpanContext().TraceState().String(), Name: s.Name(),
+		TraceId: trace[:], SpanId: id[:], TraceState: valid(s.SpanContext().TraceState().String()), Name: valid(s.Name()),
 		Kind: spans.Span_SpanKind(s.SpanKind()), StartTimeUnixNano: stamp(s.StartTime()), EndTimeUnixNano: stamp(s.EndTime()), //nolint:gosec // of few values
 		Attributes: pairs(s.Attributes()), DroppedAttributesCount: uint32(s.DroppedAttributes()), Status: &spans.Status{}, //nolint:gosec // few
 		Flags: uint32(s.SpanContext().TraceFlags()),
@@ -216,7 +216,7 @@ func pairs(list []attribute.KeyValue) (out []*common.KeyValue) {
 	for _, a := range list {
 		switch v := a.Value.AsInterface().(type) {
 		case int64:
-			out = append(out, &common.KeyValue{Key: string(a.Key), Value: &common.AnyValue{Value: &common.AnyValue_IntValue{IntValue: v}}})
+			out = append(out, integer(string(a.Key), v))
 		case float64:
 			out = append(out, real(string(a.Key), v))
 		case bool:
@@ -273,7 +273,7 @@ func (c *complaints) tell(what string, err error, rejected int64, why string) {
 	case err != nil:
 		now = err.Error()
 	case rejected > 0 || why != "":
-		now = "the collector took only a part: " + printable(why)
+		now = "the collector took only a part: " + wire.Printable(why, maxWords)
 	}
 	if now != "" && now != c.said {
 		c.log.Warn().Int64("rejected", rejected).Str("error", now).Msg(what + " are not sent; calls go on")

@@ -1,0 +1,127 @@
+package telemetry_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	colmetrics "go.opentelemetry.io/proto/slim/otlp/collector/metrics/v1"
+	coltrace "go.opentelemetry.io/proto/slim/otlp/collector/trace/v1"
+	data "go.opentelemetry.io/proto/slim/otlp/metrics/v1"
+	spans "go.opentelemetry.io/proto/slim/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/telemetry"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/proxy"
+)
+
+// sink takes traces and metrics.
+type sink struct {
+	*httptest.Server
+	mu      sync.Mutex
+	spans   []*spans.Span
+	metrics []map[string]*data.Metric // of each export
+	came    chan struct{}             // one for each export of metrics, as far as there is room
+}
+
+func newSink(t *testing.T) *sink {
+	t.Helper()
+	s := &sink{came: make(chan struct{}, 100)}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		raw, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the test is over
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch r.URL.Path {
+		case "/v1/traces":
+			var req coltrace.ExportTraceServiceRequest
+			if err := proto.Unmarshal(raw, &req); err != nil {
+				t.Error(err)
+				return
+			}
+			s.spans = append(s.spans, req.ResourceSpans[0].ScopeSpans[0].Spans...)
+		case "/v1/metrics":
+			var req colmetrics.ExportMetricsServiceRequest
+			if err := proto.Unmarshal(raw, &req); err != nil {
+				t.Error(err)
+				return
+			}
+			all := map[string]*data.Metric{}
+			for _, m := range req.ResourceMetrics[0].ScopeMetrics[0].Metrics {
+				all[m.Name] = m
+			}
+			s.metrics = append(s.metrics, all)
+			select {
+			case s.came <- struct{}{}:
+			default:
+			}
+		}
+		w.Header().Set("Content-Type", "application/x-protobuf")
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// observe sends what is told of some requests, and returns when it was.
+func (s *sink) observe(t *testing.T, list ...*proxy.Seen) {
+	t.Helper()
+	x := telemetry.Start(context.Background(), telemetry.Options{Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), Log: zerolog.New(t.Output())})
+	for _, one := range list {
+		x.Observe(one)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	x.Close(ctx)
+}
+
+// labels are the values of one label in a counter of the last export, with what each adds up to.
+func (s *sink) labels(metric, label string) map[string]float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]float64{}
+	for _, p := range s.metrics[len(s.metrics)-1][metric].GetSum().GetDataPoints() {
+		of := ""
+		for _, a := range p.Attributes {
+			if a.Key == label {
+				of = a.Value.GetStringValue()
+			}
+		}
+		out[of] += p.GetAsDouble()
+	}
+	return out
+}
+
+// call is a call that has been forwarded and has ended.
+func call(tool string) *proxy.Seen {
+	at := time.Unix(1700000000, 0)
+	return &proxy.Seen{
+		Method: "tools/call", Call: policy.Call{Upstream: "up", Tool: tool, Kind: policy.KindTool}, Decision: policy.Decision{Verdict: policy.Allow},
+		Began: at, Sent: at, Returned: at, Ended: at, Outcome: &ledger.Outcome{Result: ledger.Done},
+	}
+}
+
+// One name that protobuf does not take would cost the batch all its spans.
+func TestNoNameCostsABatch(t *testing.T) {
+	s := newSink(t)
+	s.observe(t, call("plain"), call(strings.Repeat("x", 499)+"日本"), call("bad \xff bytes"), call("red\x1b[31m\u202e"))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spans) != 8 {
+		t.Fatalf("%d spans came", len(s.spans))
+	}
+	for _, x := range s.spans {
+		if strings.ContainsAny(x.Name, "\x1b\u202e") {
+			t.Errorf("a span is called %q", x.Name)
+		}
+	}
+}
