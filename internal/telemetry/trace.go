@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"time"
 
@@ -150,6 +151,23 @@ func failure(s *proxy.Seen) string {
 	return ""
 }
 
+// kind is what a request failed of, for a label: an upstream may answer with any number for a
+// code, so that only those which have a name are told apart.
+func kind(s *proxy.Seen) string {
+	if !s.Refused && s.Code != 0 && !slices.Contains(named, s.Code) {
+		return metrics.Other
+	}
+	return failure(s)
+}
+
+// named are the codes that JSON-RPC and MCP name.
+var named = []int64{
+	wire.CodeParse, wire.CodeInvalidRequest, wire.CodeMethodNotFound, wire.CodeInvalidParams, wire.CodeInternal,
+	wire.CodeHeaderMismatch, wire.CodeMissingCapability, wire.CodeUnsupportedVersion,
+	-32002, // there is no such resource
+	-32042, // URLs have to be opened first
+}
+
 // cost is what a request has cost.
 func cost(s *proxy.Seen) policy.Micros {
 	switch o := s.Outcome; {
@@ -251,7 +269,7 @@ func newMeter() *meter {
 }
 
 func (m *meter) add(tool string, s *proxy.Seen) {
-	wrong := failure(s)
+	wrong := kind(s)
 	m.calls.Count(1, s.Call.Upstream, tool, decision(s), wrong)
 	if c := cost(s); c > 0 {
 		m.spend.Count(float64(c)/float64(policy.USD), s.Call.Upstream, tool)

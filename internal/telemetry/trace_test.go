@@ -125,3 +125,24 @@ func TestNoNameCostsABatch(t *testing.T) {
 		}
 	}
 }
+
+// An upstream can answer with any number for a code, and each would be a series.
+func TestCodesThatNobodyNamesAreOneSeries(t *testing.T) {
+	s := newSink(t)
+	var list []*proxy.Seen
+	for code := int64(-33000); code <= 0; code += 2 {
+		x := call("tool")
+		x.Code, x.Outcome = code, &ledger.Outcome{Result: ledger.Failed}
+		list = append(list, x)
+	}
+	s.observe(t, list...)
+	got := s.labels("haldir.calls", "error.type")
+	if got["-32602"] != 1 || got["-32002"] != 1 || got["tool_error"] != 1 || got["other"] < 16000 || len(got) > 20 {
+		t.Errorf("%d series: %v of them other", len(got), got["other"])
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.metrics[len(s.metrics)-1]["mcp.server.operation.duration"].GetHistogram().GetDataPoints()); n > 20 {
+		t.Errorf("%d histograms", n)
+	}
+}
