@@ -96,7 +96,7 @@ func (a *app) ship(ctx context.Context) {
 // shipFor ships whenever no other process does.
 func (a *app) shipFor(ctx context.Context, to *telemetry.Endpoint) {
 	s := a.shipper(ctx, to)
-	s.News = a.news(shipLook)
+	s.News = news(a.ledger.Newest, shipLook)
 	for {
 		_, err := a.shipOnce(ctx, s)
 		if err != nil && !errors.Is(err, ledger.ErrShipping) {
@@ -125,13 +125,14 @@ func (a *app) shipOnce(ctx context.Context, s *telemetry.Shipper) (sent uint64, 
 
 // news waits for records without the ledger's lock. Now and then it says that there may be
 // some, so that it is noted that the destination has all.
-func (a *app) news(each time.Duration) func(context.Context) bool {
+func news(newest func() (uint64, error), each time.Duration) func(context.Context) bool {
 	known, looked := uint64(0), time.Time{}
 	return func(ctx context.Context) bool {
 		tick := time.NewTicker(each)
 		defer tick.Stop()
 		for {
-			if head, err := a.ledger.Newest(); err != nil || head != known || time.Since(looked) > time.Hour {
+			head, err := newest()
+			if err == nil && (head != known || time.Since(looked) > time.Hour) {
 				known, looked = head, time.Now()
 				return ctx.Err() == nil
 			}
@@ -139,6 +140,9 @@ func (a *app) news(each time.Duration) func(context.Context) bool {
 			case <-ctx.Done():
 				return false
 			case <-tick.C:
+			}
+			if err != nil { // whoever reads the records finds out what it is
+				return true
 			}
 		}
 	}
