@@ -402,13 +402,14 @@ func (a *app) close() error {
 	if a.hurry {
 		grace, ladder = hurryGrace, hurryLadder
 	}
-	if a.unship != nil {
-		a.unship()
-		a.unship = nil
-	}
+	unship := a.unship
+	a.unship = nil
 	stopped := make(chan struct{})
 	go func() {
 		var wg sync.WaitGroup
+		if unship != nil { // it may be waiting for the disk
+			wg.Go(unship)
+		}
 		wg.Go(func() { a.unmeasure(min(ladder, closeGrace)) })
 		a.stop()
 		wg.Wait()

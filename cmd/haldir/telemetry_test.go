@@ -30,3 +30,18 @@ func TestALedgerThatCannotBeReadIsNotAskedWithoutRest(t *testing.T) {
 		}
 	})
 }
+
+// A sync of the disk that hangs must not keep haldir beyond what is promised after a signal.
+func TestShippingThatHangsHoldsUpNoEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hangs := make(chan struct{})
+		began := time.Now()
+		if err := haldir.CloseAfterSignal(func() { <-hangs }); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 400*time.Millisecond {
+			t.Errorf("it ended after %v", took)
+		}
+		close(hangs)
+	})
+}
