@@ -51,7 +51,8 @@ type Shipper struct {
 // too, with pauses, however long it takes: no record is left out. It returns when there is
 // nothing left to send, or ctx ends, with how many records were accepted.
 func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error) {
-	size, said, tries := batchRecords, "", 0
+	size, tries := batchRecords, 0
+	said := map[string]bool{} // kinds of faults, until it is shipped again
 	p := newPause()
 	for {
 		list, id, err := from.Next(ctx, size, batchBytes)
@@ -75,10 +76,10 @@ func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error
 			if err = from.Accepted(ctx, id, last, rejected); err == nil {
 				sent += uint64(len(list)) - rejected
 				size, tries, p = min(2*size, batchRecords), 0, newPause()
-				if said != "" {
+				if len(said) > 0 {
 					s.Log.Info().Str("destination", s.To.String()).Msg("the audit is shipped again")
 				}
-				said = ""
+				clear(said)
 				continue
 			}
 		}
@@ -86,16 +87,16 @@ func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error
 			return sent, nil //nolint:nilerr // to be told to end is no failure
 		}
 		r, refused := errors.AsType[*refusal](err)
+		if refused && r.status == http.StatusRequestEntityTooLarge && len(list) > 1 {
+			size = len(list) / 2 // which comes to an end, and is no try
+			continue
+		}
 		if tries++; !refused && !ledger.Retryable(err) || tries == s.Tries {
 			return sent, err
 		}
-		if refused && r.status == http.StatusRequestEntityTooLarge && len(list) > 1 {
-			size = len(list) / 2
-			continue
-		}
-		if err.Error() != said { // once, not with every try
+		if kind := kindOf(err); !said[kind] { // once, not with every try
 			s.Log.Warn().Err(err).Msg("the audit is not shipped; it is tried again until it is")
-			said = err.Error()
+			said[kind] = true
 		}
 		after := time.Duration(0)
 		if refused {

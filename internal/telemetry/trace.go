@@ -279,22 +279,31 @@ func (m *meter) add(tool string, s *proxy.Seen) {
 	m.ours.Observe(max(0, whole-s.Returned.Sub(s.Sent)).Seconds(), s.Method, s.Call.Upstream)
 }
 
-// complaints says what goes wrong with sending, once and not each time.
+// complaints says what goes wrong with sending, once and not each time. Its zero value, with a
+// log, is ready.
 type complaints struct {
 	log  zerolog.Logger
-	said string
+	said map[string]bool // kinds of faults, until all is taken again
 }
 
 func (c *complaints) tell(what string, err error, rejected int64, why string) {
-	now := ""
+	var now, kind string
 	switch {
 	case err != nil:
-		now = err.Error()
+		now, kind = err.Error(), kindOf(err)
 	case rejected > 0 || why != "":
 		now = "the collector took only a part: " + wire.Printable(why, maxWords)
+		kind = "a part"
+	default:
+		c.said = nil
+		return
 	}
-	if now != "" && now != c.said {
-		c.log.Warn().Int64("rejected", rejected).Str("error", now).Msg(what + " are not sent; calls go on")
+	if c.said[kind] {
+		return
 	}
-	c.said = now
+	if c.said == nil {
+		c.said = map[string]bool{}
+	}
+	c.said[kind] = true
+	c.log.Warn().Int64("rejected", rejected).Str("error", now).Msg(what + " are not sent; calls go on")
 }
