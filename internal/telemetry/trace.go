@@ -248,12 +248,11 @@ func pairs(list []attribute.KeyValue) (out []*common.KeyValue) {
 
 // meter counts requests of this process.
 type meter struct {
-	began                  time.Time
-	set                    metrics.Set
-	names                  metrics.Names
-	calls, spend           *metrics.Family
-	whole, ours            *metrics.Family
-	pending, up, unshipped *metrics.Family
+	began        time.Time
+	set          metrics.Set
+	names        metrics.Names
+	calls, spend *metrics.Family
+	whole, ours  *metrics.Family
 }
 
 func newMeter() *meter {
@@ -262,9 +261,6 @@ func newMeter() *meter {
 	m.spend = m.set.Add(metrics.Counter, "haldir.spend", "{USD}", "What calls have cost, in US dollars.", "haldir.upstream", "gen_ai.tool.name")
 	m.whole = m.set.Add(metrics.Histogram, "mcp.server.operation.duration", "s", "From when a request was read to its answer.", "mcp.method.name", "haldir.upstream", "error.type")
 	m.ours = m.set.Add(metrics.Histogram, "haldir.own.duration", "s", "The part of it that was haldir's own, with the ledger's disk and any wait for a person.", "mcp.method.name", "haldir.upstream")
-	m.pending = m.set.Add(metrics.Gauge, "haldir.approvals.pending", "{approval}", "Calls in the ledger that wait for a person.")
-	m.up = m.set.Add(metrics.Gauge, "haldir.upstream.up", "1", "Whether this process is connected to an upstream.", "haldir.upstream")
-	m.unshipped = m.set.Add(metrics.Gauge, "haldir.audit.unshipped", "{record}", "Records of the audit that a destination does not have yet.", "haldir.destination")
 	return m
 }
 

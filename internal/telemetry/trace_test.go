@@ -3,10 +3,12 @@ package telemetry_test
 import (
 	"context"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -144,5 +146,47 @@ func TestCodesThatNobodyNamesAreOneSeries(t *testing.T) {
 	defer s.mu.Unlock()
 	if n := len(s.metrics[len(s.metrics)-1]["mcp.server.operation.duration"].GetHistogram().GetDataPoints()); n > 20 {
 		t.Errorf("%d histograms", n)
+	}
+}
+
+// An upstream that a reload took out is not up any more, nor down: it is not there.
+func TestGaugesTellOfThePresentOnly(t *testing.T) {
+	s := newSink(t)
+	var asked atomic.Int64
+	x := telemetry.Start(context.Background(), telemetry.Options{
+		Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": s.URL + "/v1/metrics", "OTEL_METRIC_EXPORT_INTERVAL": "1"}),
+		Log:    zerolog.New(t.Output()),
+		State: func(context.Context) (telemetry.State, error) {
+			now := telemetry.State{Pending: 2, Upstreams: map[string]bool{"stays": false}}
+			if asked.Add(1) == 1 {
+				now.Upstreams["goes"] = true
+				now.Destinations = []ledger.Destination{{Destination: "forgotten", Unshipped: 7}}
+			}
+			return now, nil
+		},
+	})
+	<-s.came
+	<-s.came
+	x.Close(context.Background())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, all := range []map[string]*data.Metric{s.metrics[0], s.metrics[len(s.metrics)-1]} {
+		got := map[string]float64{}
+		for _, name := range []string{"haldir.approvals.pending", "haldir.upstream.up", "haldir.audit.unshipped"} {
+			for _, p := range all[name].GetGauge().GetDataPoints() {
+				of := name
+				for _, a := range p.Attributes {
+					of += " " + a.Value.GetStringValue()
+				}
+				got[of] = p.GetAsDouble()
+			}
+		}
+		want := map[string]float64{"haldir.approvals.pending": 2, "haldir.upstream.up stays": 0}
+		if i == 0 {
+			want["haldir.upstream.up goes"], want["haldir.audit.unshipped forgotten"] = 1, 7
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("export %d has %v, want %v", i, got, want)
+		}
 	}
 }
