@@ -266,7 +266,9 @@ func newMeter() *meter {
 
 func (m *meter) add(tool string, s *proxy.Seen) {
 	wrong := kind(s)
-	m.calls.Count(1, s.Call.Upstream, tool, decision(s), wrong)
+	if !s.GoesOn() { // a call of several rounds is one, and counts at its end
+		m.calls.Count(1, s.Call.Upstream, tool, decision(s), wrong)
+	}
 	if c := cost(s); c > 0 {
 		m.spend.Count(float64(c)/float64(policy.USD), s.Call.Upstream, tool)
 	}

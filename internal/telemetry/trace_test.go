@@ -190,3 +190,24 @@ func TestGaugesTellOfThePresentOnly(t *testing.T) {
 		}
 	}
 }
+
+// An upstream that asks for something ends a request, and not the call.
+func TestACallOfSeveralRoundsIsOneCall(t *testing.T) {
+	s := newSink(t)
+	round := func() *proxy.Seen {
+		x := call("asks")
+		x.Outcome = nil
+		return x
+	}
+	denied := call("denied")
+	denied.Sent, denied.Returned, denied.Outcome, denied.Refused = time.Time{}, time.Time{}, nil, true
+	s.observe(t, round(), round(), call("asks"), denied)
+	if got := s.labels("haldir.calls", "gen_ai.tool.name"); got["asks"] != 1 || got["denied"] != 1 {
+		t.Errorf("%v", got)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spans) != 7 {
+		t.Errorf("%d spans", len(s.spans))
+	}
+}
