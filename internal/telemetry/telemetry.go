@@ -42,8 +42,7 @@ type Telemetry struct {
 	about    []*common.KeyValue
 	provider *sdk.TracerProvider // nil if no traces are sent
 	tracer   trace.Tracer
-	mu       sync.Mutex // guards the meter's names
-	meter    *meter     // nil if no metrics are sent
+	meter    *meter // nil if no metrics are sent
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
 }
@@ -90,15 +89,9 @@ func (t *Telemetry) Observe(s *proxy.Seen) {
 		t.span(s)
 	}
 	if t.meter != nil {
-		t.mu.Lock()
-		tool := t.meter.names.Label(s.Call.Upstream, s.Call.Recorded(), s.Decision.Rule != unknownTool)
-		t.mu.Unlock()
-		t.meter.add(tool, s)
+		t.meter.add(s)
 	}
 }
-
-// unknownTool is the rule by which the proxy refuses what it does not know.
-const unknownTool = "unknown_tool"
 
 // Close sends what is left, until ctx ends.
 func (t *Telemetry) Close(ctx context.Context) {
