@@ -59,14 +59,8 @@ func (a *app) measured(ctx context.Context) (s telemetry.State, err error) {
 	for _, u := range ups {
 		s.Upstreams[u.Name()] = u.Ready()
 	}
-	waiting, err := a.ledger.Approvals(ctx)
-	if err != nil {
+	if s.Pending, err = a.ledger.Pending(ctx); err != nil {
 		return s, err
-	}
-	for _, w := range waiting {
-		if w.Waiting {
-			s.Pending++
-		}
 	}
 	s.Destinations, err = a.ledger.Destinations(ctx)
 	return s, err

@@ -264,11 +264,8 @@ func newMeter() *meter {
 	return m
 }
 
-// unknownTool is the rule by which the proxy refuses what it does not know.
-const unknownTool = "unknown_tool"
-
 func (m *meter) add(s *proxy.Seen) {
-	tool := m.names.Label(s.Call.Upstream, s.Call.Recorded(), s.Decision.Rule != unknownTool)
+	tool := m.names.Label(s.Call.Upstream, s.Call.Recorded(), s.Decision.Rule != policy.PolicyUnknownTool)
 	wrong := kind(s)
 	if !s.GoesOn() { // a call of several rounds is one, and counts at its end
 		m.calls.Count(1, s.Call.Upstream, tool, decision(s), wrong)

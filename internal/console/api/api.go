@@ -37,6 +37,7 @@ type Ledger interface {
 	BeginOnce(ctx context.Context, name, digest audit.Hash) (ledger.Once, error)
 	EndOnce(ctx context.Context, name audit.Hash, answer []byte) error
 	Approvals(ctx context.Context) ([]ledger.Approval, error)
+	Pending(ctx context.Context) (int, error)
 	Destinations(ctx context.Context) ([]ledger.Destination, error)
 	Answer(ctx context.Context, id string, a ledger.Answer) (ledger.Approval, error)
 	Stop(ctx context.Context, reason string) (ledger.Stopped, error)

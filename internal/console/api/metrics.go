@@ -42,7 +42,7 @@ var decisions = map[audit.Status]string{audit.StatusRunning: "allowed", audit.St
 func (c *counted) add(r *audit.Record) {
 	switch r.Kind {
 	case audit.KindAttempt:
-		tool := c.names.Label(r.Upstream, r.Tool, r.Rule != "unknown_tool")
+		tool := c.names.Label(r.Upstream, r.Tool, r.Rule != policy.PolicyUnknownTool)
 		c.calls.Count(1, r.Upstream, tool, decisions[r.Status])
 		if r.Status == audit.StatusDenied {
 			c.denied.Count(1, r.Policy, r.Rule)
@@ -114,15 +114,9 @@ func (a *API) present(ctx context.Context) (*metrics.Set, error) {
 	gauge := func(name, help string, labels ...string) *metrics.Family {
 		return set.Add(metrics.Gauge, name, "", help, labels...)
 	}
-	waiting, err := a.o.Ledger.Approvals(ctx)
+	pending, err := a.o.Ledger.Pending(ctx)
 	if err != nil {
 		return nil, err
-	}
-	pending := 0
-	for _, w := range waiting {
-		if w.Waiting {
-			pending++
-		}
 	}
 	gauge("haldir_approvals_pending", "Calls that wait for a person.").Put(float64(pending))
 	up := gauge("haldir_upstream_up", "Whether this console is connected to an upstream.", "upstream")
