@@ -110,7 +110,7 @@ type Route struct {
 
 // New makes an API.
 func New(o Options) *API {
-	a := &API{o: o, verify: make(chan struct{}, 1), feeds: make(chan struct{}, maxFeeds)}
+	a := &API{o: o, counted: counted{turn: make(chan struct{}, 1)}, verify: make(chan struct{}, 1), feeds: make(chan struct{}, maxFeeds)}
 	a.routes = []Route{
 		{Method: "GET", Path: "/v1/proxy/upstreams", Scope: ProxyRead, do: a.listUpstreams},
 		{Method: "POST", Path: "/v1/proxy/upstreams", Scope: ProxyWrite, do: a.addUpstream, once: true},

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"sync"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/metrics"
@@ -12,10 +11,10 @@ import (
 
 // counted is what all records add up to, for Prometheus: it is read from the ledger, so that
 // it is about every process that shares it, and a console that is started anew goes on with
-// the same numbers, as far as records are kept. Its zero value is ready.
+// the same numbers, as far as records are kept.
 type counted struct {
-	mu    sync.Mutex // held while records are read, which takes a while the first time
-	head  uint64     // the last record that is in it
+	turn  chan struct{} // holds one while records are read, which takes a while the first time
+	head  uint64        // the last record that is in it
 	set   *metrics.Set
 	names metrics.Names
 	open  map[uint64]openCall // attempts without an outcome
@@ -69,8 +68,12 @@ func (c *counted) add(r *audit.Record) {
 
 // text brings the sums up to date and returns them.
 func (c *counted) text(ctx context.Context, l Ledger) ([]byte, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done(): // a scrape that has timed out need not wait for its turn
+		return nil, context.Cause(ctx)
+	}
 	newest, err := l.Newest()
 	if err != nil {
 		return nil, err
