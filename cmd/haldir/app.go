@@ -51,6 +51,7 @@ type app struct {
 	logFile  *os.File
 	ledger   *ledger.Ledger
 
+	sends     *telemetry.Config    // where to; nil before it was read
 	telemetry *telemetry.Telemetry // nil unless traces or metrics are sent
 	unship    func()               // ends the shipping of the audit; nil if there is none
 

@@ -41,12 +41,17 @@ func (a *app) unmeasure(grace time.Duration) {
 	a.telemetry = nil
 }
 
-// endpoints reads the environment. What is wrong with it stops no call.
+// endpoints are those that the environment names, which is read once. What is wrong with it
+// stops no call.
 func (a *app) endpoints() telemetry.Config {
+	if a.sends != nil {
+		return *a.sends
+	}
 	c, err := telemetry.Read(os.Getenv)
 	if err != nil {
 		a.log.Error().Err(err).Msg("OpenTelemetry")
 	}
+	a.sends = &c
 	return c
 }
 
