@@ -126,7 +126,7 @@ func (e *Endpoint) post(ctx context.Context, request, answer proto.Message) erro
 		if kind == "" {
 			kind = "no content type"
 		}
-		return &refusal{why: fmt.Sprintf("%s: its answer, 200 with %s, is none of OTLP; is that a collector?", e.name, wire.Printable(kind, 100)), kind: "another answer"}
+		return &refusal{status: resp.StatusCode, why: fmt.Sprintf("%s: its answer, 200 with %s, is none of OTLP; is that a collector?", e.name, wire.Printable(kind, 100))}
 	}
 	return nil
 }

@@ -211,3 +211,19 @@ func TestACallOfSeveralRoundsIsOneCall(t *testing.T) {
 		t.Errorf("%d spans", len(s.spans))
 	}
 }
+
+// Who answers well, but not as OTLP does, may have taken the traces: sent again they would be
+// there twice.
+func TestTracesAreNotSentAgainAfterAnAnswer(t *testing.T) {
+	var n atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { n.Add(1) }))
+	t.Cleanup(s.Close)
+	x := telemetry.Start(context.Background(), telemetry.Options{Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL}), Log: zerolog.New(t.Output())})
+	x.Observe(call("tool"))
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) // by when it would have come again
+	defer cancel()
+	x.Close(ctx)
+	if n := n.Load(); n != 1 {
+		t.Errorf("they were sent %d times", n)
+	}
+}
