@@ -27,6 +27,9 @@ const (
 	PolicyScope     = "scope"
 	PolicyCondition = "condition"
 	PolicyCost      = "cost"
+	// PolicyUnknownTool and the rule of that name are in what the proxy refuses since nobody
+	// has it: its name is then any text that an agent has sent.
+	PolicyUnknownTool = "unknown_tool"
 )
 
 // verdicts collects what speaks against a call.

@@ -11,7 +11,7 @@ import (
 
 // Policy names of refusals that do not come from the rules.
 const (
-	policyUnknownTool = "unknown_tool"
+	policyUnknownTool = policy.PolicyUnknownTool
 	policyUnavailable = "unavailable"
 	policyLedger      = "ledger"
 	policyMalformed   = "malformed"

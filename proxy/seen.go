@@ -35,6 +35,10 @@ type Seen struct {
 	late    bool // the outcome is not known before the host has its answer
 }
 
+// GoesOn reports whether the upstream has asked for something, so that the call goes on with
+// another request.
+func (s *Seen) GoesOn() bool { return s.Outcome == nil && !s.Refused && !s.Sent.IsZero() }
+
 // judged notes what the ledger has decided.
 func (s *Seen) judged(t ledger.Ticket, d policy.Decision) {
 	if s != nil {

@@ -51,6 +51,7 @@ type app struct {
 	logFile  *os.File
 	ledger   *ledger.Ledger
 
+	sends     *telemetry.Config    // where to; nil before it was read
 	telemetry *telemetry.Telemetry // nil unless traces or metrics are sent
 	unship    func()               // ends the shipping of the audit; nil if there is none
 
@@ -402,13 +403,14 @@ func (a *app) close() error {
 	if a.hurry {
 		grace, ladder = hurryGrace, hurryLadder
 	}
-	if a.unship != nil {
-		a.unship()
-		a.unship = nil
-	}
+	unship := a.unship
+	a.unship = nil
 	stopped := make(chan struct{})
 	go func() {
 		var wg sync.WaitGroup
+		if unship != nil { // it may be waiting for the disk
+			wg.Go(unship)
+		}
 		wg.Go(func() { a.unmeasure(min(ladder, closeGrace)) })
 		a.stop()
 		wg.Wait()

@@ -41,12 +41,17 @@ func (a *app) unmeasure(grace time.Duration) {
 	a.telemetry = nil
 }
 
-// endpoints reads the environment. What is wrong with it stops no call.
+// endpoints are those that the environment names, which is read once. What is wrong with it
+// stops no call.
 func (a *app) endpoints() telemetry.Config {
+	if a.sends != nil {
+		return *a.sends
+	}
 	c, err := telemetry.Read(os.Getenv)
 	if err != nil {
 		a.log.Error().Err(err).Msg("OpenTelemetry")
 	}
+	a.sends = &c
 	return c
 }
 
@@ -59,14 +64,8 @@ func (a *app) measured(ctx context.Context) (s telemetry.State, err error) {
 	for _, u := range ups {
 		s.Upstreams[u.Name()] = u.Ready()
 	}
-	waiting, err := a.ledger.Approvals(ctx)
-	if err != nil {
+	if s.Pending, err = a.ledger.Pending(ctx); err != nil {
 		return s, err
-	}
-	for _, w := range waiting {
-		if w.Waiting {
-			s.Pending++
-		}
 	}
 	s.Destinations, err = a.ledger.Destinations(ctx)
 	return s, err
@@ -96,7 +95,7 @@ func (a *app) ship(ctx context.Context) {
 // shipFor ships whenever no other process does.
 func (a *app) shipFor(ctx context.Context, to *telemetry.Endpoint) {
 	s := a.shipper(ctx, to)
-	s.News = a.news(shipLook)
+	s.News = news(a.ledger.Newest, shipLook)
 	for {
 		_, err := a.shipOnce(ctx, s)
 		if err != nil && !errors.Is(err, ledger.ErrShipping) {
@@ -115,7 +114,7 @@ func (a *app) shipper(ctx context.Context, to *telemetry.Endpoint) *telemetry.Sh
 }
 
 func (a *app) shipOnce(ctx context.Context, s *telemetry.Shipper) (sent uint64, err error) {
-	from, err := a.ledger.Ship(s.To.String())
+	from, err := a.ledger.Ship(s.To.URL(), s.To.String())
 	if err != nil {
 		return 0, err
 	}
@@ -125,13 +124,14 @@ func (a *app) shipOnce(ctx context.Context, s *telemetry.Shipper) (sent uint64, 
 
 // news waits for records without the ledger's lock. Now and then it says that there may be
 // some, so that it is noted that the destination has all.
-func (a *app) news(each time.Duration) func(context.Context) bool {
+func news(newest func() (uint64, error), each time.Duration) func(context.Context) bool {
 	known, looked := uint64(0), time.Time{}
 	return func(ctx context.Context) bool {
 		tick := time.NewTicker(each)
 		defer tick.Stop()
 		for {
-			if head, err := a.ledger.Newest(); err != nil || head != known || time.Since(looked) > time.Hour {
+			head, err := newest()
+			if err == nil && (head != known || time.Since(looked) > time.Hour) {
 				known, looked = head, time.Now()
 				return ctx.Err() == nil
 			}
@@ -140,6 +140,9 @@ func (a *app) news(each time.Duration) func(context.Context) bool {
 				return false
 			case <-tick.C:
 			}
+			if err != nil { // whoever reads the records finds out what it is
+				return true
+			}
 		}
 	}
 }
@@ -147,15 +150,23 @@ func (a *app) news(each time.Duration) func(context.Context) bool {
 func auditShip(a *app) *cobra.Command {
 	var follow, forget bool
 	cmd := &cobra.Command{
-		Use:   "ship",
+		Use:   "ship [DESTINATION]",
 		Short: "Send the records that a collector does not have yet, as OTLP logs",
 		Long: "ship sends every record that was not accepted before to the endpoint that\n" +
 			"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT names, in the order\n" +
 			"of the chain, and notes in the ledger how far that is. serve and console do the same\n" +
-			"while they run, where the variable is set; one process ships at a time.",
+			"while they run, where the variable is set; one process ships at a time.\n\n" +
+			"--forget takes the endpoint that the variable names, or a destination by its URL or as\n" +
+			"ledger stats shows it.",
 		Example: "  OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example.com haldir audit ship",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				if !forget {
+					return usage("a destination is named for --forget only; where to ship to, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT says")
+				}
+				return a.forgetDestination(cmd.Context(), args[0], plain(args[0], 0))
+			}
 			c, err := telemetry.Read(os.Getenv)
 			if err != nil && c.Logs == nil {
 				return usage("%w", err)
@@ -163,16 +174,10 @@ func auditShip(a *app) *cobra.Command {
 			if c.Logs == nil {
 				return usage("there is nowhere to ship to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; docs/observability.md has all variables")
 			}
-			if err := a.openState(); err != nil {
-				return err
-			}
 			if forget {
-				known, err := a.ledger.Forget(cmd.Context(), c.Logs.String())
-				if err == nil && !known {
-					return a.printf("nothing was shipped to %s; nothing was done\n", c.Logs)
-				} else if err == nil {
-					return a.printf("forgotten: %s holds no records any more\n", c.Logs)
-				}
+				return a.forgetDestination(cmd.Context(), c.Logs.URL(), c.Logs.String())
+			}
+			if err := a.openState(); err != nil {
 				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
@@ -196,4 +201,18 @@ func auditShip(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&follow, "follow", false, "go on with records as they come, until interrupted")
 	cmd.Flags().BoolVar(&forget, "forget", false, "forget how far that is, so that the endpoint keeps no record from being pruned")
 	return cmd
+}
+
+// forgetDestination gives a destination up that is gone for good.
+func (a *app) forgetDestination(ctx context.Context, destination, shown string) error {
+	if err := a.openState(); err != nil {
+		return err
+	}
+	known, err := a.ledger.Forget(ctx, destination)
+	if err == nil && !known {
+		return a.printf("nothing was shipped to %s; nothing was done\n", shown)
+	} else if err == nil {
+		return a.printf("forgotten: %s holds no records any more\n", shown)
+	}
+	return err
 }

@@ -64,14 +64,19 @@ type Shipping struct {
 	key         []byte
 }
 
-// Ship takes the right to ship to a destination, whose name is all that is kept of it:
-// leave out what is secret. It is [ErrShipping] if another process has it, and free when
-// that one has ended, however it did.
-func (l *Ledger) Ship(destination string) (*Shipping, error) {
-	sum := sha256.Sum256([]byte(destination))
+// Ship takes the right to ship to a destination, which the whole URL tells from others. A hash
+// is all that is kept of it, and beside it the name by which it is shown: leave out of that
+// what is secret. It is [ErrShipping] if another process has the right, and free when that one
+// has ended, however it did.
+func (l *Ledger) Ship(url, shown string) (*Shipping, error) {
+	sum := sha256.Sum256([]byte(url))
+	return l.shipping(sum[:], shown)
+}
+
+func (l *Ledger) shipping(key []byte, shown string) (*Shipping, error) {
 	s := &Shipping{
-		l: l, destination: destination, key: sum[:],
-		lock: flock.New(filepath.Join(l.o.Dir, "haldir.ship-"+hex.EncodeToString(sum[:4])), flock.SetPermissions(0o600)),
+		l: l, destination: shown, key: key,
+		lock: flock.New(filepath.Join(l.o.Dir, "haldir.ship-"+hex.EncodeToString(key[:4])), flock.SetPermissions(0o600)),
 	}
 	switch ok, err := s.lock.TryLock(); {
 	case err != nil:
@@ -196,19 +201,54 @@ func (t *tx) unshipped(limit uint64) (uint64, error) {
 }
 
 // Forget drops the cursor of a destination, so that it holds nothing and, if it is shipped to
-// again, gets everything from the first record that is kept. It reports whether there was one.
+// again, gets everything from the first record that is kept. The destination is given by its
+// URL or by the name that it is shown by, which must be that of one only. It reports whether
+// there was one.
 func (l *Ledger) Forget(ctx context.Context, destination string) (known bool, err error) {
-	s, err := l.Ship(destination)
+	key, err := l.shippedTo(ctx, destination)
+	if err != nil || key == nil {
+		return false, err
+	}
+	s, err := l.shipping(key, destination)
 	if err != nil {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	err = l.do(ctx, true, func(t *tx) error {
 		ships := t.space(spaceShip)
-		if known = ships.get(s.key) != nil; !known {
+		if known = ships.get(s.key) != nil; !known { // somebody else was faster
 			return nil
 		}
 		return ships.delete(s.key)
 	})
 	return known, err
+}
+
+// shippedTo returns the key of a destination that is given by its URL or its name; nil if
+// there is none.
+func (l *Ledger) shippedTo(ctx context.Context, destination string) (key []byte, err error) {
+	sum := sha256.Sum256([]byte(destination))
+	err = l.do(ctx, false, func(t *tx) error {
+		key = nil
+		ships := t.space(spaceShip)
+		if ships.get(sum[:]) != nil {
+			key = sum[:]
+			return nil
+		}
+		return ships.each(nil, func(k, raw []byte) error {
+			var c cursor
+			if err := decode(raw, &c); err != nil {
+				return fmt.Errorf("%w: how far records were shipped: %w", ErrDamaged, err)
+			}
+			if c.Destination != destination {
+				return nil
+			}
+			if key != nil {
+				return fmt.Errorf("%s is the name of more than one destination; say which by its URL", destination)
+			}
+			key = bytes.Clone(k)
+			return nil
+		})
+	})
+	return key, err
 }

@@ -14,7 +14,7 @@ const collector = "https://collector.example.com/v1/logs"
 
 func ship(tb testing.TB, l *ledger.Ledger) *ledger.Shipping {
 	tb.Helper()
-	s, err := l.Ship(collector)
+	s, err := l.Ship(collector, collector)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func TestTheCursorIsWhereRecordsWereAccepted(t *testing.T) {
 	if last := accept(t, s, 5); last != 5 {
 		t.Errorf("accepted up to %d", last)
 	}
-	if _, err := l.Ship(collector); !errors.Is(err, ledger.ErrShipping) {
+	if _, err := l.Ship(collector, collector); !errors.Is(err, ledger.ErrShipping) {
 		t.Errorf("a second shipper: %v", err)
 	}
 	if err := s.Close(); err != nil {
@@ -137,5 +137,44 @@ func TestADestinationThatHasAllHoldsWhatComes(t *testing.T) {
 	list, err := l.Destinations(context.Background())
 	if err != nil || len(list) != 1 || list[0].Unshipped != 0 || list[0].Shipped != last || list[0].Holds.IsZero() || !strings.Contains(list[0].Destination, "collector.example") {
 		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+// Two tenants of one collector differ in what is not shown.
+func TestDestinationsWithOneNameAreTwo(t *testing.T) {
+	l := quick(t, stateDir(t))
+	busy(t, l, 10)
+	of := map[string]*ledger.Shipping{}
+	for _, tenant := range []string{"a", "b"} {
+		s, err := l.Ship(collector+"?tenant="+tenant, collector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of[tenant] = s
+		if list, _, err := s.Next(context.Background(), 1, 1<<30); err != nil || len(list) != 1 || list[0].Seq != 1 {
+			t.Fatalf("%s begins with %v, %v", tenant, list, err)
+		}
+		accept(t, s, 5)
+	}
+	list, err := l.Destinations(context.Background())
+	if err != nil || len(list) != 2 || list[0].Destination != collector || list[1].Destination != collector {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	for _, s := range of {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if known, err := l.Forget(context.Background(), collector); err == nil {
+		t.Errorf("a name of two was forgotten: %v", known)
+	}
+	if known, err := l.Forget(context.Background(), collector+"?tenant=a"); err != nil || !known {
+		t.Errorf("by its URL: %v, %v", known, err)
+	}
+	if known, err := l.Forget(context.Background(), collector); err != nil || !known {
+		t.Errorf("by its name: %v, %v", known, err)
+	}
+	if known, err := l.Forget(context.Background(), collector); err != nil || known {
+		t.Errorf("there is none any more: %v, %v", known, err)
 	}
 }

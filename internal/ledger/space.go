@@ -23,7 +23,7 @@ const (
 	spaceLoops    = 'l' // hash → window start, value, window end; see loop.go
 	spaceConfigs  = 'g' // SHA-256 of a config → seq of its record
 	spaceRetain   = 'r' // hash of a config's path and setting → claim as JSON; see prune.go
-	spaceShip     = 'd' // SHA-256 of a destination → cursor as JSON; see ship.go
+	spaceShip     = 'd' // SHA-256 of a destination's URL → cursor as JSON; see ship.go
 	spaceKeys     = 'k' // SHA-256 of a key of the REST API → Key as JSON
 	spaceOnce     = 'i' // k, digest → once as JSON; t, when it is forgotten (Unix ns, big-endian), digest → nothing
 )

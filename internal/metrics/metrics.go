@@ -182,9 +182,12 @@ const (
 // Other stands for every tool beyond the bound.
 const Other = "other"
 
-// Names bounds how many tools become labels. Its zero value is ready; it is not safe for
-// concurrent use.
-type Names struct{ seen map[string]bool }
+// Names bounds how many tools become labels. Its zero value is ready; it is safe for concurrent
+// use.
+type Names struct {
+	mu   sync.Mutex
+	seen map[string]bool
+}
 
 // Label is what a tool is called in labels: nothing if it is not known to anybody, since its
 // name is then any text that an agent has sent; its kind alone if it is a resource, of which
@@ -198,6 +201,8 @@ func (n *Names) Label(upstream, tool string, known bool) string {
 	}
 	tool = strings.ToValidUTF8(tool[:min(len(tool), maxName)], "")
 	key := upstream + "/" + tool
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if !n.seen[key] {
 		if len(n.seen) >= maxNames {
 			return Other

@@ -3,6 +3,7 @@ package metrics_test
 import (
 	"bytes"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/common/expfmt"
@@ -66,4 +67,19 @@ func TestThereIsABoundOnTools(t *testing.T) {
 	if n.Label("evil", "tool7", true) != "tool7" {
 		t.Error("a tool that was known is not any more")
 	}
+}
+
+func TestNamesAreSafeForConcurrentUse(t *testing.T) {
+	var n metrics.Names
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 500 {
+				if label := n.Label("up", fmt.Sprintf("tool%d", i), true); label != fmt.Sprintf("tool%d", i) {
+					t.Errorf("tool%d is %q", i, label)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

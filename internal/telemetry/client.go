@@ -15,6 +15,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 // Endpoint is where one signal is sent to. It is safe for concurrent use.
@@ -27,17 +29,35 @@ type Endpoint struct {
 	client  *http.Client
 }
 
-// String returns the URL, without user, password and query, which may be secret.
+// String returns scheme and host and, for what else there is and may be secret, a hash.
 func (e *Endpoint) String() string { return e.name }
+
+// URL returns the whole of it, which tells it from others and may have a secret in it: it is
+// not to be shown.
+func (e *Endpoint) URL() string { return e.url }
 
 // refusal is an answer that is not a success, or none.
 type refusal struct {
 	status int           // 0 if there was no answer
 	after  time.Duration // how long the server wants to be left alone; 0 if it does not say
 	why    string
+	kind   string // of one without status
 }
 
 func (r *refusal) Error() string { return r.why }
+
+// kindOf is the same for faults that are told once: their words may have ports and addresses
+// in them, which change with every connection.
+func kindOf(err error) string {
+	r, ok := errors.AsType[*refusal](err)
+	switch {
+	case !ok:
+		return err.Error()
+	case r.status != 0:
+		return strconv.Itoa(r.status)
+	}
+	return r.kind
+}
 
 // passing reports whether the same request may be taken later, as OTLP has it.
 func (r *refusal) passing() bool {
@@ -89,23 +109,24 @@ func (e *Endpoint) post(ctx context.Context, request, answer proto.Message) erro
 		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // without the URL, which may have a secret in it
 		}
-		return &refusal{why: fmt.Sprintf("%s: %v", e.name, err)}
+		return &refusal{why: fmt.Sprintf("%s: %v", e.name, err), kind: "no answer"}
 	}
 	defer func() { _ = resp.Body.Close() }() // it was read, as far as it is of use
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if resp.StatusCode/100 != 2 {
-		return &refusal{resp.StatusCode, retryAfter(resp.Header), fmt.Sprintf("%s: %s", e.name, resp.Status)}
+	if resp.StatusCode != http.StatusOK {
+		return &refusal{status: resp.StatusCode, after: retryAfter(resp.Header), why: fmt.Sprintf("%s: %s", e.name, wire.Printable(resp.Status, 100))}
 	}
 	if err != nil { // what it says about the records is lost
-		return &refusal{why: fmt.Sprintf("%s: the answer broke off: %v", e.name, err)}
+		return &refusal{why: fmt.Sprintf("%s: the answer broke off: %v", e.name, err), kind: "half an answer"}
 	}
-	if len(text) == 0 {
-		return nil
-	}
-	// A page that some other server answers with is no word of a collector.
+	// What some other server answers with is no word of a collector, nor is its silence: by
+	// OTLP an answer that says nothing has the type all the same.
 	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
-	if strings.TrimSpace(kind) != "application/x-protobuf" || proto.Unmarshal(text, answer) != nil {
-		return &refusal{why: fmt.Sprintf("%s: its answer is none of OTLP; is that a collector?", e.name)}
+	if !strings.EqualFold(strings.TrimSpace(kind), "application/x-protobuf") || proto.Unmarshal(text, answer) != nil {
+		if kind == "" {
+			kind = "no content type"
+		}
+		return &refusal{status: resp.StatusCode, why: fmt.Sprintf("%s: its answer, 200 with %s, is none of OTLP; is that a collector?", e.name, wire.Printable(kind, 100))}
 	}
 	return nil
 }

@@ -1,8 +1,10 @@
 package telemetry
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -89,10 +91,7 @@ func read(getenv func(string) string, signal, path string) (*Endpoint, error) {
 	} else if u.Path == "" {
 		u.Path = "/"
 	}
-	e := &Endpoint{url: u.String(), header: http.Header{}}
-	shown := *u
-	shown.User, shown.RawQuery, shown.Fragment = nil, "", ""
-	e.name = shown.String()
+	e := &Endpoint{url: u.String(), name: shown(u), header: http.Header{}}
 	if e.timeout, err = millis(func(string) string { v, _ := of("TIMEOUT"); return v }, "OTEL_EXPORTER_OTLP_TIMEOUT", defaultTimeout); err != nil {
 		return nil, err
 	}
@@ -125,6 +124,21 @@ func read(getenv func(string) string, signal, path string) (*Endpoint, error) {
 		return http.ErrUseLastResponse // the headers are for this server only
 	}}
 	return e, nil
+}
+
+// shown is a URL without what may be secret: of anything but the host and the usual paths only
+// a hash, which tells two endpoints apart.
+func shown(u *url.URL) string {
+	name := u.Scheme + "://" + u.Host + "/"
+	switch path := strings.TrimPrefix(u.EscapedPath(), "/"); path { // JoinPath leaves the slash out
+	case "v1/traces", "v1/metrics", "v1/logs":
+		name += path
+	}
+	if name == u.String() {
+		return name
+	}
+	sum := sha256.Sum256([]byte(u.String()))
+	return name + "#" + hex.EncodeToString(sum[:4])
 }
 
 // trust reads the certificates.

@@ -45,7 +45,7 @@ func shipFrom(dir string) error {
 	if err != nil {
 		return err
 	}
-	from, err := l.Ship(c.Logs.String())
+	from, err := l.Ship(c.Logs.URL(), c.Logs.String())
 	if err != nil {
 		return err
 	}

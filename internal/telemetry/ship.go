@@ -17,6 +17,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
 )
 
 // Source is where records come from, and where it is kept how far they were shipped:
@@ -50,7 +51,8 @@ type Shipper struct {
 // too, with pauses, however long it takes: no record is left out. It returns when there is
 // nothing left to send, or ctx ends, with how many records were accepted.
 func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error) {
-	size, said, tries := batchRecords, "", 0
+	size, tries := batchRecords, 0
+	said := map[string]bool{} // kinds of faults, until it is shipped again
 	p := newPause()
 	for {
 		list, id, err := from.Next(ctx, size, batchBytes)
@@ -69,15 +71,15 @@ func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error
 			last := list[len(list)-1].Seq
 			if why := answer.GetPartialSuccess().GetErrorMessage(); rejected > 0 || why != "" {
 				s.Log.Error().Uint64("rejected", rejected).Uint64("from", list[0].Seq).Uint64("to", last).Str("destination", s.To.String()).
-					Str("reason", printable(why)).Msg("the collector did not take some of the audit's records; they are in the ledger")
+					Str("reason", wire.Printable(why, maxWords)).Msg("the collector did not take some of the audit's records; they are in the ledger")
 			}
 			if err = from.Accepted(ctx, id, last, rejected); err == nil {
 				sent += uint64(len(list)) - rejected
 				size, tries, p = min(2*size, batchRecords), 0, newPause()
-				if said != "" {
+				if len(said) > 0 {
 					s.Log.Info().Str("destination", s.To.String()).Msg("the audit is shipped again")
 				}
-				said = ""
+				clear(said)
 				continue
 			}
 		}
@@ -85,16 +87,16 @@ func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error
 			return sent, nil //nolint:nilerr // to be told to end is no failure
 		}
 		r, refused := errors.AsType[*refusal](err)
+		if refused && r.status == http.StatusRequestEntityTooLarge && len(list) > 1 {
+			size = len(list) / 2 // which comes to an end, and is no try
+			continue
+		}
 		if tries++; !refused && !ledger.Retryable(err) || tries == s.Tries {
 			return sent, err
 		}
-		if refused && r.status == http.StatusRequestEntityTooLarge && len(list) > 1 {
-			size = len(list) / 2
-			continue
-		}
-		if err.Error() != said { // once, not with every try
+		if kind := kindOf(err); !said[kind] { // once, not with every try
 			s.Log.Warn().Err(err).Msg("the audit is not shipped; it is tried again until it is")
-			said = err.Error()
+			said[kind] = true
 		}
 		after := time.Duration(0)
 		if refused {
@@ -133,7 +135,7 @@ func logRecord(x ledger.Shipped, now uint64) *logs.LogRecord {
 	if e.Flagged {
 		l.SeverityNumber, l.SeverityText = logs.SeverityNumber_SEVERITY_NUMBER_WARN, "WARN"
 	}
-	l.EventName = "haldir.audit." + e.Kind
+	l.EventName = valid("haldir.audit." + e.Kind)
 	body, err := json.Marshal(e)
 	if err != nil {
 		body = nil // errors come of values that Export does not make
@@ -171,36 +173,39 @@ func logRecord(x ledger.Shipped, now uint64) *logs.LogRecord {
 	return l
 }
 
+// maxWords bounds a text from outside, in bytes.
+const maxWords = 500
+
 // scopeName is what OpenTelemetry calls the instrumentation.
 const scopeName = "github.com/haldir-mcp/haldir"
 
+// valid is a text as protobuf takes it: one that it does not would cost the whole request.
+func valid(s string) string { return strings.ToValidUTF8(s, "\ufffd") }
+
 func words(s string) *common.AnyValue {
-	return &common.AnyValue{Value: &common.AnyValue_StringValue{StringValue: strings.ToValidUTF8(s, "\ufffd")}}
+	return &common.AnyValue{Value: &common.AnyValue_StringValue{StringValue: valid(s)}}
 }
 
-func text(key, value string) *common.KeyValue { return &common.KeyValue{Key: key, Value: words(value)} }
+func pair(key string, value *common.AnyValue) *common.KeyValue {
+	return &common.KeyValue{Key: valid(key), Value: value}
+}
+
+func text(key, value string) *common.KeyValue { return pair(key, words(value)) }
+
+func integer(key string, n int64) *common.KeyValue {
+	return pair(key, &common.AnyValue{Value: &common.AnyValue_IntValue{IntValue: n}})
+}
 
 func number(key string, n uint64) *common.KeyValue {
-	return &common.KeyValue{Key: key, Value: &common.AnyValue{Value: &common.AnyValue_IntValue{IntValue: int64(n)}}} //nolint:gosec // counts of what is
+	return integer(key, int64(n)) //nolint:gosec // counts of what is
 }
 
 func yesOrNo(key string, yes bool) *common.KeyValue {
-	return &common.KeyValue{Key: key, Value: &common.AnyValue{Value: &common.AnyValue_BoolValue{BoolValue: yes}}}
+	return pair(key, &common.AnyValue{Value: &common.AnyValue_BoolValue{BoolValue: yes}})
 }
 
 func real(key string, x float64) *common.KeyValue {
-	return &common.KeyValue{Key: key, Value: &common.AnyValue{Value: &common.AnyValue_DoubleValue{DoubleValue: x}}}
+	return pair(key, &common.AnyValue{Value: &common.AnyValue_DoubleValue{DoubleValue: x}})
 }
 
 func stamp(at time.Time) uint64 { return uint64(max(0, at.UnixNano())) }
-
-// printable is a text from outside for a log, not too long.
-func printable(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, "\ufffd"))
-	return s[:min(len(s), 500)]
-}

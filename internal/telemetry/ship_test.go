@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ import (
 // once ships all that there is.
 func once(t *testing.T, l *ledger.Ledger, to *telemetry.Endpoint, log zerolog.Logger) uint64 {
 	t.Helper()
-	from, err := l.Ship(to.String())
+	from, err := l.Ship(to.URL(), to.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +213,7 @@ func TestACollectorThatIsDownHoldsUpNobody(t *testing.T) {
 		return true
 	}
 	fill(t, l, 10)
-	from, err := l.Ship("x")
+	from, err := l.Ship("x", "x")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,5 +231,104 @@ func TestACollectorThatIsDownHoldsUpNobody(t *testing.T) {
 	}
 	if err := from.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What is not a collector may answer well, and has nothing then.
+func TestOnlyACollectorsAnswerMovesTheCursor(t *testing.T) {
+	for name, x := range map[string]struct {
+		status    int
+		kind, say string // say is what the error tells of it
+	}{
+		"no content":         {http.StatusNoContent, "", "204"},
+		"accepted":           {http.StatusAccepted, "application/x-protobuf", "202"},
+		"an empty page":      {http.StatusOK, "text/html", "text/html"},
+		"nothing, untyped":   {http.StatusOK, "", "no content type"},
+		"OTLP in JSON":       {http.StatusOK, "application/json", "application/json"},
+		"a proxy's 203 page": {http.StatusNonAuthoritativeInfo, "application/x-protobuf", "203"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, l := newCollector(t), open(t)
+			c.fault = func(_ int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+				if x.kind != "" {
+					w.Header().Set("Content-Type", x.kind)
+				}
+				w.WriteHeader(x.status)
+				return true
+			}
+			fill(t, l, 5)
+			to := config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs
+			from, err := l.Ship(to.URL(), to.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent, err := (&telemetry.Shipper{To: to, Log: zerolog.Nop(), Tries: 1}).Ship(context.Background(), from)
+			if err == nil || sent != 0 || !strings.Contains(err.Error(), x.say) {
+				t.Errorf("%d records were sent, %v", sent, err)
+			}
+			if err := from.Close(); err != nil {
+				t.Error(err)
+			}
+			list, err := l.Destinations(context.Background())
+			if err != nil || len(list) != 1 || list[0].Shipped != 0 {
+				t.Errorf("%+v, %v", list, err)
+			}
+		})
+	}
+}
+
+// A run that is to end gives up after some tries; halving a batch is none.
+func TestHalvingABatchIsNoTry(t *testing.T) {
+	c, l := newCollector(t), open(t)
+	c.fault = func(_ int, w http.ResponseWriter, _ *http.Request, req *collogs.ExportLogsServiceRequest) bool {
+		if len(req.ResourceLogs[0].ScopeLogs[0].LogRecords) > 1 {
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return true
+		}
+		return false
+	}
+	fill(t, l, 300)
+	to := config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs
+	from, err := l.Ship(to.URL(), to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, err := (&telemetry.Shipper{To: to, Log: zerolog.Nop(), Tries: 2}).Ship(context.Background(), from)
+	if err != nil || sent != 300 {
+		t.Errorf("%d were sent, %v", sent, err)
+	}
+	if err := from.Close(); err != nil {
+		t.Error(err)
+	}
+	follows(t, c.took(), 300)
+}
+
+// The text of a connection that was reset has a port in it that is another one each time.
+func TestOneFaultIsToldOnce(t *testing.T) {
+	c, l := newCollector(t), open(t)
+	c.fault = func(n int, w http.ResponseWriter, r *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+		switch n {
+		case 1, 3: // and the same one again after another
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return true
+			}
+			if err := conn.(*net.TCPConn).SetLinger(0); err != nil { // so that it is reset
+				t.Error(err)
+			}
+			_ = conn.Close() // that is the fault
+			return true
+		case 2:
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}
+		return false
+	}
+	fill(t, l, 1)
+	var log bytes.Buffer
+	once(t, l, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs, zerolog.New(&log))
+	if text := log.String(); strings.Count(text, "is not shipped") != 2 || strings.Count(text, "is shipped again") != 1 {
+		t.Errorf("the log says: %s", text)
 	}
 }

@@ -42,8 +42,7 @@ type Telemetry struct {
 	about    []*common.KeyValue
 	provider *sdk.TracerProvider // nil if no traces are sent
 	tracer   trace.Tracer
-	mu       sync.Mutex // guards the meter's names
-	meter    *meter     // nil if no metrics are sent
+	meter    *meter // nil if no metrics are sent
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
 }
@@ -90,15 +89,9 @@ func (t *Telemetry) Observe(s *proxy.Seen) {
 		t.span(s)
 	}
 	if t.meter != nil {
-		t.mu.Lock()
-		tool := t.meter.names.Label(s.Call.Upstream, s.Call.Recorded(), s.Decision.Rule != unknownTool)
-		t.mu.Unlock()
-		t.meter.add(tool, s)
+		t.meter.add(s)
 	}
 }
-
-// unknownTool is the rule by which the proxy refuses what it does not know.
-const unknownTool = "unknown_tool"
 
 // Close sends what is left, until ctx ends.
 func (t *Telemetry) Close(ctx context.Context) {
@@ -123,34 +116,45 @@ func (t *Telemetry) measure(ctx context.Context) {
 
 // export sends the metrics once; what fails is in the next ones.
 func (t *Telemetry) export(ctx context.Context, said *complaints) {
+	sets := []*metrics.Set{&t.meter.set}
 	if t.o.State != nil {
 		if s, err := t.o.State(ctx); err == nil {
-			t.meter.pending.Put(float64(s.Pending))
-			for name, up := range s.Upstreams {
-				n := 0.0
-				if up {
-					n = 1
-				}
-				t.meter.up.Put(n, name)
-			}
-			for _, d := range s.Destinations {
-				t.meter.unshipped.Put(float64(d.Unshipped), d.Destination)
-			}
+			sets = append(sets, present(s))
 		}
 	}
 	var answer colmetrics.ExportMetricsServiceResponse
-	err := t.o.Config.Metrics.post(ctx, t.meter.request(t.about, time.Now()), &answer)
+	err := t.o.Config.Metrics.post(ctx, t.meter.request(t.about, time.Now(), sets...), &answer)
 	if ctx.Err() == nil {
 		said.tell("metrics", err, answer.GetPartialSuccess().GetRejectedDataPoints(), answer.GetPartialSuccess().GetErrorMessage())
 	}
 }
 
+// present is what is so now: in a set of its own for each export, since what is not there any
+// more, such as an upstream that a reload took out, has no number.
+func present(s State) *metrics.Set {
+	set := &metrics.Set{}
+	set.Add(metrics.Gauge, "haldir.approvals.pending", "{approval}", "Calls in the ledger that wait for a person.").Put(float64(s.Pending))
+	ups := set.Add(metrics.Gauge, "haldir.upstream.up", "1", "Whether this process is connected to an upstream.", "haldir.upstream")
+	for name, up := range s.Upstreams {
+		n := 0.0
+		if up {
+			n = 1
+		}
+		ups.Put(n, name)
+	}
+	unshipped := set.Add(metrics.Gauge, "haldir.audit.unshipped", "{record}", "Records of the audit that a destination does not have yet.", "haldir.destination")
+	for _, d := range s.Destinations {
+		unshipped.Put(float64(d.Unshipped), d.Destination)
+	}
+	return set
+}
+
 // request has all that was measured since the process began.
-func (m *meter) request(about []*common.KeyValue, at time.Time) *colmetrics.ExportMetricsServiceRequest {
+func (m *meter) request(about []*common.KeyValue, at time.Time, sets ...*metrics.Set) *colmetrics.ExportMetricsServiceRequest {
 	from, now := stamp(m.began), stamp(at)
 	scope := &data.ScopeMetrics{Scope: &common.InstrumentationScope{Name: scopeName}}
 	const all = data.AggregationTemporality_AGGREGATION_TEMPORALITY_CUMULATIVE
-	m.set.Each(func(f *metrics.Family, list []metrics.Series) {
+	add := func(f *metrics.Family, list []metrics.Series) {
 		if len(list) == 0 {
 			return
 		}
@@ -182,6 +186,9 @@ func (m *meter) request(about []*common.KeyValue, at time.Time) *colmetrics.Expo
 			out.Data = &data.Metric_Histogram{Histogram: &data.Histogram{DataPoints: buckets, AggregationTemporality: all}}
 		}
 		scope.Metrics = append(scope.Metrics, out)
-	})
+	}
+	for _, set := range sets {
+		set.Each(add)
+	}
 	return &colmetrics.ExportMetricsServiceRequest{ResourceMetrics: []*data.ResourceMetrics{{Resource: &resource.Resource{Attributes: about}, ScopeMetrics: []*data.ScopeMetrics{scope}}}}
 }

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"time"
 
@@ -45,7 +46,7 @@ func parent(ctx context.Context, params json.RawMessage) context.Context {
 // the upstream took.
 func (t *Telemetry) span(s *proxy.Seen) {
 	name, target := s.Method, attribute.KeyValue{}
-	tool := printable(s.Call.Tool)
+	tool := wire.Printable(s.Call.Tool, maxWords)
 	switch s.Call.Kind {
 	case policy.KindTool:
 		target = attribute.String("gen_ai.tool.name", tool)
@@ -150,6 +151,23 @@ func failure(s *proxy.Seen) string {
 	return ""
 }
 
+// kind is what a request failed of, for a label: an upstream may answer with any number for a
+// code, so that only those which have a name are told apart.
+func kind(s *proxy.Seen) string {
+	if !s.Refused && s.Code != 0 && !slices.Contains(named, s.Code) {
+		return metrics.Other
+	}
+	return failure(s)
+}
+
+// named are the codes that JSON-RPC and MCP name.
+var named = []int64{
+	wire.CodeParse, wire.CodeInvalidRequest, wire.CodeMethodNotFound, wire.CodeInvalidParams, wire.CodeInternal,
+	wire.CodeHeaderMismatch, wire.CodeMissingCapability, wire.CodeUnsupportedVersion,
+	-32002, // there is no such resource
+	-32042, // URLs have to be opened first
+}
+
 // cost is what a request has cost.
 func cost(s *proxy.Seen) policy.Micros {
 	switch o := s.Outcome; {
@@ -191,7 +209,7 @@ func (*exporter) Shutdown(context.Context) error { return nil }
 func spanOf(s sdk.ReadOnlySpan) *spans.Span {
 	id, trace := s.SpanContext().SpanID(), s.SpanContext().TraceID()
 	out := &spans.Span{
-		TraceId: trace[:], SpanId: id[:], TraceState: s.SpanContext().TraceState().String(), Name: s.Name(),
+		TraceId: trace[:], SpanId: id[:], TraceState: valid(s.SpanContext().TraceState().String()), Name: valid(s.Name()),
 		Kind: spans.Span_SpanKind(s.SpanKind()), StartTimeUnixNano: stamp(s.StartTime()), EndTimeUnixNano: stamp(s.EndTime()), //nolint:gosec // of few values
 		Attributes: pairs(s.Attributes()), DroppedAttributesCount: uint32(s.DroppedAttributes()), Status: &spans.Status{}, //nolint:gosec // few
 		Flags: uint32(s.SpanContext().TraceFlags()),
@@ -216,7 +234,7 @@ func pairs(list []attribute.KeyValue) (out []*common.KeyValue) {
 	for _, a := range list {
 		switch v := a.Value.AsInterface().(type) {
 		case int64:
-			out = append(out, &common.KeyValue{Key: string(a.Key), Value: &common.AnyValue{Value: &common.AnyValue_IntValue{IntValue: v}}})
+			out = append(out, integer(string(a.Key), v))
 		case float64:
 			out = append(out, real(string(a.Key), v))
 		case bool:
@@ -230,12 +248,11 @@ func pairs(list []attribute.KeyValue) (out []*common.KeyValue) {
 
 // meter counts requests of this process.
 type meter struct {
-	began                  time.Time
-	set                    metrics.Set
-	names                  metrics.Names
-	calls, spend           *metrics.Family
-	whole, ours            *metrics.Family
-	pending, up, unshipped *metrics.Family
+	began        time.Time
+	set          metrics.Set
+	names        metrics.Names
+	calls, spend *metrics.Family
+	whole, ours  *metrics.Family
 }
 
 func newMeter() *meter {
@@ -244,15 +261,15 @@ func newMeter() *meter {
 	m.spend = m.set.Add(metrics.Counter, "haldir.spend", "{USD}", "What calls have cost, in US dollars.", "haldir.upstream", "gen_ai.tool.name")
 	m.whole = m.set.Add(metrics.Histogram, "mcp.server.operation.duration", "s", "From when a request was read to its answer.", "mcp.method.name", "haldir.upstream", "error.type")
 	m.ours = m.set.Add(metrics.Histogram, "haldir.own.duration", "s", "The part of it that was haldir's own, with the ledger's disk and any wait for a person.", "mcp.method.name", "haldir.upstream")
-	m.pending = m.set.Add(metrics.Gauge, "haldir.approvals.pending", "{approval}", "Calls in the ledger that wait for a person.")
-	m.up = m.set.Add(metrics.Gauge, "haldir.upstream.up", "1", "Whether this process is connected to an upstream.", "haldir.upstream")
-	m.unshipped = m.set.Add(metrics.Gauge, "haldir.audit.unshipped", "{record}", "Records of the audit that a destination does not have yet.", "haldir.destination")
 	return m
 }
 
-func (m *meter) add(tool string, s *proxy.Seen) {
-	wrong := failure(s)
-	m.calls.Count(1, s.Call.Upstream, tool, decision(s), wrong)
+func (m *meter) add(s *proxy.Seen) {
+	tool := m.names.Label(s.Call.Upstream, s.Call.Recorded(), s.Decision.Rule != policy.PolicyUnknownTool)
+	wrong := kind(s)
+	if !s.GoesOn() { // a call of several rounds is one, and counts at its end
+		m.calls.Count(1, s.Call.Upstream, tool, decision(s), wrong)
+	}
 	if c := cost(s); c > 0 {
 		m.spend.Count(float64(c)/float64(policy.USD), s.Call.Upstream, tool)
 	}
@@ -261,22 +278,31 @@ func (m *meter) add(tool string, s *proxy.Seen) {
 	m.ours.Observe(max(0, whole-s.Returned.Sub(s.Sent)).Seconds(), s.Method, s.Call.Upstream)
 }
 
-// complaints says what goes wrong with sending, once and not each time.
+// complaints says what goes wrong with sending, once and not each time. Its zero value, with a
+// log, is ready.
 type complaints struct {
 	log  zerolog.Logger
-	said string
+	said map[string]bool // kinds of faults, until all is taken again
 }
 
 func (c *complaints) tell(what string, err error, rejected int64, why string) {
-	now := ""
+	var now, kind string
 	switch {
 	case err != nil:
-		now = err.Error()
+		now, kind = err.Error(), kindOf(err)
 	case rejected > 0 || why != "":
-		now = "the collector took only a part: " + printable(why)
+		now = "the collector took only a part: " + wire.Printable(why, maxWords)
+		kind = "a part"
+	default:
+		c.said = nil
+		return
 	}
-	if now != "" && now != c.said {
-		c.log.Warn().Int64("rejected", rejected).Str("error", now).Msg(what + " are not sent; calls go on")
+	if c.said[kind] {
+		return
 	}
-	c.said = now
+	if c.said == nil {
+		c.said = map[string]bool{}
+	}
+	c.said[kind] = true
+	c.log.Warn().Int64("rejected", rejected).Str("error", now).Msg(what + " are not sent; calls go on")
 }

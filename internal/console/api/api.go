@@ -37,6 +37,7 @@ type Ledger interface {
 	BeginOnce(ctx context.Context, name, digest audit.Hash) (ledger.Once, error)
 	EndOnce(ctx context.Context, name audit.Hash, answer []byte) error
 	Approvals(ctx context.Context) ([]ledger.Approval, error)
+	Pending(ctx context.Context) (int, error)
 	Destinations(ctx context.Context) ([]ledger.Destination, error)
 	Answer(ctx context.Context, id string, a ledger.Answer) (ledger.Approval, error)
 	Stop(ctx context.Context, reason string) (ledger.Stopped, error)
@@ -109,7 +110,7 @@ type Route struct {
 
 // New makes an API.
 func New(o Options) *API {
-	a := &API{o: o, verify: make(chan struct{}, 1), feeds: make(chan struct{}, maxFeeds)}
+	a := &API{o: o, counted: counted{turn: make(chan struct{}, 1)}, verify: make(chan struct{}, 1), feeds: make(chan struct{}, maxFeeds)}
 	a.routes = []Route{
 		{Method: "GET", Path: "/v1/proxy/upstreams", Scope: ProxyRead, do: a.listUpstreams},
 		{Method: "POST", Path: "/v1/proxy/upstreams", Scope: ProxyWrite, do: a.addUpstream, once: true},

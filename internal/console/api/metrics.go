@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"sync"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/metrics"
@@ -12,10 +11,10 @@ import (
 
 // counted is what all records add up to, for Prometheus: it is read from the ledger, so that
 // it is about every process that shares it, and a console that is started anew goes on with
-// the same numbers, as far as records are kept. Its zero value is ready.
+// the same numbers, as far as records are kept.
 type counted struct {
-	mu    sync.Mutex // held while records are read, which takes a while the first time
-	head  uint64     // the last record that is in it
+	turn  chan struct{} // holds one while records are read, which takes a while the first time
+	head  uint64        // the last record that is in it
 	set   *metrics.Set
 	names metrics.Names
 	open  map[uint64]openCall // attempts without an outcome
@@ -42,7 +41,7 @@ var decisions = map[audit.Status]string{audit.StatusRunning: "allowed", audit.St
 func (c *counted) add(r *audit.Record) {
 	switch r.Kind {
 	case audit.KindAttempt:
-		tool := c.names.Label(r.Upstream, r.Tool, r.Rule != "unknown_tool")
+		tool := c.names.Label(r.Upstream, r.Tool, r.Rule != policy.PolicyUnknownTool)
 		c.calls.Count(1, r.Upstream, tool, decisions[r.Status])
 		if r.Status == audit.StatusDenied {
 			c.denied.Count(1, r.Policy, r.Rule)
@@ -69,8 +68,12 @@ func (c *counted) add(r *audit.Record) {
 
 // text brings the sums up to date and returns them.
 func (c *counted) text(ctx context.Context, l Ledger) ([]byte, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done(): // a scrape that has timed out need not wait for its turn
+		return nil, context.Cause(ctx)
+	}
 	newest, err := l.Newest()
 	if err != nil {
 		return nil, err
@@ -114,15 +117,9 @@ func (a *API) present(ctx context.Context) (*metrics.Set, error) {
 	gauge := func(name, help string, labels ...string) *metrics.Family {
 		return set.Add(metrics.Gauge, name, "", help, labels...)
 	}
-	waiting, err := a.o.Ledger.Approvals(ctx)
+	pending, err := a.o.Ledger.Pending(ctx)
 	if err != nil {
 		return nil, err
-	}
-	pending := 0
-	for _, w := range waiting {
-		if w.Waiting {
-			pending++
-		}
 	}
 	gauge("haldir_approvals_pending", "Calls that wait for a person.").Put(float64(pending))
 	up := gauge("haldir_upstream_up", "Whether this console is connected to an upstream.", "upstream")

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
 )
 
@@ -127,7 +128,7 @@ func encode(v any) []byte {
 func refused(r *proxy.Refusal) *Problem {
 	status := http.StatusForbidden
 	switch r.Policy {
-	case "unknown_tool":
+	case policy.PolicyUnknownTool:
 		status = http.StatusNotFound
 	case "unavailable", "ledger":
 		status = http.StatusServiceUnavailable

@@ -1,0 +1,229 @@
+package telemetry_test
+
+import (
+	"context"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	colmetrics "go.opentelemetry.io/proto/slim/otlp/collector/metrics/v1"
+	coltrace "go.opentelemetry.io/proto/slim/otlp/collector/trace/v1"
+	data "go.opentelemetry.io/proto/slim/otlp/metrics/v1"
+	spans "go.opentelemetry.io/proto/slim/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/telemetry"
+	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/proxy"
+)
+
+// sink takes traces and metrics.
+type sink struct {
+	*httptest.Server
+	mu      sync.Mutex
+	spans   []*spans.Span
+	metrics []map[string]*data.Metric // of each export
+	came    chan struct{}             // one for each export of metrics, as far as there is room
+}
+
+func newSink(t *testing.T) *sink {
+	t.Helper()
+	s := &sink{came: make(chan struct{}, 100)}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		raw, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the test is over
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch r.URL.Path {
+		case "/v1/traces":
+			var req coltrace.ExportTraceServiceRequest
+			if err := proto.Unmarshal(raw, &req); err != nil {
+				t.Error(err)
+				return
+			}
+			s.spans = append(s.spans, req.ResourceSpans[0].ScopeSpans[0].Spans...)
+		case "/v1/metrics":
+			var req colmetrics.ExportMetricsServiceRequest
+			if err := proto.Unmarshal(raw, &req); err != nil {
+				t.Error(err)
+				return
+			}
+			all := map[string]*data.Metric{}
+			for _, m := range req.ResourceMetrics[0].ScopeMetrics[0].Metrics {
+				all[m.Name] = m
+			}
+			s.metrics = append(s.metrics, all)
+			select {
+			case s.came <- struct{}{}:
+			default:
+			}
+		}
+		w.Header().Set("Content-Type", "application/x-protobuf")
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// observe sends what is told of some requests, and returns when it was.
+func (s *sink) observe(t *testing.T, list ...*proxy.Seen) {
+	t.Helper()
+	x := telemetry.Start(context.Background(), telemetry.Options{Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), Log: zerolog.New(t.Output())})
+	for _, one := range list {
+		x.Observe(one)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	x.Close(ctx)
+}
+
+// labels are the values of one label in a counter of the last export, with what each adds up to.
+func (s *sink) labels(metric, label string) map[string]float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]float64{}
+	for _, p := range s.metrics[len(s.metrics)-1][metric].GetSum().GetDataPoints() {
+		of := ""
+		for _, a := range p.Attributes {
+			if a.Key == label {
+				of = a.Value.GetStringValue()
+			}
+		}
+		out[of] += p.GetAsDouble()
+	}
+	return out
+}
+
+// call is a call that has been forwarded and has ended.
+func call(tool string) *proxy.Seen {
+	at := time.Unix(1700000000, 0)
+	return &proxy.Seen{
+		Method: "tools/call", Call: policy.Call{Upstream: "up", Tool: tool, Kind: policy.KindTool}, Decision: policy.Decision{Verdict: policy.Allow},
+		Began: at, Sent: at, Returned: at, Ended: at, Outcome: &ledger.Outcome{Result: ledger.Done},
+	}
+}
+
+// One name that protobuf does not take would cost the batch all its spans.
+func TestNoNameCostsABatch(t *testing.T) {
+	s := newSink(t)
+	s.observe(t, call("plain"), call(strings.Repeat("x", 499)+"日本"), call("bad \xff bytes"), call("red\x1b[31m\u202e"))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spans) != 8 {
+		t.Fatalf("%d spans came", len(s.spans))
+	}
+	for _, x := range s.spans {
+		if strings.ContainsAny(x.Name, "\x1b\u202e") {
+			t.Errorf("a span is called %q", x.Name)
+		}
+	}
+}
+
+// An upstream can answer with any number for a code, and each would be a series.
+func TestCodesThatNobodyNamesAreOneSeries(t *testing.T) {
+	s := newSink(t)
+	var list []*proxy.Seen
+	for code := int64(-33000); code <= 0; code += 2 {
+		x := call("tool")
+		x.Code, x.Outcome = code, &ledger.Outcome{Result: ledger.Failed}
+		list = append(list, x)
+	}
+	s.observe(t, list...)
+	got := s.labels("haldir.calls", "error.type")
+	if got["-32602"] != 1 || got["-32002"] != 1 || got["tool_error"] != 1 || got["other"] < 16000 || len(got) > 20 {
+		t.Errorf("%d series: %v of them other", len(got), got["other"])
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.metrics[len(s.metrics)-1]["mcp.server.operation.duration"].GetHistogram().GetDataPoints()); n > 20 {
+		t.Errorf("%d histograms", n)
+	}
+}
+
+// An upstream that a reload took out is not up any more, nor down: it is not there.
+func TestGaugesTellOfThePresentOnly(t *testing.T) {
+	s := newSink(t)
+	var asked atomic.Int64
+	x := telemetry.Start(context.Background(), telemetry.Options{
+		Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": s.URL + "/v1/metrics", "OTEL_METRIC_EXPORT_INTERVAL": "1"}),
+		Log:    zerolog.New(t.Output()),
+		State: func(context.Context) (telemetry.State, error) {
+			now := telemetry.State{Pending: 2, Upstreams: map[string]bool{"stays": false}}
+			if asked.Add(1) == 1 {
+				now.Upstreams["goes"] = true
+				now.Destinations = []ledger.Destination{{Destination: "forgotten", Unshipped: 7}}
+			}
+			return now, nil
+		},
+	})
+	<-s.came
+	<-s.came
+	x.Close(context.Background())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, all := range []map[string]*data.Metric{s.metrics[0], s.metrics[len(s.metrics)-1]} {
+		got := map[string]float64{}
+		for _, name := range []string{"haldir.approvals.pending", "haldir.upstream.up", "haldir.audit.unshipped"} {
+			for _, p := range all[name].GetGauge().GetDataPoints() {
+				of := name
+				for _, a := range p.Attributes {
+					of += " " + a.Value.GetStringValue()
+				}
+				got[of] = p.GetAsDouble()
+			}
+		}
+		want := map[string]float64{"haldir.approvals.pending": 2, "haldir.upstream.up stays": 0}
+		if i == 0 {
+			want["haldir.upstream.up goes"], want["haldir.audit.unshipped forgotten"] = 1, 7
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("export %d has %v, want %v", i, got, want)
+		}
+	}
+}
+
+// An upstream that asks for something ends a request, and not the call.
+func TestACallOfSeveralRoundsIsOneCall(t *testing.T) {
+	s := newSink(t)
+	round := func() *proxy.Seen {
+		x := call("asks")
+		x.Outcome = nil
+		return x
+	}
+	denied := call("denied")
+	denied.Sent, denied.Returned, denied.Outcome, denied.Refused = time.Time{}, time.Time{}, nil, true
+	s.observe(t, round(), round(), call("asks"), denied)
+	if got := s.labels("haldir.calls", "gen_ai.tool.name"); got["asks"] != 1 || got["denied"] != 1 {
+		t.Errorf("%v", got)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spans) != 7 {
+		t.Errorf("%d spans", len(s.spans))
+	}
+}
+
+// Who answers well, but not as OTLP does, may have taken the traces: sent again they would be
+// there twice.
+func TestTracesAreNotSentAgainAfterAnAnswer(t *testing.T) {
+	var n atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { n.Add(1) }))
+	t.Cleanup(s.Close)
+	x := telemetry.Start(context.Background(), telemetry.Options{Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL}), Log: zerolog.New(t.Output())})
+	x.Observe(call("tool"))
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) // by when it would have come again
+	defer cancel()
+	x.Close(ctx)
+	if n := n.Load(); n != 1 {
+		t.Errorf("they were sent %d times", n)
+	}
+}
