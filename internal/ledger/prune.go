@@ -179,6 +179,8 @@ type pruning struct {
 	// Newest is the time of the newest of them. Times after the present one do not count: they
 	// are of before the clock was reset.
 	Newest time.Time `json:"newest,omitzero"`
+	// Ahead is the first of those times. Once it has come, Newest is not the newest any more.
+	Ahead time.Time `json:"ahead,omitzero"`
 }
 
 func (t *tx) pruning() (p pruning, some bool, err error) {
@@ -378,7 +380,12 @@ func (p *pruner) advance(t *tx) error {
 		if stopped != nil && r.Status == audit.StatusStopped && r.Time.Equal(stopped.At) {
 			return errYoung // recovery needs it
 		}
-		if r.Time.After(prep.Newest) && !r.Time.After(t.now) {
+		switch {
+		case r.Time.After(t.now):
+			if prep.Ahead.IsZero() || r.Time.Before(prep.Ahead) {
+				prep.Ahead = r.Time
+			}
+		case r.Time.After(prep.Newest):
 			prep.Newest = r.Time
 		}
 		prep.Done.Head = audit.Sum(raw)
@@ -418,6 +425,9 @@ func (p *pruner) conclude(t *tx) error {
 	}
 	if keep == 0 || signed.Time.Add(keep).After(t.now) || prep.Newest.Add(keep).After(t.now) || signed.Size > limit {
 		return nil // somebody wants them kept, after all
+	}
+	if !prep.Ahead.IsZero() && !prep.Ahead.After(t.now) {
+		return nil // a time that was to come has passed: they are to be looked at again
 	}
 	text, err := json.Marshal(audit.Pruning{
 		From: t.pruned() + 1, To: signed.Size, Root: signed.Root, Head: signed.Head, Signed: signed.Time, Retain: keep.String(),

@@ -550,3 +550,41 @@ func BenchmarkCallsWhilePruning(b *testing.B) {
 		})
 	}
 }
+
+// A record of before the clock was set back counts as old only as long as its time is to come.
+func TestARecordWhoseTimeHasComeIsKeptFromThen(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 10*day)
+	crowd(t, l, 40)
+	clock.add(15 * day)
+	crowd(t, l, 40)
+	ahead, err := l.Head()
+	if err != nil {
+		t.Fatal(err)
+	}
+	come := clock.now()
+	clock.add(-15 * day)
+	if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, d := range []time.Duration{14*day/3 - time.Hour, time.Hour, 10 * day, time.Hour} {
+		clock.add(d)
+		crowd(t, l, 64)
+		inspect(t, l.Dir(), func(tx *bolt.Tx) { found = space(tx, 'm')["pruning"] != nil })
+	}
+	if n := gone(t, l); n >= ahead || !found || !clock.now().Before(come) {
+		t.Fatalf("%d records are gone at %v, and a boundary is found: %t", n, clock.now(), found)
+	}
+	for range 9 {
+		clock.add(day + time.Hour)
+		crowd(t, l, 64)
+		if n := gone(t, l); n >= ahead {
+			t.Fatalf("record %d of %v is gone at %v", ahead, come, clock.now())
+		}
+	}
+	pass(t, l, clock, 4)
+	if n := gone(t, l); n < ahead {
+		t.Errorf("record %d of %v is not gone at %v", ahead, come, clock.now())
+	}
+}
