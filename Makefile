@@ -1,7 +1,7 @@
 # Every recipe calls the Go tool; .ci/run calls the same.
 LINT = go tool -modfile=tools/go.mod golangci-lint
 
-.PHONY: check test race lint fuzz cross bench soak
+.PHONY: check test race lint fuzz cross bench soak pictures
 check: test race lint cross
 
 test:
@@ -28,3 +28,9 @@ soak:
 	HALDIR_KILLS=500 go test -tags soak -count=1 -timeout 60m ./...
 	$(MAKE) fuzz FUZZTIME=60s
 	packaging/build && packaging/reproduce
+
+# The pictures of the console in docs/, as its test sees it with a real serve.
+pictures:
+	HALDIR_ARTIFACTS=$(CURDIR)/dist/artifacts go test -count=1 -run '^TestRealConsole$$' ./internal/console/page
+	cp dist/artifacts/console/TestRealConsole-overview-1280-dark.png docs/pictures/overview.png
+	cp dist/artifacts/console/TestRealConsole-held.png docs/pictures/approval.png
