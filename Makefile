@@ -20,6 +20,7 @@ fuzz:
 cross:
 	for p in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
 		echo $$p; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 go build -o /dev/null ./cmd/haldir || exit 1; done
+	for os in darwin windows; do echo tests of $$os; GOOS=$$os go vet ./... || exit 1; done
 
 bench:
 	go test -run xxx -bench . ./policy ./proxy ./internal/ledger ./cmd/haldir

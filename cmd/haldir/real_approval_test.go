@@ -1,27 +1,18 @@
+//go:build unix
+
 package main_test
 
 import (
 	"context"
 	"encoding/json"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"github.com/haldir-mcp/haldir/examples/securitytools"
 	"github.com/haldir-mcp/haldir/internal/mcptest"
 )
-
-// approvalConfig has one tool that needs a person's word.
-func approvalConfig(t *testing.T, extra string) (*mcptest.Haldir, *httptest.Server) {
-	t.Helper()
-	srv := httptest.NewServer(securitytools.Handler())
-	t.Cleanup(srv.Close)
-	return mcptest.NewHaldir(t, program(t), "version: 1\nupstreams:\n  - {name: sec, url: \""+srv.URL+"/mcp\"}\npolicies:\n"+
-		"  - {type: require_approval, tools: [scan_domain], "+extra+"}\n"), srv
-}
 
 // TestRealClaudeCodeAsks: Claude Code shows its person the form, and the call goes
 // through after "allow" only.

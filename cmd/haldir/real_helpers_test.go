@@ -3,10 +3,12 @@ package main_test
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	markserver "github.com/mark3labs/mcp-go/server"
 
+	"github.com/haldir-mcp/haldir/examples/securitytools"
 	"github.com/haldir-mcp/haldir/internal/mcptest"
 )
 
@@ -98,4 +100,13 @@ func errorOf(t *testing.T, m mcptest.Message) rpcError {
 		t.Errorf("%v: %s", err, m.Raw)
 	}
 	return e
+}
+
+// approvalConfig has one tool that needs a person's word.
+func approvalConfig(t *testing.T, extra string) (*mcptest.Haldir, *httptest.Server) {
+	t.Helper()
+	srv := httptest.NewServer(securitytools.Handler())
+	t.Cleanup(srv.Close)
+	return mcptest.NewHaldir(t, program(t), "version: 1\nupstreams:\n  - {name: sec, url: \""+srv.URL+"/mcp\"}\npolicies:\n"+
+		"  - {type: require_approval, tools: [scan_domain], "+extra+"}\n"), srv
 }

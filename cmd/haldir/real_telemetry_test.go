@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -144,7 +145,7 @@ func TestRealCollector(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := mcptest.NewHaldir(t, program(t), "version: 1\nupstreams:\n  - {name: every, command: "+quoted(server[0])+", args: "+string(args)+"}\n"+
+	h := mcptest.NewHaldir(t, program(t), "version: 1\nupstreams:\n  - {name: every, command: "+strconv.Quote(server[0])+", args: "+string(args)+"}\n"+
 		"policies:\n  - {type: deny, tools: [get-sum], id: no-sums}\n")
 	cmd := h.Command("serve")
 	cmd.Env = append(cmd.Env, "OTEL_EXPORTER_OTLP_ENDPOINT="+c.url, "OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20header-secret", "OTEL_EXPORTER_OTLP_COMPRESSION=gzip",
