@@ -147,6 +147,14 @@ func (b *browser) eval(js string, into any) {
 	}
 }
 
+// replace evaluates an expression that replaces the page, and waits for the new one:
+// what is asked next must not be answered by the old one.
+func (b *browser) replace(js string) {
+	b.t.Helper()
+	b.eval(fmt.Sprintf(`(window.replaced = true, %s)`, js), nil)
+	b.until(`!window.replaced && document.readyState === "complete"`)
+}
+
 // is reports whether an expression is true.
 func (b *browser) is(js string) (yes bool) {
 	b.t.Helper()

@@ -20,20 +20,20 @@ func TestSigningIn(t *testing.T) {
 	f := newFake(50)
 	b := open(t, serve(t, f), "401")
 	b.look(1280, "light")
-	b.eval(fmt.Sprintf("location.href = %q", b.url+"/console/"), nil)
+	b.replace(fmt.Sprintf("location.href = %q", b.url+"/console/"))
 	b.until(`document.querySelector(".signed-out code")?.textContent === "haldir console"`)
 	b.shot("signed-out")
 	b.accessible("signed out")
 
-	b.eval(fmt.Sprintf("(location.href = %q, location.reload())", b.url+"/console/#token=old"), nil)
+	b.replace(fmt.Sprintf("(location.href = %q, location.reload())", b.url+"/console/#token=old"))
 	b.until(`document.querySelector(".signed-out .why")?.textContent.includes("used already")`)
 
-	b.eval(fmt.Sprintf("(location.href = %q, location.reload())", b.url+"/console/#token=one-time"), nil)
+	b.replace(fmt.Sprintf("(location.href = %q, location.reload())", b.url+"/console/#token=one-time"))
 	b.until(`document.querySelector("main h1")?.textContent === "Overview"`)
 	if b.is(`location.href.includes("one-time") || document.cookie !== ""`) {
 		t.Error("the token is still in the address, or a script can read the cookie")
 	}
-	b.eval(`location.reload()`, nil)
+	b.replace(`location.reload()`)
 	b.until(`document.querySelector(".dot.live")`) // by the cookie, and what the page has kept
 
 	// The session ends while the page is open.
@@ -47,11 +47,11 @@ func TestSigningIn(t *testing.T) {
 	f.mu.Unlock()
 
 	// A person ends it.
-	b.eval(`location.reload()`, nil)
+	b.replace(`location.reload()`)
 	b.until(`document.querySelector(".dot.live")`)
 	b.click("#sign-out")
 	b.until(`document.querySelector(".signed-out .why")?.textContent === "You are signed out."`)
-	b.eval(`location.reload()`, nil)
+	b.replace(`location.reload()`)
 	b.until(`document.querySelector(".signed-out")`)
 }
 
@@ -499,7 +499,7 @@ func TestTheme(t *testing.T) {
 	}
 	b.click("#theme") // dark
 	b.look(1280, "light")
-	b.eval(`location.reload()`, nil)
+	b.replace(`location.reload()`)
 	b.until(`document.querySelector("#theme")?.textContent === "Dark"`)
 	if got := ground(); got != dark {
 		t.Errorf("dark is %s after a reload, not %s", got, dark)
