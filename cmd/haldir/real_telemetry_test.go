@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -243,6 +244,8 @@ func TestRealCollector(t *testing.T) {
 		t.Errorf("%s", stats)
 	}
 
+	verifyShipped(t, c, lines)
+
 	// What is never sent.
 	for _, begin := range []string{`{"resourceSpans"`, `{"resourceMetrics"`} {
 		for _, line := range c.of(begin) {
@@ -253,5 +256,48 @@ func TestRealCollector(t *testing.T) {
 	}
 	if strings.Contains(s.Stderr(), "header-secret") {
 		t.Errorf("%s", s.Stderr())
+	}
+}
+
+// verifyShipped follows docs/observability.md: what the collector has is made an export again,
+// and that is verified by a program that shares nothing with haldir.
+func verifyShipped(t *testing.T, c *realCollector, lines []string) {
+	t.Helper()
+	for _, tool := range []string{"bash", "jq", "node"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			mcptest.Unavailable(t, "%v", err)
+		}
+	}
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "observability.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, recipe, found := strings.Cut(string(page), "    jq -r")
+	recipe, _, end := strings.Cut(recipe, "\n\n")
+	id := regexp.MustCompile(`"haldir.ledger","value":\{"stringValue":"([^"]+)"`).FindStringSubmatch(c.of(`{"resourceLogs"`)[0])
+	if !found || !end || id == nil {
+		t.Fatal("the page has no recipe, or the collector no ledger")
+	}
+	dir := t.TempDir()
+	logs := strings.Join(c.of(`{"resourceLogs"`), "\n") + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "logs.json"), []byte(logs+logs), 0o600); err != nil { // some come twice
+		t.Fatal(err)
+	}
+	verifier, err := filepath.Abs(filepath.Join("..", "..", "audit", "testdata", "verify.mjs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipe = strings.NewReplacer("…", id[1], "audit/testdata/verify.mjs", verifier).Replace(recipe)
+	cmd := exec.Command("bash", "-euo", "pipefail", "-c", "jq -r"+recipe)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "shipped.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Join(lines, "\n") + "\n"; string(got) != want {
+		t.Errorf("shipped:\n%s\nexported:\n%s", got, want)
 	}
 }
