@@ -67,17 +67,18 @@ type Pinned struct {
 
 // hold compares a catalogue with what is pinned, and makes of it what the host may see.
 // What is new is pinned and recorded if pin says so, which is when it comes from the
-// server itself. list is what the catalogue was read from.
-func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool) Catalogue {
+// server itself. list is what the catalogue was read from. Its error is that of ctx: what
+// could not be compared any more is nothing to show or to tell of.
+func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool) (Catalogue, error) {
 	if u.o.Pins == nil {
-		return c
+		return c, nil
 	}
 	raw, err := u.o.Pins.LoadPins(ctx, u.Name())
 	if err == nil && !pin && pins.Settles(raw, list) {
 		u.mu.Lock()
 		u.pinned, u.pinnedRaw, u.unpinned = Pinned{}, raw, false
 		u.mu.Unlock()
-		return c
+		return c, nil
 	}
 	var r pins.Record
 	if err == nil {
@@ -92,11 +93,12 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 		}
 	}
 	if err != nil { // what was looked at before cannot be told from what is new
-		if ctx.Err() == nil {
-			u.o.Log.Error().Err(err).Msg("what is pinned of the upstream cannot be read; its tools are withheld until it can")
+		if ctx.Err() != nil {
+			return c, context.Cause(ctx)
 		}
+		u.o.Log.Error().Err(err).Msg("what is pinned of the upstream cannot be read; its tools are withheld until it can")
 		u.set(func() { u.unpinned = true })
-		return withholdAll(c, nil, fmt.Sprintf("what is pinned of this upstream cannot be read: %v", err))
+		return withholdAll(c, nil, fmt.Sprintf("what is pinned of this upstream cannot be read: %v", err)), nil
 	}
 	changes := r.Compare(o, u.strict())
 	u.mu.Lock()
@@ -105,9 +107,9 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 	u.mu.Unlock()
 	c = apply(c, u.o.Config.Pins, r.Instructions, changes)
 	if u.o.Config.Pins == "warn" || !r.Known() {
-		return c
+		return c, nil
 	}
-	return bounded(c, r)
+	return bounded(c, r), nil
 }
 
 // strict reports whether an addition is a change.
@@ -452,7 +454,9 @@ func (u *Upstream) awaitAcceptance(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		u.retake(u.hold(ctx, o.read(u.remote()), listed, failed && connected), listed)
+		if c, err := u.hold(ctx, o.read(u.remote()), listed, failed && connected); err == nil {
+			u.retake(c, listed)
+		}
 	}
 }
 

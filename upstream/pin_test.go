@@ -99,6 +99,41 @@ func offered(r *rig) string {
 	return strings.Join(all, "\n")
 }
 
+// stuck are pins in a ledger that somebody else holds: each reading waits for as long as
+// it may.
+type stuck struct {
+	board
+
+	asked chan struct{}
+}
+
+func (s *stuck) LoadPins(ctx context.Context, _ string) ([]byte, error) {
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Who ends while a catalogue is compared has nothing to tell of it, and nothing is lost.
+func TestTheEndOfAComparisonTellsNothing(t *testing.T) {
+	s := &stuck{asked: make(chan struct{}, 1)}
+	r := open(t, listing(t, "hold", honest), func(o *upstream.Options) { o.Pins = s })
+	r.Start(upstream.Host{})
+	<-s.asked
+	within(t, patience, "Close", r.Close)
+	if strings.Contains(r.log.String(), "held") || r.changed() != 0 {
+		t.Errorf("%d changes, and its log: %s", r.changed(), r.log)
+	}
+	again := open(t, listing(t, "hold", honest), pinnedBy(&board{}), func(o *upstream.Options) { o.Cache = r.cache })
+	again.Start(upstream.Host{})
+	again.Restored(soon(t))
+	if offered(again) != honest {
+		t.Errorf("the next start has %q", offered(again))
+	}
+}
+
 func TestARugPullIsCaught(t *testing.T) {
 	for mode, want := range map[string]string{"hold": honest, "block": "", "warn": turned} {
 		t.Run(mode, func(t *testing.T) {

@@ -175,7 +175,10 @@ func (u *Upstream) restore(ctx context.Context) error {
 	if ctx.Err() != nil { // it is another host's by now
 		return context.Cause(ctx)
 	}
-	c := u.hold(ctx, o.read(u.remote()), cached, false)
+	c, err := u.hold(ctx, o.read(u.remote()), cached, false)
+	if err != nil {
+		return err
+	}
 	c.Said = u.Catalogue().Said
 	u.take(c, cached)
 	return nil
@@ -666,7 +669,11 @@ func (u *Upstream) learn(o offers, told [len(lists)]bool, greeting bool) {
 	}
 	held := now
 	if !same || greeting && u.o.Pins != nil { // it may be another server that lists the same
-		held = u.hold(u.ctx, o.read(u.remote()), fresh, true)
+		var err error
+		if held, err = u.hold(u.ctx, o.read(u.remote()), fresh, true); err != nil {
+			u.unsaved = fresh // it ends; the next start will compare
+			return
+		}
 	}
 	switch {
 	case !same || !alike(held, now):
