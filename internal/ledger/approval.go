@@ -626,11 +626,11 @@ func (l *Ledger) Watch() (stop func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	lock, err := watch(dir)
-	for n := 1; n < watchTries && err != nil; n++ { // who looks for the dead may have taken it for one
-		lock, err = watch(dir)
-	}
-	if err != nil {
+	lock := flock.New(filepath.Join(dir, newID("")), flock.SetPermissions(0o600))
+	ctx, cancel := context.WithTimeout(context.Background(), watchWait)
+	defer cancel()
+	if _, err := lock.TryLockContext(ctx, time.Millisecond); err != nil { // somebody may just be looking whether it is locked
+		_ = os.Remove(lock.Path())
 		return nil, fmt.Errorf("say that approvals are watched, in %s: %w", dir, err)
 	}
 	return func() {
@@ -640,42 +640,55 @@ func (l *Ledger) Watch() (stop func(), err error) {
 	}, nil
 }
 
-const watchTries = 10
+// watchWait is how long those who look at a file that is just made may keep it from being
+// locked, and deadAfter how old one must be for nobody to be about to lock it.
+const (
+	watchWait = 5 * time.Second
+	deadAfter = time.Minute
+)
 
-// watch makes and locks a file that shows that somebody watches.
-func watch(dir string) (*flock.Flock, error) {
-	lock := flock.New(filepath.Join(dir, newID("")), flock.SetPermissions(0o600))
-	ok, err := lock.TryLock()
-	if err == nil && !ok {
-		err = errors.New("it is locked")
+// Watched reports whether any living process shows a person what waits. The files of the
+// dead go, after a while.
+func (l *Ledger) Watched() (living bool) {
+	living, dead := l.lookAtWatchers()
+	for _, lock := range dead {
+		_ = os.Remove(lock.Path())
+		_ = lock.Unlock()
+		_ = os.Remove(lock.Path()) // Windows removes no open file
 	}
-	if err == nil {
-		if _, err = os.Stat(lock.Path()); err != nil { // it was removed before it was locked
-			_ = lock.Unlock()
-		}
-	}
-	return lock, err
+	return living
 }
 
-// Watched reports whether any living process shows a person what waits. Several look at
-// once, so their locks keep out those of the living only. The files of the dead go.
-func (l *Ledger) Watched() (living bool) {
+// DeadWatchers returns how many processes that showed a person what waits have ended some
+// time ago without removing their file. [Ledger.Watched] removes them.
+func (l *Ledger) DeadWatchers() int {
+	_, dead := l.lookAtWatchers()
+	for _, lock := range dead {
+		_ = lock.Unlock() // nobody else wants it
+	}
+	return len(dead)
+}
+
+// lookAtWatchers reports whether one lives, and returns the files of the dead. Several look
+// at once, so their locks keep out those of the living only. The caller unlocks them.
+func (l *Ledger) lookAtWatchers() (living bool, dead []*flock.Flock) {
 	dir := watchers(l.o.Dir)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return false
+		return false, nil
 	}
 	for _, e := range entries {
 		lock := flock.New(filepath.Join(dir, e.Name()), flock.SetFlag(os.O_RDWR))
 		free, err := lock.TryRLock()
-		switch {
-		case free: // its process has died
-			_ = os.Remove(lock.Path())
-			_ = lock.Unlock()
-			_ = os.Remove(lock.Path()) // Windows removes no open file
-		case err == nil:
-			living = true
+		if err != nil {
+			continue // it has just been removed
 		}
+		living = living || !free
+		if info, err := e.Info(); free && err == nil && time.Since(info.ModTime()) > deadAfter {
+			dead = append(dead, lock)
+			continue
+		}
+		_ = lock.Unlock() // it may be about to be locked for good
 	}
-	return living
+	return living, dead
 }

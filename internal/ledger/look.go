@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/gofrs/flock"
 )
 
 // Process is what a process that uses a ledger says of itself to the others.
@@ -113,22 +111,4 @@ func others(dir string, but []string) (list []Process, err error) {
 		}
 	}
 	return list, err
-}
-
-// DeadWatchers returns how many processes that showed a person what waits have ended without
-// removing their file. [Ledger.Watched] removes them.
-func (l *Ledger) DeadWatchers() (n int) {
-	dir := watchers(l.o.Dir)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0
-	}
-	for _, e := range entries {
-		lock := flock.New(filepath.Join(dir, e.Name()), flock.SetFlag(os.O_RDWR))
-		if free, err := lock.TryRLock(); err == nil && free {
-			_ = lock.Unlock() // nobody else wants it
-			n++
-		}
-	}
-	return n
 }

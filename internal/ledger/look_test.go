@@ -95,8 +95,16 @@ func TestWhatDeadWatchersLeftGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stop()
-	for _, name := range []string{"00", "zz", "zzz"} {
-		if err := os.WriteFile(filepath.Join(dir, "watchers", name), nil, 0o600); err != nil {
+	before := time.Now().Add(-time.Hour)
+	for _, name := range []string{"00", "zz", "zzz", "young"} {
+		path := filepath.Join(dir, "watchers", name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if name == "young" { // somebody may be about to lock it
+			continue
+		}
+		if err := os.Chtimes(path, before, before); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -108,5 +116,8 @@ func TestWhatDeadWatchersLeftGoes(t *testing.T) {
 	}
 	if n := l.DeadWatchers(); n != 0 {
 		t.Errorf("%d are left", n)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "watchers", "young")); err != nil {
+		t.Error(err)
 	}
 }
