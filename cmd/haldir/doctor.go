@@ -515,7 +515,7 @@ func (e *examination) renamed(n proxy.Note) {
 		}
 	case proxy.Clash:
 		id, severity = doctor.NameClash, doctor.Warning
-		fix = doctor.Do("take one of the two servers out, or give it other arguments: %s", e.command()+" upstream remove "+n.Upstream)
+		fix = doctor.Do("take one of the two servers out, or give it other arguments: %s", e.takeOut(n.Upstream))
 	case proxy.Withheld:
 	}
 	e.add(id, severity, n.Upstream, fix, "%s: %s", plain(n.Tool, 128), plain(n.Text, 300))
