@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/haldir-mcp/haldir/internal/adopt"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
@@ -341,6 +342,27 @@ func TestUndoKeepsWhatAPersonDidSince(t *testing.T) {
 			t.Errorf("what was worked on: %s, %v", kept, err)
 		}
 	}
+}
+
+// The policies that a person has added for a server go with it, since they would not load
+// without; those that were there before init stay.
+func TestUndoWithPoliciesAboutTheServer(t *testing.T) {
+	p := newPerson(t)
+	mine := "version: 1\nupstreams:\n  - {name: old, command: old}\npolicies:\n  - {type: deny, tools: [\"a/mine\"]}\n"
+	p.write(".config/haldir/haldir.yaml", mine)
+	p.write(".cursor/mcp.json", `{"mcpServers": {"a": {"command": "a"}}}`)
+	before := p.all()
+	if _, err := p.plan().Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, rule := range []string{"{type: deny, upstreams: [a], tools: [drop]}", "{type: deny, tools: [a/x]}"} {
+		if _, err := edit.Add(p.o.Config, edit.Policies, []byte(rule), edit.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.undo(false)
+	before[".config/haldir/haldir.yaml"] = "-rw------- " + strings.Replace(mine, "policies:", "  # From Cursor (user).\npolicies:", 1) // comments stay
+	p.same(before)
 }
 
 // A haldir.yaml that init made and a person has worked on is in nobody's way: it is kept, and

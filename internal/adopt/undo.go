@@ -177,7 +177,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	case r.Kind == KindSettings:
 		v.After, err = clients.Undeny(r.Path, v.Now, r.Rules)
 	case r.Kind == KindConfig && v.before != nil:
-		v.After, err = withdraw(r.Path, v.Now, r.Added)
+		v.After, err = withdraw(r.Path, v.Now, v.before, r.Added)
 	case r.After == "": // init was cut off, or failed as somebody else was first
 		err = errors.New("it was not there before init, which has not noted that it made it")
 	default:
@@ -214,8 +214,9 @@ func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) (
 	return text, nil
 }
 
-// withdraw takes upstreams out of a haldir.yaml.
-func withdraw(path string, text []byte, names []string) ([]byte, error) {
+// withdraw takes upstreams out of a haldir.yaml, and with each what is about it alone and was
+// not there before init, such as the policies of a pack: without it they would not load.
+func withdraw(path string, text, before []byte, names []string) ([]byte, error) {
 	for _, name := range names {
 		rule, err := edit.RemoveFrom(text, path, edit.Policies, withheld(name))
 		if err == nil {
@@ -223,7 +224,7 @@ func withdraw(path string, text []byte, names []string) ([]byte, error) {
 		} else if !errors.Is(err, edit.ErrNotFound) {
 			return nil, err
 		}
-		r, err := edit.RemoveFrom(text, path, edit.Upstreams, name)
+		r, err := edit.RemoveUpstreamFrom(text, path, name, before)
 		if errors.Is(err, edit.ErrNotFound) {
 			continue // a person has taken it out
 		}
