@@ -18,6 +18,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/doctor"
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/packs"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
@@ -501,7 +502,7 @@ func (e *examination) tools(srv *proxy.Server) {
 		e.add(doctor.PatternsUnknown, doctor.Note, "policies", doctor.Fix{}, "patterns are not compared with tools, as those of %s are unknown", unknown)
 		return
 	}
-	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, all, e.command()+" tools")...)
+	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, all, e.command()+" tools", packs.Has)...)
 }
 
 // renamed says what the agent does not see as the server gives it.

@@ -129,8 +129,38 @@ func TestWhatToolsCost(t *testing.T) {
 
 func TestPatternsThatMatchNothing(t *testing.T) {
 	t.Parallel()
+	none := func([]string) bool { return false }
 	rules := policy.Ruleset{Policies: []policy.Rule{{Tools: []string{"buy", "shop/b*", "resource:x", "prompt:y"}}, {Tools: []string{"sell"}}}}
-	one(t, doctor.Patterns(rules, []doctor.Tool{tool("buy", "{}")}, "haldir tools"), doctor.PatternUnmatched, `policies[1]: "sell" matches no tool`)
+	one(t, doctor.Patterns(rules, []doctor.Tool{tool("buy", "{}")}, "haldir tools", none), doctor.PatternUnmatched, `policies[1]: "sell" matches no tool that there is`)
+	for want, globs := range map[string][]string{
+		"":                        {"*/delete*", "*/drop_*"},
+		`: "delte" matches no`:    {"*/delete*", "delte"},
+		`: "sel" matches no`:      {"b*", "s*", "sel"},
+		`: "s*", "sel" match no`:  {"s*", "sel"},
+		`: "delte_*" matches no`:  {"delte_*"},
+		`: "shop/s*" matches no`:  {"shop/s*"},
+		`and 1 more match no`:     {"a", "c", "d", "e"},
+		`: "get_it" matches no`:   {"resource:x", "s*", "get_it"},
+		`: "shop/sel" matches no`: {"shop/*", "shop/sel"},
+	} {
+		for where, r := range map[string]policy.Ruleset{
+			"policies[0]": {Policies: []policy.Rule{{Tools: globs}}}, "costs[0]": {Costs: []policy.Cost{{Tools: globs}}}, "scopes[0]": {Scopes: []policy.Scope{{Tools: globs}}},
+		} {
+			found := doctor.Patterns(r, []doctor.Tool{tool("buy", "{}")}, "haldir tools", none)
+			if want == "" {
+				if len(found) > 0 {
+					t.Errorf("%q: %+v", globs, found)
+				}
+				continue
+			}
+			if f := one(t, found, doctor.PatternUnmatched, want); !strings.HasPrefix(f.Text, where+": ") {
+				t.Errorf("%q: %s", globs, f.Text)
+			}
+			if found := doctor.Patterns(r, nil, "haldir tools", func(list []string) bool { return slices.Equal(list, globs) }); len(found) > 0 {
+				t.Errorf("of a pack: %+v", found)
+			}
+		}
+	}
 	rules.Policies[1].Shadow = true
 	one(t, doctor.Shadows(rules, "haldir audit list"), doctor.PolicyShadow, "policies[1]")
 }
