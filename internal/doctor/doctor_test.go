@@ -5,7 +5,9 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -163,6 +165,38 @@ func TestPatternsThatMatchNothing(t *testing.T) {
 	}
 	rules.Policies[1].Shadow = true
 	one(t, doctor.Shadows(rules, "haldir audit list"), doctor.PolicyShadow, "policies[1]")
+}
+
+// npm installs a script that starts the haldir of another package. The two are one program.
+func TestHaldirOfNPM(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS == "windows" {
+		t.Skip("npm makes no haldir.exe on PATH there")
+	}
+	root := t.TempDir()
+	bin, script := filepath.Join(root, "bin"), filepath.Join(root, "lib", "node_modules", "haldir", "bin", "haldir.js")
+	self := filepath.Join(root, "lib", "node_modules", "haldir", "node_modules", "@haldir-mcp", "haldir-linux-x64", "bin", "haldir")
+	other := filepath.Join(root, "go", "haldir")
+	for _, path := range []string{filepath.Join(bin, "x"), script, self, other} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("#!/bin/sh\necho '{\"version\":\"1.2.3\"}'\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(script, filepath.Join(bin, "haldir")); err != nil {
+		t.Fatal(err)
+	}
+	if found := doctor.Programs(t.Context(), bin, self, "1.2.3"); len(found) > 0 {
+		t.Errorf("of the script that starts this haldir: %+v", found)
+	}
+	if f := one(t, doctor.Programs(t.Context(), bin, self, "1.2.4"), doctor.ProgramOthers, "is another haldir (1.2.3)"); f.Severity != doctor.Warning {
+		t.Errorf("another version: %+v", f)
+	}
+	if f := one(t, doctor.Programs(t.Context(), bin, other, "1.2.3"), doctor.ProgramOthers, "is another haldir (1.2.3)"); f.Severity != doctor.Note {
+		t.Errorf("one that npm has not installed: %+v", f)
+	}
 }
 
 func TestTheClock(t *testing.T) {
