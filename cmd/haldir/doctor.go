@@ -18,6 +18,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/doctor"
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/packs"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
@@ -501,7 +502,7 @@ func (e *examination) tools(srv *proxy.Server) {
 		e.add(doctor.PatternsUnknown, doctor.Note, "policies", doctor.Fix{}, "patterns are not compared with tools, as those of %s are unknown", unknown)
 		return
 	}
-	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, all, e.command()+" tools")...)
+	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, all, e.command()+" tools", packs.Has)...)
 }
 
 // renamed says what the agent does not see as the server gives it.
@@ -515,7 +516,7 @@ func (e *examination) renamed(n proxy.Note) {
 		}
 	case proxy.Clash:
 		id, severity = doctor.NameClash, doctor.Warning
-		fix = doctor.Do("take one of the two servers out, or give it other arguments: %s", e.command()+" upstream remove "+n.Upstream)
+		fix = doctor.Do("take one of the two servers out, or give it other arguments: %s", e.takeOut(n.Upstream))
 	case proxy.Withheld:
 	}
 	e.add(id, severity, n.Upstream, fix, "%s: %s", plain(n.Tool, 128), plain(n.Text, 300))

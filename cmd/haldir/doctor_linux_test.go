@@ -529,6 +529,13 @@ var illnesses = map[string]illness{
 		id: doctor.UpstreamProgram, status: 1, text: `there is no such program on PATH`,
 		sicken: func(p *patient) { p.must("haldir upstream add absent -- no-such-server") },
 	},
+	"a program that is not there, with a pack of policies about it": {
+		id: doctor.UpstreamProgram, status: 1, text: `there is no such program on PATH`, fix: "upstream remove github --with-policies",
+		sicken: func(p *patient) {
+			p.must("haldir upstream add github -- no-such-server")
+			p.must("haldir policy add --pack github")
+		},
+	},
 	"an npx that is not there": {
 		id: doctor.UpstreamProgram, status: 1, text: `/nowhere/npx: there is no such program`, fix: "install Node.js",
 		sicken: func(p *patient) { p.must("haldir upstream add files -- /nowhere/npx") },

@@ -41,7 +41,7 @@ func (e *examination) upstreams(ctx context.Context) {
 
 func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
 	st := u.Status()
-	out := e.command() + " upstream remove " + u.Name()
+	out := e.takeOut(u.Name())
 	switch {
 	case st.State == upstream.StateReady:
 		c := u.Catalogue()
@@ -123,7 +123,7 @@ func (e *examination) pinned(u *upstream.Upstream) {
 			"%d definition(s) are not as they are pinned", n)
 	}
 	for _, f := range p.Found {
-		fix := doctor.Do("read it, and if it is not meant well, take the server out: %s", e.command()+" upstream remove "+name)
+		fix := doctor.Do("read it, and if it is not meant well, take the server out: %s", e.takeOut(name))
 		if f.Kind == pins.Tool {
 			id := name + "/" + f.Name
 			if !plainWord(f.Name) {

@@ -59,6 +59,43 @@ func (e *editing) remove(list edit.List, id string) error {
 	return e.tell(list, "removed", r, err)
 }
 
+// removeUpstream removes an upstream alone. Where only policies about it are in the way, it
+// says how they go with it.
+func (e *editing) removeUpstream(name string) error {
+	path, err := e.path()
+	if err != nil {
+		return err
+	}
+	r, err := edit.Remove(path, edit.Upstreams, name, edit.Options{DryRun: e.dryRun})
+	if _, named := errors.AsType[config.Problems](err); named {
+		if with, failed := edit.RemoveUpstream(path, name, edit.Options{DryRun: true}); failed == nil {
+			if e.a.settings, failed = e.a.layers.Settings(with.New); failed == nil { // the command names the state directory
+				e.a.say("haldir: what is about this upstream alone goes with it by: %s", e.a.takeOut(name))
+			}
+		}
+	}
+	return e.tell(edit.Upstreams, "removed", r, err)
+}
+
+// withdraw removes an upstream with what is about it alone.
+func (e *editing) withdraw(name string) error {
+	path, err := e.path()
+	if err != nil {
+		return err
+	}
+	r, err := edit.RemoveUpstream(path, name, edit.Options{DryRun: e.dryRun})
+	if len(r.IDs) > 0 {
+		r.Notes = append(r.Notes, "what was about it alone goes with it: "+strings.Join(r.IDs, ", "))
+	}
+	return e.tell(edit.Upstreams, "removed", r, err)
+}
+
+// takeOut is the command that takes an upstream out of the config, whatever policies there
+// are about it.
+func (a *app) takeOut(name string) string {
+	return a.command() + " upstream remove " + shellWord(name) + " --with-policies"
+}
+
 // tell says what has become of a change.
 func (e *editing) tell(list edit.List, done string, r edit.Result, err error) error {
 	a := e.a

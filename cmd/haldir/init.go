@@ -62,7 +62,7 @@ func initCommand(a *app) *cobra.Command {
 	f.BoolVar(&i.dryRun, "dry-run", false, "show what would change, as a diff, and write nothing")
 	f.BoolVar(&i.asJSON, "json", false, "print one JSON object; with --yes or --dry-run")
 	f.BoolVar(&i.undo, "undo", false, "take the last init back")
-	f.BoolVar(&i.force, "force", false, "with --undo: put all files back as they were, also those that were changed since")
+	f.BoolVar(&i.force, "force", false, "with --undo: put files back as they were before that have no other way back, as init's part of them was changed since")
 	return cmd
 }
 
@@ -532,7 +532,7 @@ func (i *adoption) takeBack(path string) error {
 	type fileJSON struct {
 		Kind string `json:"kind"`
 		Path string `json:"path"`
-		Way  string `json:"way"` // none, restore, merge or conflict
+		Way  string `json:"way"` // none, restore, merge, aside or conflict
 		Why  string `json:"why,omitempty"`
 		Diff string `json:"diff"`
 	}
@@ -549,17 +549,17 @@ func (i *adoption) takeBack(path string) error {
 		}
 		word := map[adopt.Way]string{
 			adopt.WayNone: "is as it was before", adopt.WayRestore: "gets back what it was, byte for byte", adopt.WayMerge: "was changed since; init's part of it is taken back",
-			adopt.WayConflict: "was changed since",
+			adopt.WayAside: "goes, as init made it; it was changed since, and is kept beside the copies", adopt.WayConflict: "was changed since",
 		}[f.Way]
 		if f.Way == adopt.WayRestore && f.After == nil {
 			word = "goes, as init made it"
-		} else if i.force && f.Way != adopt.WayNone {
-			word = "gets back what it was, byte for byte"
+		} else if i.force && f.Way == adopt.WayConflict {
+			word = "was changed since; by force it gets back what it was, byte for byte"
 		}
 		if err := a.printf("%s %s\n", home(f.Path), word); err != nil {
 			return err
 		}
-		if i.dryRun && (f.Way == adopt.WayRestore || f.Way == adopt.WayMerge) {
+		if i.dryRun && (f.Way == adopt.WayRestore || f.Way == adopt.WayMerge || f.Way == adopt.WayAside) {
 			if err := a.printf("%s", lines(e.Diff)); err != nil {
 				return err
 			}
@@ -577,7 +577,7 @@ func (i *adoption) takeBack(path string) error {
 			a.say("haldir: %s: %s; what has changed since init:", home(c.Path), cmp.Or(plain(c.Why, 0), "it was changed"))
 			a.say("%s", i.diff(c.Path, c.Left, c.Now))
 		}
-		return errors.New("nothing was changed; --force puts all files back as they were before init, and keeps what they are now in " + home(u.Dir))
+		return errors.New("nothing was changed; --force puts such files back as they were before init, and keeps what they are now in " + home(u.Dir))
 	}
 	switch {
 	case i.dryRun:
@@ -588,7 +588,7 @@ func (i *adoption) takeBack(path string) error {
 			return err
 		}
 		for _, f := range u.Files {
-			if kept := f.Undone(i.force); kept != "" {
+			if kept := f.Undone(); kept != "" {
 				a.say("haldir: %s, as it was until now, is kept in %s", home(f.Path), home(kept))
 			}
 		}

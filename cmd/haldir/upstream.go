@@ -114,15 +114,24 @@ func upstreamAdd(a *app) *cobra.Command {
 
 func upstreamRemove(a *app) *cobra.Command {
 	e := &editing{a: a}
+	var policies bool
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Remove an upstream from the config",
 		Long: "remove takes the lines of an upstream out of the config, and leaves the rest of the\n" +
-			"file as it is. One that policies name in `upstreams` stays until they do not.",
-		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return e.remove(edit.Upstreams, args[0]) },
+			"file as it is. One that policies name in `upstreams` stays until they do not; with\n" +
+			"--with-policies the policies, costs and scopes that are about it alone go with it.",
+		Example: "  haldir upstream remove docs\n  haldir upstream remove github --with-policies --dry-run",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if policies {
+				return e.withdraw(args[0])
+			}
+			return e.removeUpstream(args[0])
+		},
 	}
 	e.flags(cmd)
+	cmd.Flags().BoolVar(&policies, "with-policies", false, "remove the policies, costs and scopes that are about this upstream alone as well")
 	return cmd
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/haldir-mcp/haldir/internal/adopt"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
@@ -337,10 +338,116 @@ func TestUndoKeepsWhatAPersonDidSince(t *testing.T) {
 		if f.Kind != adopt.KindConfig {
 			continue
 		}
-		if kept, err := os.ReadFile(f.Undone(false)); err != nil || string(kept) != edited {
+		if kept, err := os.ReadFile(f.Undone()); err != nil || string(kept) != edited {
 			t.Errorf("what was worked on: %s, %v", kept, err)
 		}
 	}
+}
+
+// The policies that a person has added for a server go with it, since they would not load
+// without; those that were there before init stay.
+func TestUndoWithPoliciesAboutTheServer(t *testing.T) {
+	p := newPerson(t)
+	mine := "version: 1\nupstreams:\n  - {name: old, command: old}\npolicies:\n  - {type: deny, tools: [\"a/mine\"]}\n"
+	p.write(".config/haldir/haldir.yaml", mine)
+	p.write(".cursor/mcp.json", `{"mcpServers": {"a": {"command": "a"}}}`)
+	before := p.all()
+	if _, err := p.plan().Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, rule := range []string{"{type: deny, upstreams: [a], tools: [drop]}", "{type: deny, tools: [a/x]}"} {
+		if _, err := edit.Add(p.o.Config, edit.Policies, []byte(rule), edit.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.undo(false)
+	before[".config/haldir/haldir.yaml"] = "-rw------- " + strings.Replace(mine, "policies:", "  # From Cursor (user).\npolicies:", 1) // comments stay
+	p.same(before)
+}
+
+// A haldir.yaml that init made and a person has worked on is in nobody's way: it is kept, and
+// goes, and the client's file keeps what the client has saved since, by force or without.
+func TestUndoOfAHaldirYamlThatWasWorkedOn(t *testing.T) {
+	for _, force := range []bool{false, true} {
+		p := newPerson(t)
+		p.write(".claude.json", `{"mcpServers": {"a": {"command": "a"}}}`)
+		if _, err := p.plan().Do(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := os.ReadFile(p.o.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		worked := string(raw) + "# a rule of mine\n"
+		p.write(".config/haldir/haldir.yaml", worked)
+		p.write(".claude.json", `{"mcpServers": {"haldir": {"command": "haldir", "args": ["serve"]}, "later": {"command": "later"}}, "oauthAccount": "me"}`)
+		u, err := adopt.Last(p.o.StateDir, p.o.Host, p.store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := u.Do(force); err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{".claude.json": `-rw------- {"mcpServers": {"a": {"command": "a"}, "later": {"command": "later"}}, "oauthAccount": "me"}`}
+		if diff := cmp.Diff(want, p.all()); diff != "" {
+			t.Errorf("force %v (-want +got):\n%s", force, diff)
+		}
+		if kept, err := os.ReadFile(u.Files[0].Undone()); err != nil || string(kept) != worked {
+			t.Errorf("force %v: kept %q, %v", force, kept, err)
+		}
+	}
+}
+
+// Force puts back the file that has no other way, and takes nothing from the others.
+func TestForceIsForConflicts(t *testing.T) {
+	p := newPerson(t)
+	p.write(".claude.json", `{"mcpServers": {"a": {"command": "a"}}}`)
+	p.write(".cursor/mcp.json", three)
+	before := p.all()
+	if _, err := p.plan().Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.write(".claude.json", `{"mcpServers": {"haldir": {"command": "haldir", "args": ["serve"]}}, "oauthAccount": "me"}`)
+	mine := `{"mcpServers": {"a": {"command": "mine"}}}`
+	p.write(".cursor/mcp.json", mine)
+	u, err := adopt.Last(p.o.StateDir, p.o.Host, p.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Do(true); err != nil {
+		t.Fatal(err)
+	}
+	before[".claude.json"] = `-rw------- {"mcpServers": {"a": {"command": "a"}}, "oauthAccount": "me"}`
+	p.same(before)
+	for _, f := range u.Files {
+		if kept, err := os.ReadFile(f.Undone()); filepath.Base(f.Path) == "mcp.json" && (err != nil || string(kept) != mine) {
+			t.Errorf("kept %q, %v", kept, err)
+		}
+	}
+}
+
+// A haldir.yaml that somebody else made while init was at work is not taken for init's own.
+func TestUndoOfAHaldirYamlOfSomebodyElse(t *testing.T) {
+	p := newPerson(t)
+	p.write(".cursor/mcp.json", `{"mcpServers": {"a": {"command": "a", "env": {"TOKEN": "ghp_0123456789abcdefghij"}}}}`)
+	p.o.Store = quick{p.store, func() { p.write(".config/haldir/haldir.yaml", "version: 1\n") }}
+	if _, err := p.plan().Do(t.Context()); !errors.Is(err, replace.ErrChanged) || !errors.Is(err, adopt.ErrBegun) {
+		t.Errorf("%v", err)
+	}
+	if got := p.all()[".config/haldir/haldir.yaml"]; got != "-rw------- version: 1\n" {
+		t.Errorf("somebody's haldir.yaml: %q", got)
+	}
+}
+
+// quick is a store beside which something else happens while it is written to.
+type quick struct {
+	adopt.Store
+	beside func()
+}
+
+func (q quick) Set(name, value string) error {
+	q.beside()
+	return q.Store.Set(name, value)
 }
 
 // A server that a person has put where one was that moved is not written over.

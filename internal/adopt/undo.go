@@ -42,7 +42,8 @@ const (
 	WayNone     Way = "none"     // it is as it was before init
 	WayRestore  Way = "restore"  // it is as init left it: byte for byte
 	WayMerge    Way = "merge"    // it has gone on since: init's part of it is taken back
-	WayConflict Way = "conflict" // what init did to it has been changed since
+	WayAside    Way = "aside"    // init made it, and it has been worked on since: it goes, and is kept beside the copies
+	WayConflict Way = "conflict" // what init did to it has been changed since: it can be only as it was before
 )
 
 // Reversal is how one file gets back.
@@ -118,14 +119,14 @@ func (u *Undo) ours(name string) bool {
 	return err != nil || digest([]byte(v)) == was
 }
 
-// Undone is where Do keeps what a file was until then: all that was changed since init and is
-// put back by force, and a haldir.yaml that upstreams are taken out of, as a person may have
-// worked on them; "" if it keeps nothing.
-func (v Reversal) Undone(force bool) string {
-	if v.Now == nil || v.Way == WayNone || v.Way == WayRestore {
+// Undone is where Do keeps what a file was until then: one that is put back by force, and a
+// haldir.yaml that goes or that upstreams are taken out of, as a person has worked on it; "" if
+// it keeps nothing.
+func (v Reversal) Undone() string {
+	if v.Now == nil || bytes.Equal(v.Now, v.After) {
 		return ""
 	}
-	if force || v.Kind == KindConfig && v.Way == WayMerge && !bytes.Equal(v.Now, v.After) {
+	if v.Way == WayConflict || v.Way == WayAside || v.Way == WayMerge && v.Kind == KindConfig {
 		return v.copies + ".undone"
 	}
 	return ""
@@ -176,9 +177,13 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	case r.Kind == KindSettings:
 		v.After, err = clients.Undeny(r.Path, v.Now, r.Rules)
 	case r.Kind == KindConfig && v.before != nil:
-		v.After, err = withdraw(r.Path, v.Now, r.Added)
+		v.After, err = withdraw(r.Path, v.Now, v.before, r.Added)
+	case r.After == "": // init was cut off, or failed as somebody else was first
+		err = errors.New("it was not there before init, which has not noted that it made it")
 	default:
-		err = errors.New("init made it, and it was changed since")
+		// Rules are added, so it has nearly always been worked on. That must not be in the way
+		// of the clients, whose servers are to be there again.
+		v.Way = WayAside
 	}
 	if err != nil {
 		v.Way, v.Why, v.After = WayConflict, err.Error(), v.before
@@ -209,8 +214,9 @@ func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) (
 	return text, nil
 }
 
-// withdraw takes upstreams out of a haldir.yaml.
-func withdraw(path string, text []byte, names []string) ([]byte, error) {
+// withdraw takes upstreams out of a haldir.yaml, and with each what is about it alone and was
+// not there before init, such as the policies of a pack: without it they would not load.
+func withdraw(path string, text, before []byte, names []string) ([]byte, error) {
 	for _, name := range names {
 		rule, err := edit.RemoveFrom(text, path, edit.Policies, withheld(name))
 		if err == nil {
@@ -218,7 +224,7 @@ func withdraw(path string, text []byte, names []string) ([]byte, error) {
 		} else if !errors.Is(err, edit.ErrNotFound) {
 			return nil, err
 		}
-		r, err := edit.RemoveFrom(text, path, edit.Upstreams, name)
+		r, err := edit.RemoveUpstreamFrom(text, path, name, before)
 		if errors.Is(err, edit.ErrNotFound) {
 			continue // a person has taken it out
 		}
@@ -240,7 +246,8 @@ func (u *Undo) Conflicts() (out []Reversal) {
 	return out
 }
 
-// Do takes the init back. force puts files with conflicts back as they were before it. The
+// Do takes the init back. force puts files with conflicts back as they were before it, and
+// those alone: what was saved since in a file that has another way back is not to be lost. The
 // directory of the copies goes, unless what a file was until now is kept there: see Undone.
 func (u *Undo) Do(force bool) error {
 	if len(u.Conflicts()) > 0 && !force {
@@ -251,17 +258,13 @@ func (u *Undo) Do(force bool) error {
 		if v.Way == WayNone {
 			continue
 		}
-		after := v.After
-		if force {
-			after = v.before
-		}
-		if path := v.Undone(force); path != "" {
+		if path := v.Undone(); path != "" {
 			kept = true
 			if err := writeNew(path, v.Now); err != nil {
 				return err
 			}
 		}
-		if err := v.back(after); err != nil {
+		if err := v.back(); err != nil {
 			return fmt.Errorf("%s: %w", v.Path, err)
 		}
 	}
@@ -283,7 +286,7 @@ func (u *Undo) Do(force bool) error {
 }
 
 // back writes what a file is to be.
-func (v Reversal) back(after []byte) error {
+func (v Reversal) back() error {
 	target, err := replace.Follow(v.Path)
 	if err != nil {
 		return err
@@ -296,12 +299,12 @@ func (v Reversal) back(after []byte) error {
 		return replace.ErrChanged
 	}
 	switch {
-	case after == nil:
+	case v.After == nil:
 		return os.Remove(target)
 	case v.Kind == KindConfig:
-		return edit.Replace(v.Path, now, after)
+		return edit.Replace(v.Path, now, v.After)
 	}
-	if err := replace.File(target, now, after, info); err != nil {
+	if err := replace.File(target, now, v.After, info); err != nil {
 		return err
 	}
 	if info == nil && v.mode != 0 {

@@ -5,7 +5,9 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -129,10 +131,72 @@ func TestWhatToolsCost(t *testing.T) {
 
 func TestPatternsThatMatchNothing(t *testing.T) {
 	t.Parallel()
+	none := func([]string) bool { return false }
 	rules := policy.Ruleset{Policies: []policy.Rule{{Tools: []string{"buy", "shop/b*", "resource:x", "prompt:y"}}, {Tools: []string{"sell"}}}}
-	one(t, doctor.Patterns(rules, []doctor.Tool{tool("buy", "{}")}, "haldir tools"), doctor.PatternUnmatched, `policies[1]: "sell" matches no tool`)
+	one(t, doctor.Patterns(rules, []doctor.Tool{tool("buy", "{}")}, "haldir tools", none), doctor.PatternUnmatched, `policies[1]: "sell" matches no tool that there is`)
+	for want, globs := range map[string][]string{
+		"":                        {"*/delete*", "*/drop_*"},
+		`: "delte" matches no`:    {"*/delete*", "delte"},
+		`: "sel" matches no`:      {"b*", "s*", "sel"},
+		`: "s*", "sel" match no`:  {"s*", "sel"},
+		`: "delte_*" matches no`:  {"delte_*"},
+		`: "shop/s*" matches no`:  {"shop/s*"},
+		`and 1 more match no`:     {"a", "c", "d", "e"},
+		`: "get_it" matches no`:   {"resource:x", "s*", "get_it"},
+		`: "shop/sel" matches no`: {"shop/*", "shop/sel"},
+	} {
+		for where, r := range map[string]policy.Ruleset{
+			"policies[0]": {Policies: []policy.Rule{{Tools: globs}}}, "costs[0]": {Costs: []policy.Cost{{Tools: globs}}}, "scopes[0]": {Scopes: []policy.Scope{{Tools: globs}}},
+		} {
+			found := doctor.Patterns(r, []doctor.Tool{tool("buy", "{}")}, "haldir tools", none)
+			if want == "" {
+				if len(found) > 0 {
+					t.Errorf("%q: %+v", globs, found)
+				}
+				continue
+			}
+			if f := one(t, found, doctor.PatternUnmatched, want); !strings.HasPrefix(f.Text, where+": ") {
+				t.Errorf("%q: %s", globs, f.Text)
+			}
+			if found := doctor.Patterns(r, nil, "haldir tools", func(list []string) bool { return slices.Equal(list, globs) }); len(found) > 0 {
+				t.Errorf("of a pack: %+v", found)
+			}
+		}
+	}
 	rules.Policies[1].Shadow = true
 	one(t, doctor.Shadows(rules, "haldir audit list"), doctor.PolicyShadow, "policies[1]")
+}
+
+// npm installs a script that starts the haldir of another package. The two are one program.
+func TestHaldirOfNPM(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS == "windows" {
+		t.Skip("npm makes no haldir.exe on PATH there")
+	}
+	root := t.TempDir()
+	bin, script := filepath.Join(root, "bin"), filepath.Join(root, "lib", "node_modules", "haldir", "bin", "haldir.js")
+	self := filepath.Join(root, "lib", "node_modules", "haldir", "node_modules", "@haldir-mcp", "haldir-linux-x64", "bin", "haldir")
+	other := filepath.Join(root, "go", "haldir")
+	for _, path := range []string{filepath.Join(bin, "x"), script, self, other} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("#!/bin/sh\necho '{\"version\":\"1.2.3\"}'\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(script, filepath.Join(bin, "haldir")); err != nil {
+		t.Fatal(err)
+	}
+	if found := doctor.Programs(t.Context(), bin, self, "1.2.3"); len(found) > 0 {
+		t.Errorf("of the script that starts this haldir: %+v", found)
+	}
+	if f := one(t, doctor.Programs(t.Context(), bin, self, "1.2.4"), doctor.ProgramOthers, "is another haldir (1.2.3)"); f.Severity != doctor.Warning {
+		t.Errorf("another version: %+v", f)
+	}
+	if f := one(t, doctor.Programs(t.Context(), bin, other, "1.2.3"), doctor.ProgramOthers, "is another haldir (1.2.3)"); f.Severity != doctor.Note {
+		t.Errorf("one that npm has not installed: %+v", f)
+	}
 }
 
 func TestTheClock(t *testing.T) {

@@ -41,6 +41,9 @@ func Programs(ctx context.Context, path, self, version string) (found []Finding)
 	}
 	wg.Wait()
 	for i, o := range others {
+		if versions[i] == version && launches(o, self) {
+			continue
+		}
 		severity := Warning
 		if versions[i] == version {
 			severity = Note
@@ -49,6 +52,14 @@ func Programs(ctx context.Context, path, self, version string) (found []Finding)
 			"%s is another haldir (%s) than this one, %s (%s)", o, versions[i], self, version))
 	}
 	return found
+}
+
+// launches reports whether a program is the script of the npm package haldir, and self what that
+// starts: the haldir of a package beside it. npm links the script into a directory of PATH.
+func launches(program, self string) bool {
+	script, err := filepath.EvalSymlinks(program)
+	return err == nil && strings.Contains(filepath.ToSlash(script), "/node_modules/haldir/") &&
+		strings.Contains(filepath.ToSlash(self), "/node_modules/@haldir-mcp/")
 }
 
 func known(seen []os.FileInfo, info os.FileInfo) bool {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -18,18 +19,20 @@ type Tool struct {
 	Shown          []byte // its definition as the agent sees it; nil: it does not
 }
 
-// Patterns finds those of the policies, costs and scopes that match no tool. Servers need not
-// list all resources and prompts that they have, so those are left alone.
-func Patterns(rules policy.Ruleset, tools []Tool, list string) (found []Finding) {
+// Patterns finds policies, costs and scopes that seem to be about tools that there are not, each
+// once. brought reports whether a list of patterns came with a pack: it has the names of all
+// versions of a server, of which one is here.
+func Patterns(rules policy.Ruleset, tools []Tool, list string, brought func([]string) bool) (found []Finding) {
 	look := func(where string, globs []string) {
-		for _, g := range globs {
-			if strings.HasPrefix(g, "resource:") || strings.HasPrefix(g, "prompt:") {
-				continue
-			}
-			if !slices.ContainsFunc(tools, func(t Tool) bool { return policy.MatchTool(g, t.Upstream, t.Name) }) {
-				found = append(found, New(PatternUnmatched, Warning, "policies", Do("correct it in haldir.yaml; the names are listed by: %s", list), "%s: %q matches no tool that there is", where, g))
-			}
+		missed := unmatched(globs, tools)
+		if len(missed) == 0 || brought(globs) {
+			return
 		}
+		verb := "matches"
+		if len(missed) > 1 {
+			verb = "match"
+		}
+		found = append(found, New(PatternUnmatched, Warning, "policies", Do("correct it in haldir.yaml; the names are listed by: %s", list), "%s: %s %s no tool that there is", where, some(missed), verb))
 	}
 	for i, r := range rules.Policies {
 		look(fmt.Sprintf("policies[%d]", i), r.Tools)
@@ -41,6 +44,30 @@ func Patterns(rules policy.Ruleset, tools []Tool, list string) (found []Finding)
 		look(fmt.Sprintf("scopes[%d]", i), s.Tools)
 	}
 	return found
+}
+
+// unmatched are the patterns of a rule that its author need not have meant so: names that no tool
+// has, and the others if none of them all matches one. A rule for whatever servers there may be,
+// as that of haldir init is, has patterns for */…: one that matches nothing is not misspelt.
+// Servers need not list all resources and prompts that they have, so those are left alone.
+func unmatched(globs []string, tools []Tool) (missed []string) {
+	var names []string
+	some := false // of the patterns are about what is there, or may be
+	for _, g := range globs {
+		other := strings.HasPrefix(g, "resource:") || strings.HasPrefix(g, "prompt:")
+		hit := !other && slices.ContainsFunc(tools, func(t Tool) bool { return policy.MatchTool(g, t.Upstream, t.Name) })
+		if some = some || other || hit || strings.HasPrefix(g, "*/"); other || hit {
+			continue
+		}
+		missed = append(missed, strconv.Quote(g))
+		if !strings.ContainsAny(g, `*?[\`) {
+			names = append(names, strconv.Quote(g))
+		}
+	}
+	if some {
+		return names
+	}
+	return missed
 }
 
 // Shadows names the policies that only watch.

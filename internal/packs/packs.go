@@ -176,6 +176,40 @@ func inCondition(text string) string {
 	return strings.ReplaceAll(string(quoted), "'", "''")
 }
 
+// Has reports whether an entry of a pack has exactly these patterns of tools, for whatever
+// upstream.
+func Has(tools []string) bool {
+	if len(tools) == 0 {
+		return false
+	}
+	upstream := "up" // policies of packs do not name it in their tools
+	if name, _, both := strings.Cut(tools[0], "/"); both {
+		upstream = name
+	}
+	all, err := All()
+	if err != nil {
+		return false // a test reads them all
+	}
+	return slices.ContainsFunc(all, func(p Pack) bool {
+		return slices.ContainsFunc(p.entries, func(e entry) bool { return slices.Equal(e.tools(upstream), tools) })
+	})
+}
+
+// tools are the patterns of an entry. Each entry of a pack has them in one line, and a test
+// looks whether these are they.
+func (e entry) tools(upstream string) (out []string) {
+	m := toolsLine.FindStringSubmatch(e.text)
+	if m == nil {
+		return nil
+	}
+	for t := range strings.SplitSeq(m[1], ", ") {
+		out = append(out, strings.ReplaceAll(strings.Trim(t, `"`), "$UPSTREAM", upstream))
+	}
+	return out
+}
+
+var toolsLine = regexp.MustCompile(`(?m)^ *tools: \[(.*)\]$`)
+
 // Text returns the entries for an upstream as a haldir.yaml.
 func (p Pack) Text(u Use) string {
 	var b strings.Builder

@@ -18,6 +18,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/internal/doctor"
 	"github.com/haldir-mcp/haldir/internal/mcptest"
 	"github.com/haldir-mcp/haldir/internal/packs"
 	"github.com/haldir-mcp/haldir/policy"
@@ -197,6 +198,47 @@ func TestEveryPatternMatchesARealTool(t *testing.T) {
 				return e.Decide(policy.Call{Upstream: "up", Tool: n}, state()).Verdict == policy.Deny
 			}) {
 				t.Errorf("no tool matches %s", pattern)
+			}
+		}
+	})
+}
+
+// Has knows the patterns of each entry, and of no other.
+func TestHas(t *testing.T) {
+	each(t, func(t *testing.T, p packs.Pack) {
+		c := load(t, p, use("up"))
+		for _, r := range c.Ruleset.Policies {
+			if !packs.Has(r.Tools) {
+				t.Errorf("%q is not known", r.Tools)
+			}
+		}
+		for _, x := range c.Ruleset.Costs {
+			if !packs.Has(x.Tools) {
+				t.Errorf("%q is not known", x.Tools)
+			}
+		}
+		for _, x := range c.Ruleset.Scopes {
+			if !packs.Has(x.Tools) || packs.Has(append(slices.Clone(x.Tools), "up/x")) {
+				t.Errorf("%q is not known, or with another one", x.Tools)
+			}
+		}
+	})
+	if packs.Has(nil) || packs.Has([]string{"delete_repositry"}) || packs.Has([]string{"x/read_graph", "y/search_nodes"}) {
+		t.Error("what no pack has is known")
+	}
+}
+
+// haldir doctor does not warn of a pack before any of its servers.
+func TestDoctorIsContentWithEachPack(t *testing.T) {
+	each(t, func(t *testing.T, p packs.Pack) {
+		c := load(t, p, use("up"))
+		for name, s := range servers(t, p.Name) {
+			var tools []doctor.Tool
+			for _, tool := range s.Tools {
+				tools = append(tools, doctor.Tool{Upstream: "up", Name: tool.Name})
+			}
+			for _, f := range doctor.Patterns(c.Ruleset, tools, "haldir tools", packs.Has) {
+				t.Errorf("before %s: %s", name, f.Text)
 			}
 		}
 	})

@@ -67,11 +67,13 @@ type Options struct {
 type Result struct {
 	Path          string   // of the file, links followed
 	ID            string   // of the policy, the name of the upstream, else its place, such as costs[0]
-	IDs           []string // of all entries that [AddAll] has added
+	IDs           []string // of all entries that [AddAll] has added, or that [RemoveUpstream] has removed beside the upstream
 	Entry         string   // as it was written, or has stood there
 	Before, After []byte   // the text of the file; Before is nil if there was none
 	Old, New      *config.Config
 	Notes         []string // what a person should know
+
+	above int // the line of a comment that stood above what was removed
 }
 
 // change is one edit. It is made anew on every text it is given.
@@ -234,7 +236,7 @@ func (c *change) cut(path string, s *surgeon, r *Result) error {
 	}
 	e := s.entries()[i]
 	r.Entry = s.Text[e.Start:e.End]
-	if way.above > 0 {
+	if r.above = way.above; r.above > 0 {
 		r.Notes = append(r.Notes, fmt.Sprintf("the comment above it, in line %d, stays; remove it if it was about this %s", way.above, c.list.one()))
 	}
 	if c.list == Policies {
@@ -280,9 +282,14 @@ func numbers(n int) (out []string) {
 
 // renamed tells of policies that have another id now, since theirs is their number. Their
 // counters do not go by it.
-func renamed(old, now *config.Config, removed int) (notes []string) {
-	before, after := slices.Delete(slices.Clone(old.Engine.Rules()), removed, removed+1), now.Engine.Rules()
-	for i, id := range after {
+func renamed(old, now *config.Config, removed ...int) (notes []string) {
+	var before []string
+	for i, id := range old.Engine.Rules() {
+		if !slices.Contains(removed, i) {
+			before = append(before, id)
+		}
+	}
+	for i, id := range now.Engine.Rules() {
 		if id != before[i] {
 			notes = append(notes, fmt.Sprintf("%s is called %s now", before[i], id))
 		}

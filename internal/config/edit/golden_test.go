@@ -122,6 +122,8 @@ func perform(t *testing.T, parts map[string]string) (after, said string) {
 		r, err = edit.Add(path, edit.List(do[1]), []byte(parts["entry"]), o)
 	case "remove":
 		r, err = edit.Remove(path, edit.List(do[1]), do[2], o)
+	case "withdraw":
+		r, err = edit.RemoveUpstream(path, do[1], o)
 	default:
 		t.Fatalf("what is %q?", lines[0])
 	}
@@ -142,7 +144,7 @@ func perform(t *testing.T, parts map[string]string) (after, said string) {
 	for i := len(inverse) - 1; i >= 0; i-- {
 		after = inverse[i](after)
 	}
-	said = fmt.Sprintf("%s\n", r.ID)
+	said = fmt.Sprintf("%s\n", strings.Join(append([]string{r.ID}, r.IDs...), " "))
 	for _, n := range r.Notes {
 		said += "note: " + n + "\n"
 	}
