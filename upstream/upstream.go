@@ -852,16 +852,26 @@ func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
 	if !oauth.IsSignIn(err) || ctx.Err() != nil {
 		return m, err
 	}
-	if err := u.signIn(ctx, call, err); err != nil {
-		return wire.Message{}, err
+	left := !errors.Is(err, wire.ErrNotSent) // a server that wants more than it was granted has had it
+	if err = u.signIn(ctx, call, err); err == nil {
+		m, err = u.attempt(ctx, call)
 	}
-	return u.attempt(ctx, call)
+	if left {
+		err = sentBefore(err)
+	}
+	return m, err
 }
 
 // attempt makes a call, once more if it did not reach the server.
-func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error) {
+func (u *Upstream) attempt(ctx context.Context, call Call) (_ wire.Message, err error) {
 	ctx, stop := u.lively(ctx, &call)
 	defer stop()
+	left := false // haldir, at an earlier try
+	defer func() {
+		if left {
+			err = sentBefore(err)
+		}
+	}()
 	for again := true; ; again = false {
 		c, err := u.connection(ctx)
 		if err != nil {
@@ -878,6 +888,7 @@ func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error)
 		}
 		unsent := errors.Is(err, wire.ErrNotSent) && c.over()
 		if again && ctx.Err() == nil && (unsent || errors.Is(err, wire.ErrSessionExpired)) {
+			left = left || !errors.Is(err, wire.ErrNotSent)
 			u.gone(ctx, c) // once more, on a new connection and under the same hold
 			continue
 		}
@@ -887,6 +898,32 @@ func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error)
 		return m, err
 	}
 }
+
+// sentBefore makes of the error of a try that of a call which left haldir at an
+// earlier one: that this try was not sent does not mean that the call never was.
+func sentBefore(err error) error {
+	if !errors.Is(err, wire.ErrNotSent) {
+		return err
+	}
+	return &sentError{err}
+}
+
+// sentError is an error, but for what it says of whether anything was sent.
+type sentError struct{ err error }
+
+func (e *sentError) Error() string {
+	return e.err.Error() + "; an earlier try was sent, and " + wire.ErrOutcomeUnknown.Error()
+}
+
+func (e *sentError) Unwrap() error { return wire.ErrOutcomeUnknown }
+
+// Is reports that it is what the error is, but not that nothing was sent.
+func (e *sentError) Is(target error) bool {
+	return target != wire.ErrNotSent && errors.Is(e.err, target)
+}
+
+// As finds a cause: it still may be that somebody has to sign in.
+func (e *sentError) As(target any) bool { return errors.As(e.err, target) }
 
 // lively bounds how long a call may go on without a sign of life of the server.
 func (u *Upstream) lively(ctx context.Context, call *Call) (context.Context, func()) {
