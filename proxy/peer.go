@@ -168,18 +168,24 @@ func (s *Server) answered(m wire.Message) {
 // unreadable takes a line that cannot be read for the response that it may be: who has asked
 // would wait for another one in vain. It reports whether it was one.
 func (s *Server) unreadable(line []byte, why *wire.Error) bool {
-	if why.ID == nil || bytes.Contains(line, []byte(`"method"`)) {
+	return !bytes.Contains(line, []byte(`"method"`)) && s.lost(why.ID, why.Message)
+}
+
+// lost answers who has asked for the response with this id, which has come and cannot be
+// passed on. It reports whether anybody has.
+func (s *Server) lost(id json.RawMessage, why string) bool {
+	if id == nil {
 		return false
 	}
 	s.mu.Lock()
-	a := s.asks.waiting[wire.IDKey(why.ID)]
-	delete(s.asks.waiting, wire.IDKey(why.ID))
+	a := s.asks.waiting[wire.IDKey(id)]
+	delete(s.asks.waiting, wire.IDKey(id))
 	s.mu.Unlock()
 	if a == nil {
 		return false
 	}
-	s.o.Log.Warn().Str("error", why.Message).Msg("the client's response cannot be read")
-	a.reply(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "the client's response cannot be read: " + why.Message, ID: a.id}))
+	s.o.Log.Warn().Str("error", why).Msg("the client's response cannot be read")
+	a.reply(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "the client's response cannot be read: " + why, ID: a.id}))
 	return true
 }
 

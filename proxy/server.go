@@ -367,6 +367,8 @@ func (s *Server) next(ctx context.Context, lines *wire.LineReader) (*request, er
 		line, err := lines.Next()
 		var large *wire.TooLargeError
 		switch {
+		case errors.As(err, &large) && !large.Request && s.lost(large.ID, large.Error()):
+			continue
 		case errors.As(err, &large):
 			s.fail(&wire.Error{Code: wire.CodeInvalidRequest, ID: large.ID, Message: large.Error()}, s.write)
 			continue
