@@ -57,13 +57,17 @@ func (s *Server) listTasks(r *request) []byte {
 	}
 	var all []json.RawMessage
 	for _, up := range ups {
-		params := r.msg.Params
+		params, room := r.msg.Params, maxTaskBytes
 		for range maxTaskPages {
 			m, err := s.forward(r, up, s.same(r, params))
 			if err != nil || m.Error != nil {
 				break // one that is down hides only its own
 			}
 			if list, ok := wire.At(m.Result, "tasks"); ok {
+				if room -= len(list.Value); room < 0 {
+					s.o.Log.Warn().Str("upstream", up.Name()).Msgf("the upstream lists more than %d MiB of tasks; the rest is left out", maxTaskBytes>>20)
+					break
+				}
 				if page, err := wire.Elements(list.Value); err == nil {
 					all = append(all, page...)
 				}
@@ -85,4 +89,9 @@ func (s *Server) listTasks(r *request) []byte {
 	return wire.Result(r.msg.ID, append(b, "]}"...))
 }
 
-const maxTaskPages = 100
+// Bounds on what one of several upstreams may list, which all is kept until the last has
+// answered.
+const (
+	maxTaskPages = 100
+	maxTaskBytes = 8 << 20
+)
