@@ -202,6 +202,9 @@ func (s *Server) Notify(from string, m wire.Message) {
 }
 
 func (s *Server) notice(from string, m wire.Message) {
+	if m.Method == "notifications/tasks/status" && !s.ownsTask(from, m.Params) {
+		return
+	}
 	if m.Method != "notifications/cancelled" {
 		if s.modern.Load() {
 			s.deliver(from, m)

@@ -16,16 +16,37 @@ func (s *Server) task(r *request) []byte {
 	if !ok {
 		return s.invalid(r, r.msg.Method+" needs a taskId")
 	}
-	s.mu.Lock()
-	owner, known := s.tasks[id]
-	s.mu.Unlock()
-	if ups := s.capable("tasks"); !known && len(ups) == 1 {
-		owner = ups[0]
-	}
+	owner := s.taskOwner(id)
 	if owner == nil { // two servers may number alike, and none may learn another's ids
 		return s.invalid(r, "Unknown task: "+wire.Printable(id, longestName))
 	}
 	return s.pass(r, owner, r.msg.Params)
+}
+
+// taskOwner returns the upstream that a task belongs to, nil if nobody can tell.
+func (s *Server) taskOwner(id string) Upstream {
+	s.mu.Lock()
+	owner, known := s.tasks[id]
+	s.mu.Unlock()
+	if ups := s.capable("tasks"); !known && len(ups) == 1 {
+		return ups[0]
+	}
+	return owner
+}
+
+// ownsTask reports whether the task that an upstream tells of is its own, to every
+// reader: it could call another's ended.
+func (s *Server) ownsTask(from string, params json.RawMessage) bool {
+	members, err := wire.Members(params)
+	if err != nil || blurred(members, "taskId") {
+		return false
+	}
+	id, ok := text(params, "taskId")
+	if !ok {
+		return false
+	}
+	owner := s.taskOwner(id)
+	return owner != nil && owner.Name() == from
 }
 
 // made notes whose the task is that a call has made.
