@@ -104,6 +104,9 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 	u.mu.Lock()
 	u.pinned, u.pinnedRaw, u.pinnable = Pinned{Record: r, Changes: changes}, raw, o
 	u.unpinned = false
+	if pin {
+		u.met = o.Server
+	}
 	u.mu.Unlock()
 	c = apply(c, u.o.Config.Pins, r.Instructions, changes)
 	if u.o.Config.Pins == "warn" || !r.Known() {
@@ -137,13 +140,24 @@ func (u *Upstream) offers(c Catalogue, r pins.Record, look bool) (pins.Offer, pi
 		return offering(c, place(cfg.URL, u.o.Resolver)), pins.Program{}, nil
 	}
 	if !look {
-		return offering(c, r.Server), r.Program, nil
+		return offering(c, u.running(r.Server)), r.Program, nil
 	}
 	p, err := program(cfg, u.o.Resolver, r.Program)
 	if err != nil {
 		return pins.Offer{}, p, err
 	}
 	return offering(c, p.Path+" sha256:"+p.SHA256), p, nil
+}
+
+// running is who the child is, as it was compared when it was started; otherwise, while
+// none runs, it is taken for the one that is pinned.
+func (u *Upstream) running(pinned string) string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.met != "" {
+		return u.met
+	}
+	return pinned
 }
 
 // place is where a server is, without what may be secret: references are resolved, and

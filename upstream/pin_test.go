@@ -504,3 +504,24 @@ func TestAWithheldToolIsNotCalledForAPromptOfItsName(t *testing.T) {
 		t.Errorf("the prompt: %v", err)
 	}
 }
+
+// Who accepts a tool of another program has not accepted the program.
+func TestAnotherProgramStaysSoWhenItsToolIsAccepted(t *testing.T) {
+	b := &board{}
+	ready(t, listing(t, "block", honest), pinnedBy(b)).Close()
+	anotherProgram(t, b)
+	r := ready(t, listing(t, "block", turned), pinnedBy(b))
+	changes := r.Pinned().Changes
+	before := r.Catalogue().Revision
+	if err := r.Accept(soon(t), slices.DeleteFunc(slices.Clone(changes), func(c pins.Change) bool { return c.Kind == pins.Server })); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is looked at again", func() bool { return r.Catalogue().Revision != before })
+	if got := offered(r); got != "" || r.Catalogue().Blocked == "" {
+		t.Errorf("it offers %s", got)
+	}
+	if err := r.Accept(soon(t), changes); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is offered once it is accepted", func() bool { return offered(r) == turned })
+}

@@ -104,6 +104,7 @@ type Upstream struct {
 	pinnedRaw []byte     // what it was read from
 	pinnable  pins.Offer // what was compared with it
 	unpinned  bool       // what the server offers could not be compared with that
+	met       string     // who the server is that runs, as it was compared; "" if none does
 
 	auth    *oauth.Source // made by source
 	authFor string        // for this url
@@ -437,7 +438,7 @@ func (u *Upstream) ended(ctx context.Context, err error) error {
 		if n := u.lately(); n >= crashLoop && ctx.Err() == nil && !errors.Is(err, wire.ErrSessionExpired) {
 			err = fmt.Errorf("%w; it has ended %d times within %v", err, n, Lately)
 		}
-		u.conn, u.err, u.failedAt = nil, err, time.Time{}
+		u.conn, u.met, u.err, u.failedAt = nil, "", err, time.Time{}
 	})
 	if ctx.Err() == nil || u.ctx.Err() != nil { // else what it has asked still waits, with the calls
 		u.withdraw()
@@ -474,7 +475,7 @@ var changing = regexp.MustCompile(`[0-9a-fA-F-]*[0-9][0-9a-fA-F-]*`)
 // sleep waits for a call, and reports whether there is one.
 func (u *Upstream) sleep(ctx context.Context) bool {
 	u.set(func() {
-		u.conn, u.trying, u.tried, u.asleep, u.err, u.failedAt = nil, false, true, true, nil, time.Time{}
+		u.conn, u.met, u.trying, u.tried, u.asleep, u.err, u.failedAt = nil, "", false, true, true, nil, time.Time{}
 	})
 	defer u.set(func() { u.asleep = false })
 	select {
