@@ -1,14 +1,17 @@
 package policy
 
 import (
+	"net/netip"
 	"net/url"
 	"path"
+	"strconv"
 	"strings"
 )
 
 // CanonicalURI returns the spelling under which patterns judge a URI: the scheme in
-// lower case, and the host of one that the web knows, percent-encoding undone in
-// the path, no dot segments, and files as file:///path. ok is false for what is no URI that
+// lower case, percent-encoding undone in the path, no dot segments, files as
+// file:///path, and of one that the web knows the host in lower case, no port that is
+// meant without one, at least / as path and no fragment. ok is false for what is no URI that
 // every reader would read alike, such as one with spaces around it.
 //
 // Readers differ (RFC 3986 section 6, the WHATWG URL standard): file:/etc,
@@ -29,10 +32,16 @@ func CanonicalURI(s string) (uri string, ok bool) {
 	case "file":
 		return canonicalFile(u)
 	case "http", "https", "ws", "wss", "ftp": // which browsers read with leniency
-		if u.Opaque != "" || u.Host == "" || u.User != nil || strings.Contains(s, `\`) {
+		if u.Opaque != "" || u.User != nil || strings.Contains(s, `\`) {
 			return "", false
 		}
-		u.Host = strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(u.Host), ports[u.Scheme]), ".")
+		if u.Host, ok = canonicalHost(u); !ok {
+			return "", false
+		}
+		u.Fragment = "" // which stays with the reader
+		if u.Path == "" {
+			u.Path = "/"
+		}
 	}
 	if u.Opaque != "" {
 		opaque, err := url.PathUnescape(u.Opaque)
@@ -55,7 +64,48 @@ func CanonicalURI(s string) (uri string, ok bool) {
 	return u.Scheme + "://" + user + u.Host + p + suffix(u), true
 }
 
-var ports = map[string]string{"http": ":80", "https": ":443", "ws": ":80", "wss": ":443", "ftp": ":21"}
+// canonicalHost is host and port of a URI of the web. Some readers map other letters
+// than those of ASCII to these, and read 127.1 and 0x7f000001 as an address.
+func canonicalHost(u *url.URL) (string, bool) {
+	name := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
+	addr, err := netip.ParseAddr(name)
+	isAddr := err == nil && addr.Zone() == ""
+	switch {
+	case strings.HasPrefix(u.Host, "["):
+		if !isAddr || !addr.Is6() {
+			return "", false
+		}
+		name = "[" + addr.String() + "]"
+	case name == "" || strings.ContainsFunc(name, notASCII) || strings.Contains(name, ":"), numeric(name) && !isAddr:
+		return "", false
+	}
+	if u.Port() == "" {
+		return name, true
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	if err != nil {
+		return "", false
+	}
+	if port == ports[u.Scheme] {
+		return name, true
+	}
+	return name + ":" + strconv.FormatUint(port, 10), true
+}
+
+// numeric reports whether browsers take a host for an address of IPv4: its last label is
+// a number.
+func numeric(host string) bool {
+	label, digits := host[strings.LastIndexByte(host, '.')+1:], "0123456789"
+	if rest, hex := strings.CutPrefix(label, "0x"); hex {
+		label, digits = rest, digits+"abcdef"
+	}
+	return strings.Trim(label, digits) == ""
+}
+
+func notASCII(r rune) bool { return r >= 0x80 }
+
+// ports are those that are meant where a URI names none.
+var ports = map[string]uint64{"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
 
 // canonicalFile is for files of this machine only; readers drop a query, a
 // fragment or a host, or do not.

@@ -361,6 +361,21 @@ func TestAnAnswerOverTheLimit(t *testing.T) {
 	}
 }
 
+// So is a response of the host's over the limit, of whoever has asked: its call would wait
+// for ever, and no limit of time would end it, as it waits for a person.
+func TestAResponseOfTheHostOverTheLimit(t *testing.T) {
+	h := serve(t, rig{servers: []config.Upstream{mcptest.Script{}.Child(t, "up")}, max: 1 << 16})
+	h.tools()
+	id, line := h.callLine("up__ask", `{"method":"sampling/createMessage"}`)
+	h.send(line)
+	question, _ := h.asked("sampling/createMessage")
+	h.send(`{"jsonrpc":"2.0","id":` + question + `,"result":{"x":"` + strings.Repeat("x", 1<<16) + `"}}`)
+	if r := parseResponse(t, h.answer(id)); !strings.Contains(r.Text, "larger than the limit") || !strings.Contains(r.Text, `"id":"ask-sampling/createMessage-0"`) {
+		t.Errorf("the server got %s", clip(r.line))
+	}
+	h.quiet()
+}
+
 func TestTwelveMegabytes(t *testing.T) {
 	size := 12 << 20
 	if raceEnabled {

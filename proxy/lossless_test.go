@@ -408,6 +408,16 @@ func TestATemplateWithoutEnd(t *testing.T) {
 	}
 }
 
+// An upstream that may be asked for nothing does not stand before the others.
+func TestABlockedUpstreamIsNotAskedForWhatNobodyLists(t *testing.T) {
+	a, b := newLibrary("a", nil, nil, nil), newLibrary("b", nil, nil, nil)
+	a.fake.catalogue.Blocked = "it is another one"
+	h := serve(t, rig{fakes: []proxy.Upstream{a, b}})
+	if got := h.request("resources/read", `{"uri":"x://y"}`); !strings.Contains(got, `{"from":"b"}`) || len(a.calls()) != 0 {
+		t.Errorf("%s", got)
+	}
+}
+
 // A subscription is that of who has taken it.
 func TestASubscriptionIsKeptWhereItWasTaken(t *testing.T) {
 	a, b := newLibrary("a", nil, nil, nil), newLibrary("b", nil, nil, nil)

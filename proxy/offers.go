@@ -73,11 +73,13 @@ func (t *table) offer(up Upstream, c upstream.Catalogue, limit int, never func(p
 	}
 }
 
-// capable returns the upstreams that declare a capability, in their order.
+// capable returns the upstreams that declare a capability and may be asked, in their
+// order.
 func (s *Server) capable(capability string) []Upstream {
 	var ups []Upstream
 	for _, up := range s.rules().Upstreams {
-		if _, ok := declared(up.Catalogue().Server)[capability]; ok {
+		c := up.Catalogue()
+		if _, ok := declared(c.Server)[capability]; ok && c.Blocked == "" {
 			ups = append(ups, up)
 		}
 	}

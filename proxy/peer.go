@@ -32,6 +32,20 @@ type asked struct {
 type asks struct {
 	last    int64
 	waiting map[string]*asked // by wire.IDKey of haldir's id
+	tokens  map[string]*asked // those whose progress the host can tell of, by wire.IDKey of the token that it knows
+}
+
+// take removes what waits under a key and returns it, nil if nothing does.
+func (a *asks) take(key string) *asked {
+	q := a.waiting[key]
+	if q == nil {
+		return nil
+	}
+	delete(a.waiting, key)
+	if q.shown != nil && a.tokens[wire.IDKey(q.shown)] == q {
+		delete(a.tokens, wire.IDKey(q.shown))
+	}
+	return q
 }
 
 // Ask passes a request of an upstream on to the host, under an id of haldir's
@@ -126,8 +140,11 @@ func (s *Server) pose(a *asked, m wire.Message) {
 	s.mu.Lock()
 	s.asks.last++
 	id := fmt.Appendf(nil, `"haldir-%d"`, s.asks.last)
-	if a.token != nil && s.asks.taken(a.token) { // two servers may number alike
-		a.shown = id
+	if a.token != nil {
+		if s.asks.tokens[wire.IDKey(a.token)] != nil { // two servers may number alike
+			a.shown = id
+		}
+		s.asks.tokens[wire.IDKey(a.shown)] = a
 	}
 	s.asks.waiting[wire.IDKey(id)] = a
 	s.mu.Unlock()
@@ -139,21 +156,10 @@ func (s *Server) pose(a *asked, m wire.Message) {
 	s.write(m.WithID(id))
 }
 
-// taken reports whether the host knows a token already.
-func (a *asks) taken(token json.RawMessage) bool {
-	for _, w := range a.waiting {
-		if w.shown != nil && wire.IDKey(w.shown) == wire.IDKey(token) {
-			return true
-		}
-	}
-	return false
-}
-
 // answered passes the host's response on to the upstream that asked.
 func (s *Server) answered(m wire.Message) {
 	s.mu.Lock()
-	a := s.asks.waiting[wire.IDKey(m.ID)]
-	delete(s.asks.waiting, wire.IDKey(m.ID))
+	a := s.asks.take(wire.IDKey(m.ID))
 	if a != nil && m.Error == nil && len(s.hostTasks) < maxTasks {
 		if id, ok := text(m.Result, "task", "taskId"); ok && len(id) <= longestName {
 			s.hostTasks[strings.Clone(id)] = a.upstream
@@ -168,18 +174,23 @@ func (s *Server) answered(m wire.Message) {
 // unreadable takes a line that cannot be read for the response that it may be: who has asked
 // would wait for another one in vain. It reports whether it was one.
 func (s *Server) unreadable(line []byte, why *wire.Error) bool {
-	if why.ID == nil || bytes.Contains(line, []byte(`"method"`)) {
+	return !bytes.Contains(line, []byte(`"method"`)) && s.lost(why.ID, why.Message)
+}
+
+// lost answers who has asked for the response with this id, which has come and cannot be
+// passed on. It reports whether anybody has.
+func (s *Server) lost(id json.RawMessage, why string) bool {
+	if id == nil {
 		return false
 	}
 	s.mu.Lock()
-	a := s.asks.waiting[wire.IDKey(why.ID)]
-	delete(s.asks.waiting, wire.IDKey(why.ID))
+	a := s.asks.take(wire.IDKey(id))
 	s.mu.Unlock()
 	if a == nil {
 		return false
 	}
-	s.o.Log.Warn().Str("error", why.Message).Msg("the client's response cannot be read")
-	a.reply(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "the client's response cannot be read: " + why.Message, ID: a.id}))
+	s.o.Log.Warn().Str("error", why).Msg("the client's response cannot be read")
+	a.reply(wire.Failure(&wire.Error{Code: wire.CodeInternal, Message: "the client's response cannot be read: " + why, ID: a.id}))
 	return true
 }
 
@@ -191,6 +202,9 @@ func (s *Server) Notify(from string, m wire.Message) {
 }
 
 func (s *Server) notice(from string, m wire.Message) {
+	if m.Method == "notifications/tasks/status" && !s.ownsTask(from, m.Params) {
+		return
+	}
 	if m.Method != "notifications/cancelled" {
 		if s.modern.Load() {
 			s.deliver(from, m)
@@ -227,8 +241,7 @@ func (s *Server) withdraw(which func(*asked) bool, params func(own json.RawMessa
 	s.mu.Lock()
 	for key, a := range s.asks.waiting {
 		if which(a) {
-			void[strings.TrimPrefix(key, "s")] = a
-			delete(s.asks.waiting, key)
+			void[strings.TrimPrefix(key, "s")] = s.asks.take(key)
 		}
 	}
 	s.mu.Unlock()
@@ -246,12 +259,7 @@ func (s *Server) progressed(m wire.Message) {
 		return
 	}
 	s.mu.Lock()
-	var to *asked
-	for _, a := range s.asks.waiting {
-		if a.shown != nil && wire.IDKey(a.shown) == wire.IDKey(token.Value) {
-			to = a
-		}
-	}
+	to := s.asks.tokens[wire.IDKey(token.Value)]
 	s.mu.Unlock()
 	if to == nil {
 		return

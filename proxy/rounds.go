@@ -712,12 +712,19 @@ const (
 	maxPause = 10 * time.Second
 )
 
+// maxInputs bounds what a modern upstream may ask a host of the handshake era for at once: each
+// is a request of its own there.
+const maxInputs = 64
+
 // gather asks a host of the handshake era for what a modern upstream needs, and
 // returns the params with which the call is made again.
 func (s *Server) gather(r *request, up Upstream, params json.RawMessage, m wire.Message, n int) (_ json.RawMessage, err error) {
 	keys, requests, err := inputRequests(m)
 	if err != nil {
 		return nil, err
+	}
+	if len(keys) > maxInputs {
+		return nil, fmt.Errorf("upstream %q asks for %d things at once; a client is asked for %d at most", up.Name(), len(keys), maxInputs)
 	}
 	state, _ := wire.At(m.Result, "requestState")
 	if len(keys) == 0 {

@@ -1314,6 +1314,37 @@ func TestAModernUpstreamForALegacyHost(t *testing.T) {
 	}
 }
 
+// Each thing that a modern upstream asks for is a request to a host of the handshake era:
+// one result must not make thousands of them.
+func TestAModernUpstreamThatAsksForTooMuchAtOnce(t *testing.T) {
+	one := `"k":{"method":"roots/list","params":{"_meta":{"progressToken":1}}}`
+	var all []string
+	for i := range 65 {
+		all = append(all, strings.Replace(one, "k", fmt.Sprint("k", i), 1))
+	}
+	ask := func(n int) string {
+		return `{"resultType":"input_required","inputRequests":{` + strings.Join(all[:n], ",") + `},"requestState":"s"}`
+	}
+	o := newOracle(t, "up", ask(65), ask(64), finished)
+	h := serve(t, rig{fakes: []proxy.Upstream{o}})
+	if r := h.call("up__tool", `{}`); r.Error == nil || !strings.Contains(r.Error.Message, "asks for 65 things at once") {
+		t.Errorf("%s", clip(r.line))
+	}
+	if e := h.last(); e.Status != audit.StatusError {
+		t.Errorf("on record: %+v", e)
+	}
+	h.quiet()
+	id, line := h.callLine("up__tool", `{}`)
+	h.send(line)
+	for range 64 {
+		q, _ := h.asked("roots/list")
+		h.send(`{"jsonrpc":"2.0","id":` + q + `,"result":{"roots":[]}}`)
+	}
+	if r := parseResponse(t, h.answer(id)); r.Error != nil {
+		t.Errorf("%s", clip(r.line))
+	}
+}
+
 // An elicitation that fails is one that was cancelled; what has no such word fails
 // the call, and takes back what else was asked.
 func TestErrorsOfALegacyHost(t *testing.T) {

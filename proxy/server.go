@@ -201,7 +201,7 @@ type Server struct {
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, running: map[*request]string{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, running: map[*request]string{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}, tokens: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}
@@ -367,6 +367,8 @@ func (s *Server) next(ctx context.Context, lines *wire.LineReader) (*request, er
 		line, err := lines.Next()
 		var large *wire.TooLargeError
 		switch {
+		case errors.As(err, &large) && !large.Request && s.lost(large.ID, large.Error()):
+			continue
 		case errors.As(err, &large):
 			s.fail(&wire.Error{Code: wire.CodeInvalidRequest, ID: large.ID, Message: large.Error()}, s.write)
 			continue

@@ -16,16 +16,37 @@ func (s *Server) task(r *request) []byte {
 	if !ok {
 		return s.invalid(r, r.msg.Method+" needs a taskId")
 	}
-	s.mu.Lock()
-	owner, known := s.tasks[id]
-	s.mu.Unlock()
-	if ups := s.capable("tasks"); !known && len(ups) == 1 {
-		owner = ups[0]
-	}
+	owner := s.taskOwner(id)
 	if owner == nil { // two servers may number alike, and none may learn another's ids
 		return s.invalid(r, "Unknown task: "+wire.Printable(id, longestName))
 	}
 	return s.pass(r, owner, r.msg.Params)
+}
+
+// taskOwner returns the upstream that a task belongs to, nil if nobody can tell.
+func (s *Server) taskOwner(id string) Upstream {
+	s.mu.Lock()
+	owner, known := s.tasks[id]
+	s.mu.Unlock()
+	if ups := s.capable("tasks"); !known && len(ups) == 1 {
+		return ups[0]
+	}
+	return owner
+}
+
+// ownsTask reports whether the task that an upstream tells of is its own, to every
+// reader: it could call another's ended.
+func (s *Server) ownsTask(from string, params json.RawMessage) bool {
+	members, err := wire.Members(params)
+	if err != nil || blurred(members, "taskId") {
+		return false
+	}
+	id, ok := text(params, "taskId")
+	if !ok {
+		return false
+	}
+	owner := s.taskOwner(id)
+	return owner != nil && owner.Name() == from
 }
 
 // made notes whose the task is that a call has made.
@@ -57,13 +78,17 @@ func (s *Server) listTasks(r *request) []byte {
 	}
 	var all []json.RawMessage
 	for _, up := range ups {
-		params := r.msg.Params
+		params, room := r.msg.Params, maxTaskBytes
 		for range maxTaskPages {
 			m, err := s.forward(r, up, s.same(r, params))
 			if err != nil || m.Error != nil {
 				break // one that is down hides only its own
 			}
 			if list, ok := wire.At(m.Result, "tasks"); ok {
+				if room -= len(list.Value); room < 0 {
+					s.o.Log.Warn().Str("upstream", up.Name()).Msgf("the upstream lists more than %d MiB of tasks; the rest is left out", maxTaskBytes>>20)
+					break
+				}
 				if page, err := wire.Elements(list.Value); err == nil {
 					all = append(all, page...)
 				}
@@ -85,4 +110,9 @@ func (s *Server) listTasks(r *request) []byte {
 	return wire.Result(r.msg.ID, append(b, "]}"...))
 }
 
-const maxTaskPages = 100
+// Bounds on what one of several upstreams may list, which all is kept until the last has
+// answered.
+const (
+	maxTaskPages = 100
+	maxTaskBytes = 8 << 20
+)

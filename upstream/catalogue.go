@@ -26,6 +26,7 @@ type Catalogue struct {
 	Said     map[string]int // how often the server has said that a list has changed, by the list's method
 	Tools    []Tool
 	Withheld []Withheld
+	Blocked  string // why the server is asked for nothing at all; "" if it is
 	// Server is the result of initialize as it came, or that of server/discover if
 	// the server is Modern: it speaks without a handshake (MCP 2026-07-28).
 	Server    json.RawMessage

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -299,10 +300,7 @@ func (c *conn) answer(reply []byte) {
 
 func (c *conn) call(ctx context.Context, call Call) (m wire.Message, err error) {
 	if call.Token != nil && call.Progress != nil {
-		key, a := wire.IDKey(call.Token), &audience{hear: call.Progress}
-		c.mu.Lock()
-		c.tokens[key] = a
-		c.mu.Unlock()
+		key, a := c.attract(&call)
 		defer func() {
 			if call.Task && err == nil && c.outlive(key, m.Result) {
 				return
@@ -323,6 +321,31 @@ func (c *conn) call(ctx context.Context, call Call) (m wire.Message, err error) 
 		err = c.explain(err)
 	}
 	return m, err
+}
+
+// attract makes the audience of a call. A token that another call of this connection has,
+// since it goes on while the host is done with the request that began it, is replaced
+// by one of haldir's own on the way to the server.
+func (c *conn) attract(call *Call) (key string, a *audience) {
+	key, a = wire.IDKey(call.Token), &audience{hear: call.Progress}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at, ok := wire.At(call.Params, "_meta", "progressToken"); ok && c.tokens[key] != nil {
+		own, token, hear := wire.Quote("haldir-"+rand.Text()), call.Token, call.Progress
+		call.Params, key = wire.Splice(call.Params, at.Start, at.End, own), wire.IDKey(own)
+		a.hear = func(m wire.Message) { hear(under(m, token)) }
+	}
+	c.tokens[key] = a
+	return key, a
+}
+
+// under is a progress notification with the token that the host knows.
+func under(m wire.Message, token json.RawMessage) wire.Message {
+	at, _ := wire.At(m.Raw, "params", "progressToken") // it was found by that
+	if renamed, err := wire.ParseLenient(wire.Splice(m.Raw, at.Start, at.End, token)); err == nil {
+		return renamed
+	}
+	return m
 }
 
 // maxTasks bounds how many tasks of one connection have an audience.

@@ -287,7 +287,8 @@ func (c *conn) request(ctx context.Context, call Call) (wire.Message, error) {
 		return m, err
 	}
 	if e := wire.ErrorOf(m); e.Code == wire.CodeUnsupportedVersion && slices.ContainsFunc(supported(e), wire.KnownModern) {
-		return c.peer().Call(ctx, call.Method, params)
+		m, err = c.peer().Call(ctx, call.Method, params)
+		return m, sentBefore(err)
 	}
 	return m, nil
 }

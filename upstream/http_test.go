@@ -205,6 +205,47 @@ func TestAServerThatForgetsEverySession(t *testing.T) {
 	}
 }
 
+// A server that refuses a call for its session may have carried it out: that it
+// cannot be reached again, or that the host gives up then, does not give the hold back.
+func TestACallThatLeftInAForgottenSessionIsNoCallThatNeverDid(t *testing.T) {
+	for name, tt := range map[string]struct {
+		cancelled bool
+		again     func(w http.ResponseWriter, req *http.Request) // what is said to whatever comes after the call
+	}{
+		"the server is gone": {false, func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "restarting", http.StatusServiceUnavailable)
+		}},
+		"the host cancels": {true, func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := mcptest.Script{Stateful: true}.NewHTTP(t)
+			ctx, cancel := context.WithCancelCause(soon(t))
+			defer cancel(nil)
+			var left atomic.Bool
+			srv.Before = func(w http.ResponseWriter, req *http.Request, body []byte) bool {
+				switch {
+				case strings.Contains(string(body), `"tools/call"`):
+					left.Store(true)
+					http.Error(w, "session not found", http.StatusNotFound)
+				case left.Load() && req.Method == http.MethodPost:
+					if tt.cancelled {
+						cancel(errors.New("the host has cancelled it"))
+					}
+					tt.again(w, req)
+				default:
+					return false
+				}
+				return true
+			}
+			r := ready(t, srv.Upstream("up"))
+			_, err := r.call(ctx, "echo", "{}")
+			if err == nil || errors.Is(err, wire.ErrNotSent) || !errors.Is(err, wire.ErrOutcomeUnknown) || !left.Load() {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 // Connections are used again: a thousand calls do not make a thousand.
 func TestConnectionsAreReused(t *testing.T) {
 	for _, sse := range []bool{false, true} {

@@ -104,6 +104,9 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 	u.mu.Lock()
 	u.pinned, u.pinnedRaw, u.pinnable = Pinned{Record: r, Changes: changes}, raw, o
 	u.unpinned = false
+	if pin {
+		u.met = o.Server
+	}
 	u.mu.Unlock()
 	c = apply(c, u.o.Config.Pins, r.Instructions, changes)
 	if u.o.Config.Pins == "warn" || !r.Known() {
@@ -137,13 +140,24 @@ func (u *Upstream) offers(c Catalogue, r pins.Record, look bool) (pins.Offer, pi
 		return offering(c, place(cfg.URL, u.o.Resolver)), pins.Program{}, nil
 	}
 	if !look {
-		return offering(c, r.Server), r.Program, nil
+		return offering(c, u.running(r.Server)), r.Program, nil
 	}
 	p, err := program(cfg, u.o.Resolver, r.Program)
 	if err != nil {
 		return pins.Offer{}, p, err
 	}
 	return offering(c, p.Path+" sha256:"+p.SHA256), p, nil
+}
+
+// running is who the child is, as it was compared when it was started; otherwise, while
+// none runs, it is taken for the one that is pinned.
+func (u *Upstream) running(pinned string) string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.met != "" {
+		return u.met
+	}
+	return pinned
 }
 
 // place is where a server is, without what may be secret: references are resolved, and
@@ -275,19 +289,19 @@ func (u *Upstream) pin(ctx context.Context, known []byte, o pins.Offer, program 
 // maxNoted bounds how many changes of one list have a record of their own.
 const maxNoted = 20
 
-// withheld says why what a call is about is not offered, at a server that has turned out
-// to be another one when it was started for the call; nil if it is.
+// withheld says why a call must not be made of a server that has turned out to be another
+// one, or to offer something else, when it was started for the call; nil if it may be.
 func (u *Upstream) withheld(call Call) error {
-	if u.o.Pins == nil || call.Method != "tools/call" && call.Method != "prompts/get" {
-		return nil
-	}
-	at, _ := wire.At(call.Params, "name")
-	name, ok := wire.String(at.Value)
-	if !ok {
+	if u.o.Pins == nil {
 		return nil
 	}
 	c := u.Catalogue()
-	if slices.ContainsFunc(c.Tools, func(t Tool) bool { return t.Name == name }) || slices.ContainsFunc(c.Prompts, func(p Item) bool { return p.Key == name }) {
+	if c.Blocked != "" {
+		return fmt.Errorf("upstream %q: all that it offers is withheld: %s: %w", u.Name(), c.Blocked, wire.ErrNotSent)
+	}
+	at, _ := wire.At(call.Params, "name")
+	name, ok := wire.String(at.Value)
+	if !ok || c.offers(call.Method, name) {
 		return nil
 	}
 	for _, w := range c.Withheld {
@@ -296,6 +310,18 @@ func (u *Upstream) withheld(call Call) error {
 		}
 	}
 	return nil
+}
+
+// offers reports whether what a request of this method asks for by name is there, or
+// cannot be withheld.
+func (c Catalogue) offers(method, name string) bool {
+	switch method {
+	case "tools/call":
+		return slices.ContainsFunc(c.Tools, func(t Tool) bool { return t.Name == name })
+	case "prompts/get":
+		return slices.ContainsFunc(c.Prompts, func(p Item) bool { return p.Key == name })
+	}
+	return true
 }
 
 // scan looks through what of an offer is new. What was scanned before is known by its
@@ -325,12 +351,14 @@ func scan(o pins.Offer, news []pins.Change, first bool, scanned map[string][]pin
 	return found
 }
 
-// withholdAll leaves nothing that a model could read but what is pinned.
+// withholdAll leaves nothing that a model could read but what is pinned, and has the
+// server asked for nothing: it may have more than it lists.
 func withholdAll(c Catalogue, pinned json.RawMessage, why string) Catalogue {
 	c.Withheld = slices.Clone(c.Withheld)
 	for _, t := range c.Tools {
 		c.Withheld = append(c.Withheld, Withheld{wire.Printable(t.Name, shown), why})
 	}
+	c.Blocked = why
 	c.Tools, c.Prompts, c.Resources, c.Templates = nil, nil, nil, nil
 	c.Server = wire.Edit(c.Server, wire.Field{Name: "instructions", Value: instructions(pinned)})
 	return c
@@ -462,7 +490,7 @@ func (u *Upstream) awaitAcceptance(ctx context.Context) {
 
 // alike reports whether two catalogues show the host the same.
 func alike(a, b Catalogue) bool {
-	return a.Known == b.Known && bytes.Equal(a.Server, b.Server) && slices.Equal(a.Withheld, b.Withheld) &&
+	return a.Known == b.Known && a.Blocked == b.Blocked && bytes.Equal(a.Server, b.Server) && slices.Equal(a.Withheld, b.Withheld) &&
 		slices.EqualFunc(a.Tools, b.Tools, func(x, y Tool) bool { return bytes.Equal(x.Raw, y.Raw) }) &&
 		slices.EqualFunc(a.Prompts, b.Prompts, func(x, y Item) bool { return bytes.Equal(x.Raw, y.Raw) })
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -410,12 +411,7 @@ func TestPinsThatCannotBeReadWithholdWhatTheyAreAbout(t *testing.T) {
 func TestAnotherProgramIsNoticed(t *testing.T) {
 	b := &board{}
 	ready(t, listing(t, "hold", honest), pinnedBy(b)).Close()
-	var rec pins.Record
-	if err := json.Unmarshal(b.kept["up"], &rec); err != nil || !strings.Contains(rec.Server, "sha256:") {
-		t.Fatalf("the server is pinned as %q, %v", rec.Server, err)
-	}
-	rec.Server, rec.Program = strings.Replace(rec.Server, "sha256:", "sha256:0", 1), pins.Program{}
-	b.kept["up"], _ = json.Marshal(rec)
+	anotherProgram(t, b)
 	for mode, tools := range map[string]string{"hold": honest, "block": ""} {
 		r := ready(t, listing(t, mode, honest), pinnedBy(b))
 		if c := r.Pinned().Changes; len(c) != 1 || c[0].Kind != pins.Server {
@@ -426,4 +422,106 @@ func TestAnotherProgramIsNoticed(t *testing.T) {
 		}
 		r.Close()
 	}
+}
+
+// anotherProgram makes what is pinned on b that of another program.
+func anotherProgram(t *testing.T, b *board) {
+	t.Helper()
+	var rec pins.Record
+	if err := json.Unmarshal(b.kept["up"], &rec); err != nil || !strings.Contains(rec.Server, "sha256:") {
+		t.Fatalf("the server is pinned as %q, %v", rec.Server, err)
+	}
+	rec.Server, rec.Program = strings.Replace(rec.Server, "sha256:", "sha256:0", 1), pins.Program{}
+	b.kept["up"], _ = json.Marshal(rec)
+}
+
+// A program that shows only when it is started for a request gets none, of whatever kind,
+// and none of what a model knows of it from before.
+func TestAnotherProgramIsAskedForNothing(t *testing.T) {
+	for _, c := range []upstream.Call{
+		{Method: "tools/call", Params: params("echo", `{"text":"secret"}`)},
+		{Method: "prompts/get", Params: json.RawMessage(`{"name":"secret"}`)},
+		{Method: "resources/read", Params: json.RawMessage(`{"uri":"note:secret"}`)},
+		{Method: "completion/complete", Params: json.RawMessage(`{"ref":{"type":"ref/prompt","name":"secret"}}`)},
+	} {
+		t.Run(c.Method, func(t *testing.T) {
+			b := &board{}
+			cfg := listing(t, "block", honest)
+			first := ready(t, cfg, pinnedBy(b))
+			first.Close()
+			anotherProgram(t, b)
+			cfg.Eager = false
+			r := open(t, cfg, pinnedBy(b), func(o *upstream.Options) { o.Cache = first.cache })
+			r.Start(upstream.Host{})
+			r.Connected(soon(t))
+			if offered(r) != honest {
+				t.Fatalf("before it is started: %s", offered(r))
+			}
+			m, err := r.Call(soon(t), c)
+			if !errors.Is(err, wire.ErrNotSent) || !strings.Contains(err.Error(), "not the one that is pinned; see: haldir pins diff") {
+				t.Fatalf("it was asked: %s, %v", m.Raw, err)
+			}
+			if err := r.Accept(soon(t), r.Pinned().Changes); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is offered once it is accepted", func() bool { return offered(r) == honest })
+			if _, err := r.Call(soon(t), c); err != nil {
+				t.Errorf("and then: %v", err)
+			}
+		})
+	}
+}
+
+// A prompt is no reason to call a tool of its name.
+func TestAWithheldToolIsNotCalledForAPromptOfItsName(t *testing.T) {
+	srv := mcptest.Script{}.NewHTTP(t)
+	tool := honest
+	srv.Before = func(w http.ResponseWriter, _ *http.Request, body []byte) bool {
+		id, _ := wire.At(body, "id")
+		method, _ := wire.At(body, "method")
+		result := map[string]string{
+			`"initialize"`:   `{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{}},"serverInfo":{"name":"s","version":"1"}}`,
+			`"tools/list"`:   `{"tools":[` + tool + `]}`,
+			`"prompts/list"`: `{"prompts":[{"name":"echo"}]}`,
+			`"prompts/get"`:  `{"messages":[]}`,
+		}[string(method.Value)]
+		if result != "" {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write(wire.Result(id.Value, json.RawMessage(result)))
+		}
+		return result != ""
+	}
+	cfg := srv.Upstream("up")
+	cfg.Pins = "block"
+	b := &board{}
+	ready(t, cfg, pinnedBy(b)).Close()
+	tool = turned
+	r := ready(t, cfg, pinnedBy(b))
+	if m, err := r.call(soon(t), "echo", `{}`); !errors.Is(err, wire.ErrNotSent) {
+		t.Errorf("the tool was called: %s, %v", m.Raw, err)
+	}
+	if _, err := r.Call(soon(t), upstream.Call{Method: "prompts/get", Params: json.RawMessage(`{"name":"echo"}`)}); err != nil {
+		t.Errorf("the prompt: %v", err)
+	}
+}
+
+// Who accepts a tool of another program has not accepted the program.
+func TestAnotherProgramStaysSoWhenItsToolIsAccepted(t *testing.T) {
+	b := &board{}
+	ready(t, listing(t, "block", honest), pinnedBy(b)).Close()
+	anotherProgram(t, b)
+	r := ready(t, listing(t, "block", turned), pinnedBy(b))
+	changes := r.Pinned().Changes
+	before := r.Catalogue().Revision
+	if err := r.Accept(soon(t), slices.DeleteFunc(slices.Clone(changes), func(c pins.Change) bool { return c.Kind == pins.Server })); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is looked at again", func() bool { return r.Catalogue().Revision != before })
+	if got := offered(r); got != "" || r.Catalogue().Blocked == "" {
+		t.Errorf("it offers %s", got)
+	}
+	if err := r.Accept(soon(t), changes); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is offered once it is accepted", func() bool { return offered(r) == turned })
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/mcptest"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/upstream"
 )
@@ -101,4 +104,41 @@ func talk(t *testing.T, r *rig, token, n int) (came int) {
 		t.Fatalf("the call: %s, %v", m.Raw, err)
 	}
 	return came
+}
+
+// A call that goes on while its host is done with the request that began it keeps its
+// token, also if the host uses that again.
+func TestTwoCallsWithOneToken(t *testing.T) {
+	r := ready(t, mcptest.Script{}.Child(t, "up"))
+	var mu sync.Mutex
+	heard := map[string][]string{}
+	call := func(ctx context.Context, name, token, tool, arguments string) error {
+		_, err := r.Call(ctx, upstream.Call{
+			Method: "tools/call", Params: json.RawMessage(fmt.Sprintf(`{"name":%q,"arguments":%s,"_meta":{"progressToken":%s}}`, tool, arguments, token)),
+			Token: json.RawMessage(token), Progress: func(m wire.Message) {
+				mu.Lock()
+				defer mu.Unlock()
+				heard[name] = append(heard[name], string(m.Raw))
+			},
+		})
+		return err
+	}
+	ctx, cancel := context.WithCancel(soon(t))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = call(ctx, "first", "7", "hang", `{}`) })
+	eventually(t, "the first is at the server", func() bool { return contains(r.seen().Messages, `"hang"`) })
+	if err := call(soon(t), "second", "7", "flood", `{"what":"progress","n":1}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := call(soon(t), "third", `"x"`, "flood", `{"what":"progress","n":1,"token":7}`); err != nil { // of the first
+		t.Fatal(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	const want = `{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":7,"progress":0}}`
+	if len(heard) != 2 || !slices.Equal(heard["first"], []string{want}) || !slices.Equal(heard["second"], []string{want}) {
+		t.Errorf("heard: %v", heard)
+	}
 }

@@ -3,6 +3,7 @@ package upstream_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -220,6 +221,27 @@ func TestAStepUpIsOfferedInTheMiddleOfACall(t *testing.T) {
 	p.wg.Wait()
 	if scopes := strings.Fields(srv.LastAuthorize().Get("scope")); len(scopes) != 2 {
 		t.Errorf("scopes asked for: %v", scopes)
+	}
+}
+
+// Who takes a call back while a sign-in is offered takes back what the server has had.
+func TestACallThatIsCancelledDuringAStepUpHasLeft(t *testing.T) {
+	srv := mcptest.OAuthScript{Scope: "read", RequireScope: map[string]string{"delete": "write"}}.New(t)
+	cfg, with := guarded(t, srv)
+	p := &person{t: t} // says nothing
+	r := open(t, cfg, with)
+	r.signIn()
+	r.Start(upstream.Host{Peer: p, Capabilities: json.RawMessage(showsURLs)})
+	eventually(t, "it is connected", r.Ready)
+	ctx, cancel := context.WithCancelCause(soon(t))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		eventually(t, "a sign-in is offered", func() bool { return len(p.questions()) == 1 })
+		cancel(errors.New("the host has cancelled it"))
+	})
+	if _, err := r.call(ctx, "delete", `{}`); ctx.Err() == nil || err == nil || errors.Is(err, wire.ErrNotSent) || !errors.Is(err, wire.ErrOutcomeUnknown) {
+		t.Errorf("%v", err)
 	}
 }
 

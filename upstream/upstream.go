@@ -104,6 +104,7 @@ type Upstream struct {
 	pinnedRaw []byte     // what it was read from
 	pinnable  pins.Offer // what was compared with it
 	unpinned  bool       // what the server offers could not be compared with that
+	met       string     // who the server is that runs, as it was compared; "" if none does
 
 	auth    *oauth.Source // made by source
 	authFor string        // for this url
@@ -437,7 +438,7 @@ func (u *Upstream) ended(ctx context.Context, err error) error {
 		if n := u.lately(); n >= crashLoop && ctx.Err() == nil && !errors.Is(err, wire.ErrSessionExpired) {
 			err = fmt.Errorf("%w; it has ended %d times within %v", err, n, Lately)
 		}
-		u.conn, u.err, u.failedAt = nil, err, time.Time{}
+		u.conn, u.met, u.err, u.failedAt = nil, "", err, time.Time{}
 	})
 	if ctx.Err() == nil || u.ctx.Err() != nil { // else what it has asked still waits, with the calls
 		u.withdraw()
@@ -474,7 +475,7 @@ var changing = regexp.MustCompile(`[0-9a-fA-F-]*[0-9][0-9a-fA-F-]*`)
 // sleep waits for a call, and reports whether there is one.
 func (u *Upstream) sleep(ctx context.Context) bool {
 	u.set(func() {
-		u.conn, u.trying, u.tried, u.asleep, u.err, u.failedAt = nil, false, true, true, nil, time.Time{}
+		u.conn, u.met, u.trying, u.tried, u.asleep, u.err, u.failedAt = nil, "", false, true, true, nil, time.Time{}
 	})
 	defer u.set(func() { u.asleep = false })
 	select {
@@ -852,16 +853,26 @@ func (u *Upstream) Call(ctx context.Context, call Call) (wire.Message, error) {
 	if !oauth.IsSignIn(err) || ctx.Err() != nil {
 		return m, err
 	}
-	if err := u.signIn(ctx, call, err); err != nil {
-		return wire.Message{}, err
+	left := !errors.Is(err, wire.ErrNotSent) // a server that wants more than it was granted has had it
+	if err = u.signIn(ctx, call, err); err == nil {
+		m, err = u.attempt(ctx, call)
 	}
-	return u.attempt(ctx, call)
+	if left {
+		err = sentBefore(err)
+	}
+	return m, err
 }
 
 // attempt makes a call, once more if it did not reach the server.
-func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error) {
+func (u *Upstream) attempt(ctx context.Context, call Call) (_ wire.Message, err error) {
 	ctx, stop := u.lively(ctx, &call)
 	defer stop()
+	left := false // haldir, at an earlier try
+	defer func() {
+		if left {
+			err = sentBefore(err)
+		}
+	}()
 	for again := true; ; again = false {
 		c, err := u.connection(ctx)
 		if err != nil {
@@ -878,6 +889,7 @@ func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error)
 		}
 		unsent := errors.Is(err, wire.ErrNotSent) && c.over()
 		if again && ctx.Err() == nil && (unsent || errors.Is(err, wire.ErrSessionExpired)) {
+			left = left || !errors.Is(err, wire.ErrNotSent)
 			u.gone(ctx, c) // once more, on a new connection and under the same hold
 			continue
 		}
@@ -887,6 +899,32 @@ func (u *Upstream) attempt(ctx context.Context, call Call) (wire.Message, error)
 		return m, err
 	}
 }
+
+// sentBefore makes of the error of a try that of a call which left haldir at an
+// earlier one: that this try was not sent does not mean that the call never was.
+func sentBefore(err error) error {
+	if !errors.Is(err, wire.ErrNotSent) {
+		return err
+	}
+	return &sentError{err}
+}
+
+// sentError is an error, but for what it says of whether anything was sent.
+type sentError struct{ err error }
+
+func (e *sentError) Error() string {
+	return e.err.Error() + "; an earlier try was sent, and " + wire.ErrOutcomeUnknown.Error()
+}
+
+func (e *sentError) Unwrap() error { return wire.ErrOutcomeUnknown }
+
+// Is reports that it is what the error is, but not that nothing was sent.
+func (e *sentError) Is(target error) bool {
+	return target != wire.ErrNotSent && errors.Is(e.err, target)
+}
+
+// As finds a cause: it still may be that somebody has to sign in.
+func (e *sentError) As(target any) bool { return errors.As(e.err, target) }
 
 // lively bounds how long a call may go on without a sign of life of the server.
 func (u *Upstream) lively(ctx context.Context, call *Call) (context.Context, func()) {
