@@ -206,10 +206,10 @@ func (s *Server) endRounds() {
 }
 
 // advance makes a governed call, or goes on with it. A wait says what the host must
-// give first.
-func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call) (wire.Message, *wait, error) {
+// give first, judge is asked before each round that is no request of the host.
+func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call, judge func() error) (wire.Message, *wait, error) {
 	if r.era == nil || r.done == nil { // or it is not the host's own, which could be asked
-		m, err := s.forward(r, up, c)
+		m, err := s.forward(r, up, c, judge)
 		return m, nil, err
 	}
 	before := b.sent

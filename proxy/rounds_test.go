@@ -1754,6 +1754,79 @@ func TestARuleIsAddedBetweenTwoRounds(t *testing.T) {
 	}
 }
 
+// A host of the handshake era makes a call once, and is asked in between: a modern upstream's
+// next round is judged all the same, by what holds when the host has answered. What ends so
+// has been sent, and is paid for.
+func TestALaterRoundBeforeALegacyHostIsJudged(t *testing.T) {
+	const asks = `{"resultType":"input_required","inputRequests":{"r":{"method":"roots/list"}},"requestState":"s"}`
+	adopt := func(h *host, o *oracle, rules policy.Ruleset) {
+		t.Helper()
+		rules.Costs = prices.Costs
+		e, err := policy.Compile(rules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.srv.Adopt(proxy.Rules{
+			Engine: e, Use: ledger.Use{ID: session, Terms: &ledger.Terms{Agent: agent, AllScopes: true}}, Agent: agent, Config: audit.Hash{7},
+			Session: policy.SessionState{ID: session, AllScopes: true}, Detail: audit.DetailFull, NameLimit: 89, ListWait: time.Second, Upstreams: []proxy.Upstream{o},
+		})
+	}
+	rule := func(r policy.Rule) policy.Ruleset { return policy.Ruleset{Policies: []policy.Rule{r}} }
+	for name, c := range map[string]struct {
+		meanwhile func(h *host, o *oracle)
+		rule      string // that refuses; it goes on if it is empty
+	}{
+		"a stop": {func(h *host, _ *oracle) {
+			if _, err := openLedger(t, h.dir).Stop(t.Context(), "enough"); err != nil {
+				t.Fatal(err)
+			}
+		}, ledger.PolicyStopped},
+		"a revocation": {func(h *host, _ *oracle) {
+			if _, err := openLedger(t, h.dir).Revoke(t.Context(), session, false); err != nil {
+				t.Fatal(err)
+			}
+		}, "revoked"},
+		"a deny rule": {func(h *host, o *oracle) {
+			adopt(h, o, rule(policy.Rule{Type: policy.TypeDeny, ID: "new", Tools: []string{"tool"}}))
+		}, "new"},
+		"a person to be asked": {func(h *host, o *oracle) {
+			adopt(h, o, rule(policy.Rule{Type: policy.TypeApproval, ID: "new", Tools: []string{"tool"}}))
+		}, "new"},
+		"a rule about another tool": {func(h *host, o *oracle) {
+			adopt(h, o, rule(policy.Rule{Type: policy.TypeDeny, ID: "new", Tools: []string{"other"}}))
+		}, ""},
+		"a limit that the call itself has used up": {func(h *host, o *oracle) { adopt(h, o, once) }, ""},
+		"nothing": {func(*host, *oracle) {}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOracle(t, "up", asks, finished)
+			rules := once
+			rules.Costs = prices.Costs
+			h := serve(t, rig{fakes: []proxy.Upstream{o}, rules: rules})
+			h.send(`{"jsonrpc":"2.0","id":"c","method":"tools/call","params":{"name":"up__tool","arguments":{}}}`)
+			id, _ := h.asked("roots/list")
+			c.meanwhile(h, o)
+			h.send(`{"jsonrpc":"2.0","id":` + id + `,"result":{"roots":[]}}`)
+			r := parseResponse(t, h.answer(`"c"`))
+			if c.rule == "" {
+				if r.Text != "done" || len(o.called()) != 2 {
+					t.Errorf("it does not go on: %s", r.line)
+				}
+				return
+			}
+			if why := r.refusal(t); why.Rule != c.rule {
+				t.Errorf("%+v", why)
+			}
+			if n := len(o.called()); n != 1 {
+				t.Errorf("the upstream was called %d times", n)
+			}
+			if e := h.find(audit.Filter{Calls: true}); len(e) != 1 || e[0].Status != audit.StatusError || string(e[0].CostUSD) != "1" {
+				t.Errorf("on record: %+v", e)
+			}
+		})
+	}
+}
+
 // A revocation with the calls ends those, too, that wait for the host between two rounds: at
 // the upstream, where it has the call still, and on record in any case.
 func TestARevocationFindsACallBetweenTwoRounds(t *testing.T) {

@@ -59,7 +59,7 @@ func (s *Server) listTasks(r *request) []byte {
 	for _, up := range ups {
 		params := r.msg.Params
 		for range maxTaskPages {
-			m, err := s.forward(r, up, s.same(r, params))
+			m, err := s.forward(r, up, s.same(r, params), nil)
 			if err != nil || m.Error != nil {
 				break // one that is down hides only its own
 			}
