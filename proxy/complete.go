@@ -67,7 +67,7 @@ func (s *Server) completeFor(r *request, kind policy.Kind, up Upstream, key stri
 		return s.unjudged(err).failure(r.msg.ID)
 	}
 	if f != nil {
-		return s.refuseCompletion(r, s.completed(r, kind, up, key, params), up, f)
+		return s.refuseUncounted(r, up, s.completed(r, kind, up, key, params), f)
 	}
 	m, err := s.forward(r, up, s.same(r, params), func() error {
 		r.rules = s.renewed(r.rules)
@@ -151,8 +151,9 @@ func climbs(params json.RawMessage) bool {
 	})
 }
 
-// refuseCompletion puts a refused completion on record, without what was typed, and answers it.
-func (s *Server) refuseCompletion(r *request, call policy.Call, up Upstream, why *policy.Finding) []byte {
+// refuseUncounted puts a refused request on record that would not have been counted, without
+// arguments, and answers it.
+func (s *Server) refuseUncounted(r *request, up Upstream, call policy.Call, why *policy.Finding) []byte {
 	s.mu.Lock()
 	client := s.client
 	s.mu.Unlock()

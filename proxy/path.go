@@ -89,7 +89,12 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 		s.revokedMeanwhile(r, before)
 		return wait.answer(r.msg.ID), endKnown
 	}
-	done()
+	var t *task
+	if c.Task && err == nil {
+		t = s.made(up, before.ticket.Session, m.Result)
+	}
+	done() // now that its task is there to be found
+	s.taskRevoked(r, t)
 	if halt, ok := errors.AsType[*haltError](err); ok {
 		outcome = ledger.Outcome{Result: ledger.Unknown, Reason: s.o.Clean(halt.Error())}
 		return refuse(halt.refusal), endKnown // who has asked for something is the one to answer, and nobody else is tried
@@ -115,9 +120,7 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 	} else {
 		outcome = answered(m, before.decision)
 	}
-	if c.Task {
-		s.made(up, m.Result)
-	} else if m.Error == nil {
+	if !c.Task && m.Error == nil {
 		r.answer = m
 	}
 	if m.Error != nil {
