@@ -192,13 +192,9 @@ func (s *Server) halts(r *request, c policy.Call, b *round) *haltError {
 			Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
 		}, err}
 	}
-	if d.Verdict == policy.Allow {
-		return nil
-	}
-	against := append([]policy.Finding{{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason, RetryAt: d.RetryAt}}, d.Also...)
-	for _, f := range against {
+	for _, f := range d.Against(&c) {
 		switch {
-		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop):
+		case f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop):
 			continue
 		case f.Policy != string(policy.TypeApproval):
 		case b.config == r.rules.Config, slices.Contains(b.answered, f.Rule):

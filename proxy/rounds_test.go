@@ -1707,22 +1707,29 @@ func TestARuleIsAddedBetweenTwoRounds(t *testing.T) {
 	rule := func(kind policy.Type, id, tool string) policy.Ruleset {
 		return policy.Ruleset{Policies: []policy.Rule{{Type: kind, ID: id, Tools: []string{tool}}}}
 	}
+	both := func(a, b policy.Ruleset) policy.Ruleset {
+		return policy.Ruleset{Policies: slices.Concat(a.Policies, b.Policies)}
+	}
 	for name, c := range map[string]struct {
 		before, after policy.Ruleset
 		says          string // in the refusal; it goes on if it is empty
 		retryable     bool
 	}{
-		"deny":               {after: rule(policy.TypeDeny, "new", "tool"), says: "deny list"},
-		"require_approval":   {after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
-		"of another tool":    {after: rule(policy.TypeApproval, "new", "other")},
-		"a person was asked": {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "old", "to*")},
-		"by another rule":    {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
+		"another one beside it":     {before: rule(policy.TypeApproval, "old", "tool"), after: both(rule(policy.TypeApproval, "old", "tool"), rule(policy.TypeApproval, "new", "tool")), says: "Make the call again", retryable: true},
+		"behind a limit of its own": {before: once, after: both(once, rule(policy.TypeApproval, "new", "tool")), says: "Make the call again", retryable: true},
+		"deny":                      {after: rule(policy.TypeDeny, "new", "tool"), says: "deny list"},
+		"require_approval":          {after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
+		"of another tool":           {after: rule(policy.TypeApproval, "new", "other")},
+		"a person was asked":        {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "old", "to*")},
+		"by another rule":           {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOracle(t, "up", asks, done)
 			h := serve(t, rig{fakes: []proxy.Upstream{o}, raw: true, rules: c.before})
 			n := needs(t, h.first("up__tool", `{}`))
-			if len(c.before.Policies) > 0 {
+			asked := 0
+			if n.State != "s" {
+				asked = 1
 				n = needs(t, h.again("up__tool", `{}`, n.State, map[string]string{"haldir_approval": `{"action":"accept","content":{"decision":"once"}}`}))
 			}
 			e, err := policy.Compile(c.after)
@@ -1747,7 +1754,7 @@ func TestARuleIsAddedBetweenTwoRounds(t *testing.T) {
 			if got := len(o.called()); got != 1 {
 				t.Errorf("the upstream was called %d times", got)
 			}
-			if list := h.find(audit.Filter{Calls: true}); len(list) != 1+len(c.before.Policies) || list[len(list)-1].Status != audit.StatusError {
+			if list := h.find(audit.Filter{Calls: true}); len(list) != 1+asked || list[len(list)-1].Status != audit.StatusError {
 				t.Errorf("on record: %+v", list)
 			}
 		})
