@@ -254,7 +254,11 @@ func (s *Server) forward(r *request, up Upstream, c upstream.Call, judge func() 
 			err = sentBefore(err)
 		}
 	}
-	if r.era == nil && err == nil && up.Catalogue().Modern {
+	switch {
+	case err != nil:
+	case m.Error != nil:
+		m = s.vetError(up, m)
+	case up.Catalogue().Modern:
 		m = undress(m)
 	}
 	return m, err

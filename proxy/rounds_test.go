@@ -1939,3 +1939,47 @@ func TestURLsToBeOpened(t *testing.T) {
 		t.Errorf("a host without URLs: %s", r.line)
 	}
 }
+
+// deny_requests: [elicitation] holds for the error by which URLs are to be opened, too, for
+// hosts of both eras, however it is written; other errors, and other upstreams, pass.
+func TestURLsThatMustNotBeOpened(t *testing.T) {
+	const open = `"data":{"elicitations":[{"elicitationId":"e","url":"https://example.com/x","message":"sign in"}]}`
+	for name, c := range map[string]struct {
+		denied, fault string
+		passes        bool
+	}{
+		"as it should be":     {denied: "elicitation", fault: `{"code":-32042,"message":"m",` + open + `}`},
+		"another number":      {denied: "elicitation", fault: `{"code":-3.2042e4,"message":"m",` + open + `}`},
+		"the code twice":      {denied: "elicitation", fault: `{"code":1,"code":-32042,"message":"m",` + open + `}`},
+		"the code by case":    {denied: "elicitation", fault: `{"Code":-32042,"message":"m",` + open + `}`},
+		"another error":       {denied: "elicitation", fault: `{"code":-32043,"message":"m",` + open + `}`, passes: true},
+		"another is denied":   {denied: "sampling", fault: `{"code":-32042,"message":"m",` + open + `}`, passes: true},
+		"nothing is denied":   {fault: `{"code":-32042, "message":"m",` + open + `}`, passes: true},
+		"an error without it": {denied: "elicitation", fault: `{"message":"m"}`, passes: true},
+	} {
+		for _, modern := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, modern host %v", name, modern), func(t *testing.T) {
+				q := newQuiz("up", "tool")
+				q.denied = c.denied
+				q.do = func(context.Context, upstream.Call) (wire.Message, error) {
+					return wire.ParseLenient([]byte(`{"jsonrpc":"2.0","id":1,"error":` + c.fault + `}`))
+				}
+				h := serve(t, rig{fakes: []proxy.Upstream{q}, raw: modern, lax: true})
+				q.srv.Store(h.srv)
+				_, line := h.callLine("up__tool", `{}`)
+				if modern {
+					line = h.first("up__tool", `{}`)
+				} else {
+					line = h.ask(line)
+				}
+				records := len(h.find(audit.Filter{Status: audit.StatusDenied, Tool: "request:elicitation/create"}))
+				switch code, _ := wire.At([]byte(line), "error", "code"); {
+				case c.passes && (records != 0 || !modern && !strings.Contains(line, c.fault) || strings.Contains(line, "deny_requests")):
+					t.Errorf("it does not pass: %s", line)
+				case !c.passes && (string(code.Value) != fmt.Sprint(proxy.CodeRefused) || strings.Contains(line, "example.com") || records != 1):
+					t.Errorf("%s; %d on record", line, records)
+				}
+			})
+		}
+	}
+}
