@@ -175,14 +175,37 @@ func (a *Question) with(r *rule) *Question {
 }
 
 func (r *rule) needs(c *Call) Finding {
-	return Finding{Policy: string(TypeApproval), Rule: r.id, Shadow: r.shadow, Reason: c.Noun() + " needs a person's approval"}
+	return Finding{Policy: string(TypeApproval), Rule: r.id, Shadow: r.shadow, Reason: c.needs()}
+}
+
+func (c *Call) needs() string { return c.Noun() + " needs a person's approval" }
+
+// Against returns all that the enforced rules have against c, about which d was decided: what
+// refuses it, in no order but that the first is the one reported, and then each rule by which
+// a person is to be asked.
+func (d Decision) Against(c *Call) []Finding {
+	var all []Finding
+	if d.Verdict == Deny {
+		all = append(all, Finding{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason, RetryAt: d.RetryAt})
+	}
+	for _, f := range d.Also {
+		if !f.Shadow {
+			all = append(all, f)
+		}
+	}
+	if d.Question != nil {
+		for _, rule := range d.Question.Rules {
+			all = append(all, Finding{Policy: string(TypeApproval), Rule: rule, Reason: c.needs()})
+		}
+	}
+	return all
 }
 
 // asked says why a person is to be asked.
 func (d Decision) asked(c *Call) Decision {
 	if d.Verdict == Ask {
 		d.Policy, d.Rule = string(TypeApproval), d.Question.Rules[0]
-		d.Reason = c.Noun() + " needs a person's approval"
+		d.Reason = c.needs()
 	}
 	return d
 }
@@ -309,9 +332,10 @@ func conclude(d Decision, v *verdicts, holds []Hold, windows []*window, ask *Que
 			d.Also = append(d.Also, f)
 		}
 	}
+	d.Question = ask
 	switch {
 	case first < 0 && ask != nil:
-		d.Verdict, d.Question = Ask, ask
+		d.Verdict = Ask
 		return d
 	case first < 0:
 		d.Verdict, d.Holds = Allow, holds

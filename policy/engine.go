@@ -333,13 +333,18 @@ func (e *Engine) Rules() []string {
 
 // narrowed reports whether the rule can concern c at all, conditions aside.
 func (r *rule) narrowed(c *Call) bool {
+	return r.around(c) && (r.kind == TypeAllow || r.all || r.tools.match(c))
+}
+
+// around is narrowed without regard to the name of what is called.
+func (r *rule) around(c *Call) bool {
 	if len(r.upstreams) > 0 && !r.upstreams.match(c.Upstream) {
 		return false
 	}
 	if len(r.agents) > 0 && !r.agents.match(c.Agent) {
 		return false
 	}
-	return r.about[c.Kind] && (r.kind == TypeAllow || r.all || r.tools.match(c))
+	return r.about[c.Kind]
 }
 
 func (r *rule) key(c *Call) CounterKey {

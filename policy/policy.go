@@ -210,5 +210,7 @@ type Decision struct {
 	CostFrom string
 	Holds    []Hold    // to be put on the counters if the call is let through
 	Also     []Finding // what the other rules had against it, shadow rules included
-	Question *Question // not nil with the verdict Ask
+	// Question is what the rules want a person to be asked, nil if none does. It is asked
+	// with the verdict Ask; beside a denial it says what would have been.
+	Question *Question
 }

@@ -99,13 +99,7 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 // hold now, it is a call of the tool as it is now, and who makes it must still be let to. If they are not those that the person
 // was asked about, the grant is for another call, and the person is asked again.
 func (s *Server) anew(r *request, up *Upstream, attempt *ledger.Attempt) {
-	now := s.rules()
-	if before := r.rules; before.Client != "" { // it is made for another session than the host's
-		same := *now
-		same.Use, same.Session, same.Agent, same.Client = before.Use, before.Session, before.Agent, before.Client
-		same.holds = before.holds
-		now = &same
-	}
+	now := s.renewed(r.rules)
 	r.rules = now
 	attempt.Use, attempt.Config = now.Use, now.Config
 	call := &attempt.Call
@@ -128,10 +122,28 @@ func (s *Server) anew(r *request, up *Upstream, attempt *ledger.Attempt) {
 	}
 	if now.holds != nil {
 		if err := now.holds(context.WithoutCancel(r.ctx)); err != nil {
-			attempt.Refused = &policy.Finding{Policy: policy.PolicySession, Rule: "caller", Reason: upperFirst(err.Error())}
+			attempt.Refused = callerGone(err)
 		}
 	}
 	now.Engine.Prepare(call)
+}
+
+// renewed returns the rules in force for a call that began by those of before, which is made
+// for the same session.
+func (s *Server) renewed(before *Rules) *Rules {
+	now := s.rules()
+	if before.Client == "" {
+		return now
+	}
+	same := *now // it is made for another session than the host's
+	same.Use, same.Session, same.Agent, same.Client = before.Use, before.Session, before.Agent, before.Client
+	same.holds = before.holds
+	return &same
+}
+
+// callerGone refuses a call whose caller may not make it any more.
+func callerGone(why error) *policy.Finding {
+	return &policy.Finding{Policy: policy.PolicySession, Rule: "caller", Reason: upperFirst(why.Error())}
 }
 
 // forPeople takes out of arguments what nobody is to see.

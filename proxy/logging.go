@@ -22,7 +22,7 @@ func (s *Server) setLevel(r *request) []byte {
 		if !up.Ready() {
 			continue
 		}
-		m, err := s.forward(r, up, s.same(r, r.msg.Params))
+		m, err := s.forward(r, up, s.same(r, r.msg.Params), nil)
 		if err != nil {
 			s.o.Log.Warn().Str("error", s.o.Clean(err.Error())).Str("upstream", up.Name()).Msg("logging/setLevel")
 			continue

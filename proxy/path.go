@@ -80,7 +80,7 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 	done := s.underway(r, before.ticket.Session, began)
 	r.seen.judged(before.ticket, before.decision)
 	r.seen.sent()
-	m, wait, err := s.advance(r, up, before, c)
+	m, wait, err := s.advance(r, up, before, c, func() error { return s.nextRound(r, attempt.Call, before) })
 	r.seen.returned(m, err)
 	if wait != nil {
 		over = false
@@ -89,7 +89,16 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 		s.revokedMeanwhile(r, before)
 		return wait.answer(r.msg.ID), endKnown
 	}
-	done()
+	var t *task
+	if c.Task && err == nil {
+		t = s.made(up, before.ticket.Session, m.Result)
+	}
+	done() // now that its task is there to be found
+	s.taskRevoked(r, t)
+	if halt, ok := errors.AsType[*haltError](err); ok {
+		outcome = ledger.Outcome{Result: ledger.Unknown, Reason: s.o.Clean(halt.Error())}
+		return refuse(halt.refusal), endKnown // who has asked for something is the one to answer, and nobody else is tried
+	}
 	if err != nil {
 		if before.sent {
 			err = sentBefore(err)
@@ -111,9 +120,7 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 	} else {
 		outcome = answered(m, before.decision)
 	}
-	if c.Task {
-		s.made(up, m.Result)
-	} else if m.Error == nil {
+	if !c.Task && m.Error == nil {
 		r.answer = m
 	}
 	if m.Error != nil {
@@ -131,44 +138,78 @@ const quickResult = 16 << 10
 // maxGathered bounds how often one call may ask for something.
 const maxGathered = 1000
 
-// reconsider judges a call again before it goes on: what was let through when it
+// reconsider judges a call that a modern host goes on with, and ends it if it may not.
+func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool) {
+	halt := s.halts(r, c, b)
+	if halt == nil {
+		return Refusal{}, false
+	}
+	s.finishRound(b, halt.why)
+	return halt.refusal, true
+}
+
+// nextRound judges a call before its next round where that is no request of its own, since a
+// host of the handshake era makes it once: by the rules and the catalogue of now, as the
+// host's next request would be.
+func (s *Server) nextRound(r *request, c policy.Call, b *round) error {
+	r.rules = s.renewed(r.rules)
+	if r.rules.holds != nil {
+		if err := r.rules.holds(context.WithoutCancel(r.ctx)); err != nil {
+			f := callerGone(err)
+			r.refused = ErrRefused
+			return &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason}, b.ticket), err}
+		}
+	}
+	if c.Kind == policy.KindTool {
+		if e, err := s.current().find(c.ID()); err == nil {
+			c = s.call(r.rules, e, c.Arguments)
+		}
+	}
+	if halt := s.halts(r, c, b); halt != nil {
+		return halt
+	}
+	return nil
+}
+
+// haltError ends a call between two rounds.
+type haltError struct {
+	refusal Refusal
+	why     error
+}
+
+func (e *haltError) Error() string { return e.why.Error() }
+
+// halts judges a call again before it goes on: what was let through when it
 // began may have been forbidden since. What it has used up itself does not count. Nor
 // does that a person has to be asked, if one was by that rule or if the rules are those by
 // which the call began; by other ones it has to begin anew.
-func (s *Server) reconsider(r *request, c policy.Call, b *round) (Refusal, bool) {
+func (s *Server) halts(r *request, c policy.Call, b *round) *haltError {
 	r.rules.Engine.Prepare(&c)
 	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), r.rules.Use, c, r.rules.Engine)
 	if err != nil {
-		s.finishRound(b, err)
-		return Refusal{
+		return &haltError{Refusal{
 			Error: fmt.Sprintf("%s was not gone on with, since the ledger cannot be read: %v", c.Noun(), err), BlockedBy: "haldir",
 			Policy: policyLedger, Rule: policyLedger, Retryable: ledger.Retryable(err),
-		}, true
+		}, err}
 	}
-	if d.Verdict == policy.Allow {
-		return Refusal{}, false
-	}
-	against := append([]policy.Finding{{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason, RetryAt: d.RetryAt}}, d.Also...)
-	for _, f := range against {
+	for _, f := range d.Against(&c) {
 		switch {
-		case f.Shadow, f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop):
+		case f.Policy == string(policy.TypeRateLimit), f.Policy == string(policy.TypeSpendLimit), f.Policy == string(policy.TypeLoop):
 			continue
 		case f.Policy != string(policy.TypeApproval):
 		case b.config == r.rules.Config, slices.Contains(b.answered, f.Rule):
 			continue
 		default: // nobody was asked, and there is no asking between two rounds
 			r.refused = ErrRefused
-			s.finishRound(b, errors.New(f.Reason))
 			x := refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule}, b.ticket)
 			x.Retryable = true
 			x.Error = wire.Printable(f.Reason, 2000) + " since the config was changed, and this call began before that. Make the call again, from its beginning, and a person is asked"
-			return x, true
+			return &haltError{x, errors.New(f.Reason)}
 		}
 		r.refused = ErrRefused
-		s.finishRound(b, errors.New(f.Reason))
-		return refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, b.ticket), true
+		return &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, b.ticket), errors.New(f.Reason)}
 	}
-	return Refusal{}, false
+	return nil
 }
 
 // recordStale puts on record that a host wanted to go on with what does not wait.
@@ -180,8 +221,9 @@ func (s *Server) recordStale(r *request, attempt ledger.Attempt, why error) {
 }
 
 // forward passes a request on, and its progress back. What a modern upstream needs
-// to know first a host of the handshake era is asked for.
-func (s *Server) forward(r *request, up Upstream, c upstream.Call) (wire.Message, error) {
+// to know first a host of the handshake era is asked for, and judge, which is nil for what
+// no policy is about, says before each such round why the request may not go on.
+func (s *Server) forward(r *request, up Upstream, c upstream.Call, judge func() error) (wire.Message, error) {
 	c.Progress = func(m wire.Message) {
 		if !r.silent.Load() {
 			s.write(m.Raw)
@@ -202,14 +244,21 @@ func (s *Server) forward(r *request, up Upstream, c upstream.Call) (wire.Message
 		if n > maxGathered {
 			return m, fmt.Errorf("upstream %q asks for input without end: %w", up.Name(), wire.ErrOutcomeUnknown)
 		}
-		if c.Params, err = s.gather(r, up, c.Params, m, n); err == nil {
+		if c.Params, err = s.gather(r, up, c.Params, m, n); err == nil && judge != nil {
+			err = judge() // the host may have taken its time, and the rules another turn
+		}
+		if err == nil {
 			m, err = up.Call(r.ctx, c)
 		}
 		if err != nil {
 			err = sentBefore(err)
 		}
 	}
-	if r.era == nil && err == nil && up.Catalogue().Modern {
+	switch {
+	case err != nil:
+	case m.Error != nil:
+		m = s.vetError(up, m)
+	case up.Catalogue().Modern:
 		m = undress(m)
 	}
 	return m, err
@@ -317,7 +366,7 @@ func (s *Server) same(r *request, params json.RawMessage) upstream.Call {
 
 // pass forwards a request that no policy is about.
 func (s *Server) pass(r *request, up Upstream, params json.RawMessage) []byte {
-	m, err := s.forward(r, up, s.same(r, params))
+	m, err := s.forward(r, up, s.same(r, params), nil)
 	if err != nil {
 		return s.broken(r, up, err)
 	}

@@ -158,7 +158,7 @@ func (s *Server) subscribe(r *request) []byte {
 		now.Keep(subscription+uri, &upstream.Call{Method: r.msg.Method, Params: slices.Clone(r.msg.Params)})
 		s.mu.Unlock()
 		if now != up { // it may be connected already, and has not heard of this
-			if _, err := s.forward(r, now, s.same(r, r.msg.Params)); err != nil {
+			if _, err := s.forward(r, now, s.same(r, r.msg.Params), nil); err != nil {
 				s.o.Log.Warn().Str("error", s.o.Clean(err.Error())).Str("upstream", now.Name()).Msg("subscribe anew")
 			}
 		}

@@ -31,11 +31,7 @@ func (s *Server) underway(r *request, session string, began time.Time) (over fun
 	if s.rang.After(began) { // its session may have been revoked meanwhile, and this call was not there to be ended
 		s.rang = time.Time{}
 	}
-	if !s.watching {
-		s.watching = true
-		s.rang = time.Time{}
-		s.wg.Go(s.watchRevoked)
-	}
+	s.watch()
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -43,8 +39,17 @@ func (s *Server) underway(r *request, session string, began time.Time) (over fun
 	}
 }
 
+// watch has sessions looked at. The lock is held.
+func (s *Server) watch() {
+	if !s.watching {
+		s.watching = true
+		s.rang = time.Time{}
+		s.wg.Go(s.watchRevoked)
+	}
+}
+
 // watchRevoked looks as long as calls are under way, also if they wait for the host to go
-// on with them.
+// on with them, or have made tasks.
 func (s *Server) watchRevoked() {
 	tick := time.NewTicker(revokedEach)
 	defer tick.Stop()
@@ -55,7 +60,7 @@ func (s *Server) watchRevoked() {
 		case <-s.work.Done():
 		}
 		s.mu.Lock()
-		s.watching = len(s.running)+len(s.rounds) > 0 && s.work.Err() == nil
+		s.watching = len(s.running)+len(s.rounds)+len(s.pending) > 0 && s.work.Err() == nil
 		over := !s.watching
 		s.mu.Unlock()
 		if over {
@@ -74,6 +79,12 @@ func (s *Server) watchRevoked() {
 				if b.question == nil { // else it is not under way yet, and what it waits for has been decided
 					sessions[b.ticket.Session] = true
 				}
+			}
+			for t := range s.pending {
+				if !t.until.IsZero() && now.After(t.until) { // its upstream has forgotten it
+					delete(s.pending, t)
+				}
+				sessions[t.session] = true
 			}
 		}
 		s.mu.Unlock()
@@ -120,6 +131,20 @@ func (s *Server) cancelCalls(session string) {
 		if b.question == nil && b.ticket.Session == session {
 			s.wg.Go(func() { s.expire(b, errRevoked) }) // an upstream may take its time to end it
 		}
+	}
+	for t := range s.pending {
+		if t.session == session {
+			s.cancelTask(t)
+		}
+	}
+}
+
+// taskRevoked ends the task that r has made, if r was cancelled with its session just before.
+func (s *Server) taskRevoked(r *request, t *task) {
+	if t != nil && errors.Is(context.Cause(r.ctx), errRevoked) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.cancelTask(t)
 	}
 }
 

@@ -206,10 +206,10 @@ func (s *Server) endRounds() {
 }
 
 // advance makes a governed call, or goes on with it. A wait says what the host must
-// give first.
-func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call) (wire.Message, *wait, error) {
+// give first, judge is asked before each round that is no request of the host.
+func (s *Server) advance(r *request, up Upstream, b *round, c upstream.Call, judge func() error) (wire.Message, *wait, error) {
 	if r.era == nil || r.done == nil { // or it is not the host's own, which could be asked
-		m, err := s.forward(r, up, c)
+		m, err := s.forward(r, up, c, judge)
 		return m, nil, err
 	}
 	before := b.sent
@@ -594,7 +594,7 @@ const inputRequired = "input_required"
 // the config keeps the upstream from asking.
 func (s *Server) vet(up Upstream, m wire.Message) wire.Message {
 	if m.Error != nil {
-		return m
+		return s.vetError(up, m)
 	}
 	members, err := wire.Members(m.Result)
 	if err != nil {
@@ -618,6 +618,32 @@ func (s *Server) vet(up Upstream, m wire.Message) wire.Message {
 		}
 	}
 	return m
+}
+
+// vetError is vet of an error, for a host of either era: what asks for URLs to be opened asks
+// the person at the client, as an elicitation does.
+func (s *Server) vetError(up Upstream, m wire.Message) wire.Message {
+	const method = "elicitation/create"
+	if !up.Refuses(requestKinds[method]) || !opensURLs(m.Error) {
+		return m
+	}
+	refused, err := wire.ParseLenient(s.refuseRequest(up.Name(), wire.Message{Method: method, ID: m.ID}))
+	if err != nil {
+		return failure(m, "upstream '"+up.Name()+"' asks for what haldir's config keeps it from asking (deny_requests)")
+	}
+	return refused
+}
+
+// opensURLs reports whether some host may take an error for [codeURLs]. One that can be read
+// in several ways is one.
+func opensURLs(e json.RawMessage) bool {
+	members, err := wire.Members(e)
+	if err != nil || blurred(members, "code", "data") {
+		return true
+	}
+	at, there := wire.Find(members, "code")
+	var code float64 // also if it is written in another way
+	return there && (json.Unmarshal(at.Value, &code) != nil || code == codeURLs)
 }
 
 // failure is an error in place of a response.

@@ -1738,22 +1738,29 @@ func TestARuleIsAddedBetweenTwoRounds(t *testing.T) {
 	rule := func(kind policy.Type, id, tool string) policy.Ruleset {
 		return policy.Ruleset{Policies: []policy.Rule{{Type: kind, ID: id, Tools: []string{tool}}}}
 	}
+	both := func(a, b policy.Ruleset) policy.Ruleset {
+		return policy.Ruleset{Policies: slices.Concat(a.Policies, b.Policies)}
+	}
 	for name, c := range map[string]struct {
 		before, after policy.Ruleset
 		says          string // in the refusal; it goes on if it is empty
 		retryable     bool
 	}{
-		"deny":               {after: rule(policy.TypeDeny, "new", "tool"), says: "deny list"},
-		"require_approval":   {after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
-		"of another tool":    {after: rule(policy.TypeApproval, "new", "other")},
-		"a person was asked": {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "old", "to*")},
-		"by another rule":    {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
+		"another one beside it":     {before: rule(policy.TypeApproval, "old", "tool"), after: both(rule(policy.TypeApproval, "old", "tool"), rule(policy.TypeApproval, "new", "tool")), says: "Make the call again", retryable: true},
+		"behind a limit of its own": {before: once, after: both(once, rule(policy.TypeApproval, "new", "tool")), says: "Make the call again", retryable: true},
+		"deny":                      {after: rule(policy.TypeDeny, "new", "tool"), says: "deny list"},
+		"require_approval":          {after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
+		"of another tool":           {after: rule(policy.TypeApproval, "new", "other")},
+		"a person was asked":        {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "old", "to*")},
+		"by another rule":           {before: rule(policy.TypeApproval, "old", "tool"), after: rule(policy.TypeApproval, "new", "tool"), says: "Make the call again", retryable: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOracle(t, "up", asks, done)
 			h := serve(t, rig{fakes: []proxy.Upstream{o}, raw: true, rules: c.before})
 			n := needs(t, h.first("up__tool", `{}`))
-			if len(c.before.Policies) > 0 {
+			asked := 0
+			if n.State != "s" {
+				asked = 1
 				n = needs(t, h.again("up__tool", `{}`, n.State, map[string]string{"haldir_approval": `{"action":"accept","content":{"decision":"once"}}`}))
 			}
 			e, err := policy.Compile(c.after)
@@ -1778,8 +1785,81 @@ func TestARuleIsAddedBetweenTwoRounds(t *testing.T) {
 			if got := len(o.called()); got != 1 {
 				t.Errorf("the upstream was called %d times", got)
 			}
-			if list := h.find(audit.Filter{Calls: true}); len(list) != 1+len(c.before.Policies) || list[len(list)-1].Status != audit.StatusError {
+			if list := h.find(audit.Filter{Calls: true}); len(list) != 1+asked || list[len(list)-1].Status != audit.StatusError {
 				t.Errorf("on record: %+v", list)
+			}
+		})
+	}
+}
+
+// A host of the handshake era makes a call once, and is asked in between: a modern upstream's
+// next round is judged all the same, by what holds when the host has answered. What ends so
+// has been sent, and is paid for.
+func TestALaterRoundBeforeALegacyHostIsJudged(t *testing.T) {
+	const asks = `{"resultType":"input_required","inputRequests":{"r":{"method":"roots/list"}},"requestState":"s"}`
+	adopt := func(h *host, o *oracle, rules policy.Ruleset) {
+		t.Helper()
+		rules.Costs = prices.Costs
+		e, err := policy.Compile(rules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.srv.Adopt(proxy.Rules{
+			Engine: e, Use: ledger.Use{ID: session, Terms: &ledger.Terms{Agent: agent, AllScopes: true}}, Agent: agent, Config: audit.Hash{7},
+			Session: policy.SessionState{ID: session, AllScopes: true}, Detail: audit.DetailFull, NameLimit: 89, ListWait: time.Second, Upstreams: []proxy.Upstream{o},
+		})
+	}
+	rule := func(r policy.Rule) policy.Ruleset { return policy.Ruleset{Policies: []policy.Rule{r}} }
+	for name, c := range map[string]struct {
+		meanwhile func(h *host, o *oracle)
+		rule      string // that refuses; it goes on if it is empty
+	}{
+		"a stop": {func(h *host, _ *oracle) {
+			if _, err := openLedger(t, h.dir).Stop(t.Context(), "enough"); err != nil {
+				t.Fatal(err)
+			}
+		}, ledger.PolicyStopped},
+		"a revocation": {func(h *host, _ *oracle) {
+			if _, err := openLedger(t, h.dir).Revoke(t.Context(), session, false); err != nil {
+				t.Fatal(err)
+			}
+		}, "revoked"},
+		"a deny rule": {func(h *host, o *oracle) {
+			adopt(h, o, rule(policy.Rule{Type: policy.TypeDeny, ID: "new", Tools: []string{"tool"}}))
+		}, "new"},
+		"a person to be asked": {func(h *host, o *oracle) {
+			adopt(h, o, rule(policy.Rule{Type: policy.TypeApproval, ID: "new", Tools: []string{"tool"}}))
+		}, "new"},
+		"a rule about another tool": {func(h *host, o *oracle) {
+			adopt(h, o, rule(policy.Rule{Type: policy.TypeDeny, ID: "new", Tools: []string{"other"}}))
+		}, ""},
+		"a limit that the call itself has used up": {func(h *host, o *oracle) { adopt(h, o, once) }, ""},
+		"nothing": {func(*host, *oracle) {}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOracle(t, "up", asks, finished)
+			rules := once
+			rules.Costs = prices.Costs
+			h := serve(t, rig{fakes: []proxy.Upstream{o}, rules: rules})
+			h.send(`{"jsonrpc":"2.0","id":"c","method":"tools/call","params":{"name":"up__tool","arguments":{}}}`)
+			id, _ := h.asked("roots/list")
+			c.meanwhile(h, o)
+			h.send(`{"jsonrpc":"2.0","id":` + id + `,"result":{"roots":[]}}`)
+			r := parseResponse(t, h.answer(`"c"`))
+			if c.rule == "" {
+				if r.Text != "done" || len(o.called()) != 2 {
+					t.Errorf("it does not go on: %s", r.line)
+				}
+				return
+			}
+			if why := r.refusal(t); why.Rule != c.rule {
+				t.Errorf("%+v", why)
+			}
+			if n := len(o.called()); n != 1 {
+				t.Errorf("the upstream was called %d times", n)
+			}
+			if e := h.find(audit.Filter{Calls: true}); len(e) != 1 || e[0].Status != audit.StatusError || string(e[0].CostUSD) != "1" {
+				t.Errorf("on record: %+v", e)
 			}
 		})
 	}
@@ -1888,5 +1968,49 @@ func TestURLsToBeOpened(t *testing.T) {
 	r := parseResponse(t, h.ask(modernLine(`"c"`, "tools/call", `{"name":"up__tool"}`, `{"elicitation":{}}`)))
 	if r.Error == nil || r.Error.Code != wire.CodeMissingCapability || !strings.Contains(r.line, `"requiredCapabilities":{"elicitation":{"url":{}}}`) {
 		t.Errorf("a host without URLs: %s", r.line)
+	}
+}
+
+// deny_requests: [elicitation] holds for the error by which URLs are to be opened, too, for
+// hosts of both eras, however it is written; other errors, and other upstreams, pass.
+func TestURLsThatMustNotBeOpened(t *testing.T) {
+	const open = `"data":{"elicitations":[{"elicitationId":"e","url":"https://example.com/x","message":"sign in"}]}`
+	for name, c := range map[string]struct {
+		denied, fault string
+		passes        bool
+	}{
+		"as it should be":     {denied: "elicitation", fault: `{"code":-32042,"message":"m",` + open + `}`},
+		"another number":      {denied: "elicitation", fault: `{"code":-3.2042e4,"message":"m",` + open + `}`},
+		"the code twice":      {denied: "elicitation", fault: `{"code":1,"code":-32042,"message":"m",` + open + `}`},
+		"the code by case":    {denied: "elicitation", fault: `{"Code":-32042,"message":"m",` + open + `}`},
+		"another error":       {denied: "elicitation", fault: `{"code":-32043,"message":"m",` + open + `}`, passes: true},
+		"another is denied":   {denied: "sampling", fault: `{"code":-32042,"message":"m",` + open + `}`, passes: true},
+		"nothing is denied":   {fault: `{"code":-32042, "message":"m",` + open + `}`, passes: true},
+		"an error without it": {denied: "elicitation", fault: `{"message":"m"}`, passes: true},
+	} {
+		for _, modern := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, modern host %v", name, modern), func(t *testing.T) {
+				q := newQuiz("up", "tool")
+				q.denied = c.denied
+				q.do = func(context.Context, upstream.Call) (wire.Message, error) {
+					return wire.ParseLenient([]byte(`{"jsonrpc":"2.0","id":1,"error":` + c.fault + `}`))
+				}
+				h := serve(t, rig{fakes: []proxy.Upstream{q}, raw: modern, lax: true})
+				q.srv.Store(h.srv)
+				_, line := h.callLine("up__tool", `{}`)
+				if modern {
+					line = h.first("up__tool", `{}`)
+				} else {
+					line = h.ask(line)
+				}
+				records := len(h.find(audit.Filter{Status: audit.StatusDenied, Tool: "request:elicitation/create"}))
+				switch code, _ := wire.At([]byte(line), "error", "code"); {
+				case c.passes && (records != 0 || !modern && !strings.Contains(line, c.fault) || strings.Contains(line, "deny_requests")):
+					t.Errorf("it does not pass: %s", line)
+				case !c.passes && (string(code.Value) != fmt.Sprint(proxy.CodeRefused) || strings.Contains(line, "example.com") || records != 1):
+					t.Errorf("%s; %d on record", line, records)
+				}
+			})
+		}
 	}
 }

@@ -126,12 +126,18 @@ func (s *Server) Adopt(r Rules) {
 		r.Inherit()
 	}
 	s.table = nil
-	for _, of := range []map[string]Upstream{s.subscribed, s.tasks} { // who has taken another's place answers for it
-		for key, up := range of {
-			if up != nil {
-				of[key] = s.heir(up)
-			}
+	for key, up := range s.subscribed { // who has taken another's place answers for it
+		if up != nil {
+			s.subscribed[key] = s.heir(up)
 		}
+	}
+	for _, t := range s.tasks {
+		if t != nil {
+			t.up = s.heir(t.up)
+		}
+	}
+	for t := range s.pending {
+		t.up = s.heir(t.up)
 	}
 	s.mu.Unlock()
 	s.Changed()
@@ -183,8 +189,9 @@ type Server struct {
 	asks     asks
 	early    []func() // what upstreams have sent before the host was ready for it
 	greeted  bool
-	greeting sync.Mutex          // held while what was early is let through
-	tasks    map[string]Upstream // whose a task is; nil: that of more than one
+	greeting sync.Mutex         // held while what was early is let through
+	tasks    map[string]*task   // whose a task is; nil: that of more than one
+	pending  map[*task]struct{} // those that may be running
 	// subscribed is whose resource a URI is that the host has subscribed to.
 	subscribed   map[string]Upstream
 	ended        bool              // haldir ends: nothing begins, and no call can be gone on with any more
@@ -201,7 +208,7 @@ type Server struct {
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, inflight: map[string]*request{}, running: map[*request]string{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}, tokens: map[string]*asked{}}, tasks: map[string]Upstream{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
+	s := &Server{o: o, inflight: map[string]*request{}, running: map[*request]string{}, closing: map[*request]struct{}{}, listed: map[string]seen{}, asks: asks{waiting: map[string]*asked{}, tokens: map[string]*asked{}}, tasks: map[string]*task{}, pending: map[*task]struct{}{}, subscribed: map[string]Upstream{}, hostTasks: map[string]string{}, watched: map[string]int{}, rounds: map[string]*round{}, listeners: map[string]*listener{}, work: context.Background(), ending: make(chan struct{}), changed: make(chan struct{}, 1), turn: make(chan *wire.LineReader), version: wire.LatestLegacy}
 	if s.o.Clean == nil {
 		s.o.Clean = func(text string) string { return text }
 	}

@@ -1,0 +1,103 @@
+package policy
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+)
+
+// Expands returns what an enforced rule has against something that the URI template c.Tool
+// could become: a rule that denies, or has a person asked, and one of whose patterns could
+// match an expansion, whatever its condition. climbs says that values are given for the
+// template that may lead out of where it begins, so that an expansion may be any URI of its
+// scheme; an allow list must then have them all. What the rules say of the template itself
+// is for [Engine.Decide].
+func (e *Engine) Expands(c Call, climbs bool) (f Finding, forbidden bool) {
+	heads := templateHeads(c.Tool, climbs)
+	for i := range e.rules {
+		r := &e.rules[i]
+		if r.shadow || !r.around(&c) {
+			continue
+		}
+		switch r.kind {
+		case TypeDeny, TypeApproval:
+			forbidden = r.all || r.tools.reach(&c, heads)
+		case TypeAllow:
+			forbidden = climbs && !r.tools.cover(&c, heads)
+		case TypeSpendLimit, TypeRateLimit, TypeTimeWindow, TypeLoop:
+		}
+		if forbidden {
+			return Finding{
+				Policy: string(r.kind), Rule: r.id,
+				Reason: fmt.Sprintf("%s could become what rule '%s' keeps back, and completions would tell of it", c.Noun(), r.id),
+			}, true
+		}
+	}
+	return Finding{}, false
+}
+
+// templateHeads returns how everything that a URI template becomes begins, in the spelling in
+// which URIs are judged and in the template's own. Less is said of it than could be where
+// that is not certain.
+func templateHeads(template string, climbs bool) []string {
+	head, _, _ := strings.Cut(template, "{")
+	u, err := url.Parse(head)
+	if err != nil || u.Scheme == "" {
+		return []string{""}
+	}
+	scheme := len(u.Scheme) + len(":")
+	_, rest, _ := strings.Cut(head, "://")
+	canonical, ok := CanonicalURI(head)
+	if climbs || !ok || !strings.Contains(rest, "/") { // a host that goes on is another one
+		return []string{u.Scheme + ":", head[:scheme]}
+	}
+	if strings.HasSuffix(head, "/") && !strings.HasSuffix(canonical, "/") {
+		canonical += "/"
+	}
+	return []string{canonical, head}
+}
+
+// reach reports whether one of the patterns could match something that begins with one of
+// the heads.
+func (ps patterns) reach(c *Call, heads []string) bool {
+	return ps.any(c, func(g *glob) bool {
+		start := g.head()
+		for _, h := range heads {
+			if strings.HasPrefix(h, start) || strings.HasPrefix(start, h) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// cover reports whether one of the patterns matches everything that begins with the heads.
+func (ps patterns) cover(c *Call, heads []string) bool {
+	return ps.any(c, func(g *glob) bool {
+		for _, h := range heads {
+			if g.form != prefix || !strings.HasPrefix(h, g.text) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// any reports whether is holds for one of the patterns that are about what c is of c's upstream.
+func (ps patterns) any(c *Call, is func(*glob) bool) bool {
+	for i := range ps {
+		p := &ps[i]
+		if p.kind == c.Kind && (!p.both || p.upstream.match(c.Upstream)) && is(&p.tool) {
+			return true
+		}
+	}
+	return false
+}
+
+// head returns the text that everything begins with that g matches.
+func (g *glob) head() string {
+	if g.form != general {
+		return g.text
+	}
+	return strings.ReplaceAll(g.text[:strings.IndexAny(g.text, `*?[\`)], noSlash, "/")
+}
