@@ -479,7 +479,9 @@ func (p *Plan) advise(cfg *config.Config) {
 				p.Notes = append(p.Notes, fmt.Sprintf("%s: haldir has nothing like %s; it %s", u.Name, name, what))
 			}
 		}
-		if (s.Here || slices.Contains(s.Args, ".")) && !u.There {
+		if program := adrift(s); program != "" && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s is looked for in the directory that a client starts haldir in, so that whoever made what is there says what runs: write its whole path, or a cwd, in haldir.yaml", u.Name, program))
+		} else if s.Cwd == "" && (s.Here || slices.Contains(s.Args, ".")) && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: it works in the directory that a client starts haldir in, and each client has its own", u.Name))
 		}
 		if args := exposedArgs(s); args && !u.There {
@@ -490,6 +492,36 @@ func (p *Plan) advise(cfg *config.Config) {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
 	}
 }
+
+// script is how the names of programs end that another program runs.
+var script = regexp.MustCompile(`(?i)\.([cm]?[jt]sx?|py|pyz|rb|php|pl|lua|jar|sh|bash|zsh|ps1|cmd|bat|exe|dll|wasm)$`)
+
+// adrift is what a server starts by a path from wherever haldir is started; "" if it starts
+// nothing so.
+func adrift(s *clients.Server) string {
+	if s.Command == "" || s.Cwd != "" && settled(s.Cwd) {
+		return ""
+	}
+	if strings.ContainsAny(s.Command, `/\`) && !settled(s.Command) {
+		return s.Command
+	}
+	for _, a := range s.Args {
+		a = a[strings.IndexByte(a, '=')+1:] // of --script=x.js
+		if (script.MatchString(a) || strings.HasPrefix(a, "./") || strings.HasPrefix(a, "../")) && !settled(a) {
+			return a
+		}
+	}
+	return ""
+}
+
+// settled reports whether a path leads to one place, wherever haldir is started. Paths of all
+// systems count, as do the references of which a person says what they stand for.
+func settled(path string) bool {
+	return strings.HasPrefix(path, "/") || strings.HasPrefix(path, `\`) || drive.MatchString(path) || strings.Contains(path, "://") ||
+		strings.HasPrefix(path, "${") && !strings.HasPrefix(path, "${root}") || strings.HasPrefix(path, "@")
+}
+
+var drive = regexp.MustCompile(`^[A-Za-z]:[/\\]`)
 
 func exposedArgs(s *clients.Server) bool {
 	return slices.ContainsFunc(s.Args, func(a string) bool { return edit.LooksSecret("", a) })
