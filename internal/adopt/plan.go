@@ -14,7 +14,6 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
-	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
@@ -188,7 +187,7 @@ func (p *Plan) read() (files []*clients.File, err error) {
 		if !seen[f.Target] && f.Data != nil {
 			seen[f.Target] = true
 			files = append(files, f)
-			p.Masks = append(p.Masks, f.Secrets(secretive)...)
+			p.Masks = append(p.Masks, f.Secrets(secretive, hidden)...)
 		}
 	}
 	return files, err
@@ -208,6 +207,7 @@ func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
 					p.Masks = append(p.Masks, v)
 				}
 			}
+			p.Masks = append(p.Masks, hidden(u.Args)...)
 		}
 	}
 	for _, f := range files {
@@ -484,8 +484,8 @@ func (p *Plan) advise(cfg *config.Config) {
 		} else if s.Cwd == "" && (s.Here || slices.Contains(s.Args, ".")) && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: it works in the directory that a client starts haldir in, and each client has its own", u.Name))
 		}
-		if args := exposedArgs(s); args && !u.There {
-			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs: give it by env, as ${keyring:NAME}", u.Name))
+		if len(hidden(s.Args)) > 0 && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs, and stands in haldir.yaml in the clear: give it by env, as ${keyring:NAME}, if the program takes it so", u.Name))
 		}
 	}
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
@@ -522,7 +522,3 @@ func settled(path string) bool {
 }
 
 var drive = regexp.MustCompile(`^[A-Za-z]:[/\\]`)
-
-func exposedArgs(s *clients.Server) bool {
-	return slices.ContainsFunc(s.Args, func(a string) bool { return edit.LooksSecret("", a) })
-}

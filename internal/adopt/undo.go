@@ -156,7 +156,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	was := &clients.File{Place: clients.Place{Client: r.Client, Scope: r.Scope, Path: r.Path}, Target: target}
 	for _, data := range [][]byte{v.before, v.Now} {
 		if f, err := h.With(was, data); err == nil && r.Kind != KindConfig {
-			u.Masks = append(u.Masks, f.Secrets(secretive)...)
+			u.Masks = append(u.Masks, f.Secrets(secretive, hidden)...)
 		}
 	}
 	switch now := digest(v.Now); {

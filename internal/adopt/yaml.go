@@ -277,8 +277,8 @@ func (p *Plan) oauth(u *Upstream, o *clients.OAuth) []string {
 	return out
 }
 
-// secretive reports whether a value is to be kept in the store. A switch, a number that limits
-// tokens by its name, and an address without more are not, whatever they are called.
+// secretive reports whether a value is to be kept in the store. A switch and an address without
+// more are not, whatever they are called.
 func secretive(name, value string) bool {
 	if !edit.LooksSecret(name, value) {
 		return false
@@ -286,18 +286,14 @@ func secretive(name, value string) bool {
 	if edit.LooksSecret("", value) {
 		return true
 	}
-	if slices.Contains(switches, strings.ToLower(value)) || number.MatchString(value) && counted.MatchString(name) {
+	if slices.Contains(switches, strings.ToLower(value)) {
 		return false
 	}
 	u, err := url.Parse(value)
 	return err != nil || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != ""
 }
 
-var (
-	switches = []string{"true", "false", "none", "null", "auto", "enabled", "disabled", "required", "optional"}
-	number   = regexp.MustCompile(`^[0-9]{1,6}(\.[0-9]+)?$`)
-	counted  = regexp.MustCompile(`(?i)(_tokens|(^|_)max_?tokens?)$`)
-)
+var switches = []string{"true", "false", "none", "null", "auto", "enabled", "disabled", "required", "optional"}
 
 var scheme = regexp.MustCompile(`^(?i:bearer|basic|token|digest|apikey) +`)
 
@@ -308,6 +304,17 @@ func (p *Plan) safe(u *Upstream, what, name, value string) string {
 	}
 	word := scheme.FindString(value)
 	return word + p.keep(u, what, name, value[len(word):])
+}
+
+// hidden are the secrets among the arguments of a program. They stay where they are, since
+// haldir.yaml refuses a reference to the store there: other users would see what it stands for.
+func hidden(args []string) (out []string) {
+	for _, a := range edit.Arguments(args) {
+		if v := a.In(args); secretive(a.Name, v) {
+			out = append(out, v[len(scheme.FindString(v)):])
+		}
+	}
+	return out
 }
 
 // safeURL is an address without the secrets in its parameters.

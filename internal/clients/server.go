@@ -64,8 +64,9 @@ func (s *Server) Place() string {
 	return fmt.Sprintf("%s:%d:%d", s.List.File.Path, s.Line, s.Column)
 }
 
-// Secrets lists all texts of the file, with the name that each is the value of.
-func (f *File) Secrets(looks func(name, value string) bool) (out []string) {
+// Secrets lists the texts of the file that are secret by the name that each is the value of,
+// and what is among the texts of each list, which may be the arguments of a program.
+func (f *File) Secrets(looks func(name, value string) bool, among func(list []string) []string) (out []string) {
 	if f.text == nil || f.text.root == nil {
 		return nil
 	}
@@ -80,6 +81,7 @@ func (f *File) Secrets(looks func(name, value string) bool) (out []string) {
 				walk(nameOf(&c.Members[i]), &c.Members[i].Value)
 			}
 		case *hujson.Array:
+			out = append(out, among(elements(v))...)
 			for i := range c.Elements {
 				walk(name, &c.Elements[i])
 			}
