@@ -267,7 +267,10 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 			continue
 		}
 		line("%s", home(c.Path))
+		fresh := slices.ContainsFunc(p.Upstreams, func(u *adopt.Upstream) bool { return !u.There })
 		switch {
+		case c.Before != nil && !fresh:
+			line("  gets policies:")
 		case c.Before != nil:
 			line("  gets these upstreams:")
 		case len(p.Upstreams) == 0:
@@ -280,6 +283,9 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 				line("    %s: %s", u.Name, i.a.secrets.clean(plain(what(u), 70)))
 				line("      from %s", from(u.From))
 			}
+		}
+		for _, id := range p.Policies {
+			line("    the policy %s", id)
 		}
 	}
 	for _, u := range p.Upstreams {

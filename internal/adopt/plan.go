@@ -108,6 +108,7 @@ type Swapped struct {
 type Plan struct {
 	Config    string
 	Upstreams []*Upstream
+	Policies  []string // ids of those that haldir.yaml gets for upstreams, beside the starter's
 	Left      []Left
 	Files     []*Change
 	Notes     []string
@@ -280,18 +281,6 @@ func (p *Plan) join(s *clients.Server) {
 		}
 	}
 	p.Upstreams = append(p.Upstreams, &Upstream{From: []*clients.Server{s}})
-}
-
-// withheld lists the tools that one of its clients does not offer.
-func (u *Upstream) withheld() (tools []string) {
-	for _, s := range u.From {
-		for _, t := range s.Withheld {
-			if !slices.Contains(tools, t) {
-				tools = append(tools, t)
-			}
-		}
-	}
-	return tools
 }
 
 // timeout is the longest that one of its clients waits; 0 for the default.

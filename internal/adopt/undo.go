@@ -176,7 +176,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	case r.Kind == KindSettings:
 		v.After, err = clients.Undeny(r.Path, v.Now, r.Rules)
 	case r.Kind == KindConfig && v.before != nil:
-		v.After, err = withdraw(r.Path, v.Now, r.Added)
+		v.After, err = withdraw(r.Path, v.Now, r)
 	default:
 		err = errors.New("init made it, and it was changed since")
 	}
@@ -209,23 +209,31 @@ func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) (
 	return text, nil
 }
 
-// withdraw takes upstreams out of a haldir.yaml.
-func withdraw(path string, text []byte, names []string) ([]byte, error) {
+// withdraw takes upstreams out of a haldir.yaml, and first what was written for them.
+func withdraw(path string, text []byte, was record) ([]byte, error) {
+	policies := slices.Clone(was.Policies)
+	for _, name := range was.Added {
+		if id := withheld(name); !slices.Contains(policies, id) { // an init of before they were noted
+			policies = append(policies, id)
+		}
+	}
+	var err error
+	if text, err = without(path, text, edit.Policies, policies); err != nil {
+		return nil, err
+	}
+	return without(path, text, edit.Upstreams, was.Added)
+}
+
+// without takes entries out of a list. One that a person has taken out is no mistake.
+func without(path string, text []byte, list edit.List, names []string) ([]byte, error) {
 	for _, name := range names {
-		rule, err := edit.RemoveFrom(text, path, edit.Policies, withheld(name))
-		if err == nil {
-			text = rule.After
-		} else if !errors.Is(err, edit.ErrNotFound) {
+		r, err := edit.RemoveFrom(text, path, list, name)
+		switch {
+		case err == nil:
+			text = r.After
+		case !errors.Is(err, edit.ErrNotFound):
 			return nil, err
 		}
-		r, err := edit.RemoveFrom(text, path, edit.Upstreams, name)
-		if errors.Is(err, edit.ErrNotFound) {
-			continue // a person has taken it out
-		}
-		if err != nil {
-			return nil, err
-		}
-		text = r.After
 	}
 	return text, nil
 }

@@ -90,43 +90,28 @@ func (p *Plan) write(before []byte) ([]byte, error) {
 	}
 	var moving []*Upstream
 	for _, u := range p.Upstreams {
-		if u.There {
-			moving = append(moving, u)
-			continue
-		}
-		entry := p.describe(u)
-		r, err := edit.AddTo(text, p.o.Config, edit.Upstreams, []byte(entry), edit.Options{})
-		if err != nil {
-			if errors.Is(err, edit.ErrShape) || errors.Is(err, edit.ErrAlias) {
-				return nil, err // of the file, not of the server
-			}
-			for _, s := range u.From {
-				p.Left = append(p.Left, Left{s, "haldir would not take it: " + reason(err)})
-			}
-			continue
-		}
-		text, u.entry = r.After, r.Entry
-		if tools := u.withheld(); len(tools) > 0 {
-			var patterns []string
-			for _, t := range tools {
-				patterns = append(patterns, scalar(u.Name+"/"+t))
-			}
-			rule := fmt.Sprintf("{type: deny, id: %s, tools: [%s]}", withheld(u.Name), strings.Join(patterns, ", "))
-			r, err := edit.AddTo(text, p.o.Config, edit.Policies, []byte(rule), edit.Options{})
+		if !u.There {
+			r, err := edit.AddTo(text, p.o.Config, edit.Upstreams, []byte(p.describe(u)), edit.Options{})
 			if err != nil {
-				return nil, err
+				if errors.Is(err, edit.ErrShape) || errors.Is(err, edit.ErrAlias) {
+					return nil, err // of the file, not of the server
+				}
+				for _, s := range u.From {
+					p.Left = append(p.Left, Left{s, "haldir would not take it: " + reason(err)})
+				}
+				continue
 			}
-			text = r.After
-			p.Notes = append(p.Notes, fmt.Sprintf("%s: the tools that a client does not offer are denied by the policy %s", u.Name, withheld(u.Name)))
+			text, u.entry = r.After, r.Entry
+		}
+		var err error
+		if text, err = p.rules(text, u); err != nil {
+			return nil, err
 		}
 		moving = append(moving, u)
 	}
 	p.Upstreams = moving
 	return text, nil
 }
-
-// withheld is the id of the policy that denies what a client did not offer.
-func withheld(upstream string) string { return "withheld-" + upstream }
 
 // reason is what is wrong, without places that nobody knows.
 func reason(err error) string {
