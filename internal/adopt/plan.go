@@ -115,8 +115,9 @@ type Plan struct {
 	Masks     []string // texts that must not be shown
 
 	o         Options
-	fail      error // of the store
-	elsewhere bool  // a client's haldir serves another config
+	claude    []clients.Rule // of Claude Code
+	fail      error          // of the store
+	elsewhere bool           // a client's haldir serves another config
 }
 
 // New makes a plan. Nothing is written.
@@ -140,6 +141,7 @@ func New(o Options) (*Plan, error) {
 	for _, u := range p.Upstreams {
 		p.name(u, cfg)
 	}
+	p.claude = o.Host.ClaudeRules(p.projects()...)
 	after, err := p.write(before)
 	if p.elsewhere && len(p.Upstreams) == 0 {
 		after = before // there is a haldir already, and this is not its config
@@ -477,6 +479,7 @@ func (p *Plan) advise(cfg *config.Config) {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs, and stands in haldir.yaml in the clear: give it by env, as ${keyring:NAME}, if the program takes it so", u.Name))
 		}
 	}
+	p.uncarried()
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
 	}

@@ -2,9 +2,11 @@ package adopt
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/policy"
@@ -30,7 +32,66 @@ func (p *Plan) held(u *Upstream) (out []rule) {
 			r.add(u.Name + "/" + t)
 		}
 	}
-	return append(out, r)
+	deny := rule{kind: policy.TypeDeny, id: "claude-deny-" + u.Name, says: "what Claude Code's settings deny is denied to every client by the policy"}
+	ask := rule{kind: policy.TypeApproval, id: "claude-ask-" + u.Name, says: "what Claude Code's settings ask about is asked for every client by the policy"}
+	for _, c := range p.claude {
+		for _, tools := range concerned(u, c) {
+			switch {
+			case !plainTools.MatchString(tools):
+			case c.Kind == "deny":
+				deny.add(u.Name + "/" + tools)
+			case c.Kind == "ask":
+				ask.add(u.Name + "/" + tools)
+			}
+		}
+	}
+	return append(out, r, deny, ask)
+}
+
+// plainTools is what a rule of Claude Code may say of tools so that haldir can say it.
+var plainTools = regexp.MustCompile(`^[A-Za-z0-9_.*-]+$`)
+
+// concerned are the tools of an upstream that a rule of Claude Code is about.
+func concerned(u *Upstream, c clients.Rule) (out []string) {
+	for _, s := range u.From {
+		if tools, ok := c.Concerns(s.Name); ok && s.List.File.Client == clients.ClaudeCode && !slices.Contains(out, tools) {
+			out = append(out, tools)
+		}
+	}
+	return out
+}
+
+// projects are those of Claude Code whose servers move.
+func (p *Plan) projects() (out []string) {
+	for _, u := range p.Upstreams {
+		for _, s := range u.From {
+			if s.List.Scope == clients.Local {
+				out = append(out, s.List.Dir)
+			}
+		}
+	}
+	return out
+}
+
+// uncarried tells what Claude Code holds of the servers that move, and haldir cannot: their
+// tools are mcp__haldir__NAME__TOOL there now.
+func (p *Plan) uncarried() {
+	for _, u := range p.Upstreams {
+		for _, c := range p.claude {
+			tools := concerned(u, c)
+			carried := c.Kind == "deny" || c.Kind == "ask"
+			if len(tools) == 0 || carried && !slices.ContainsFunc(tools, func(t string) bool { return !plainTools.MatchString(t) }) {
+				continue
+			}
+			what := map[string]string{"hook": "the hook for", "allow": "the rule that allows", "deny": "the rule that denies", "ask": "the rule that asks about"}[c.Kind]
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s %s in %s does not match its tools any more, which Claude Code calls mcp__haldir__%s__TOOL now: write it anew", u.Name, what, c.Text, c.Path, u.Name))
+		}
+		for _, s := range u.From {
+			for _, dir := range s.OffIn {
+				p.Notes = append(p.Notes, fmt.Sprintf("%s: it is switched off in %s, where haldir offers it now: deny mcp__haldir__%s__* in the settings of that project", u.Name, dir, u.Name))
+			}
+		}
+	}
 }
 
 func (r *rule) add(pattern string) {

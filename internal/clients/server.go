@@ -24,18 +24,19 @@ type Server struct {
 	Approved bool
 	Guard    *Guard // it is haldir itself
 
-	Command      string
-	Cwd          string // for one of a project that names none, the project's directory
-	Args         []string
-	Env          []Pair
-	URL          string
-	Headers      []Pair
-	OAuth        *OAuth
-	Timeout      time.Duration // for one call; 0 for the default
-	Withheld     []string      // tools that the client does not offer
-	Here         bool          // it refers to the directory of the project
-	Lost         []string      // keys without a counterpart, as they are written
-	Comments     []string      // that stand in the entry
+	Command  string
+	Cwd      string // for one of a project that names none, the project's directory
+	Args     []string
+	Env      []Pair
+	URL      string
+	Headers  []Pair
+	OAuth    *OAuth
+	Timeout  time.Duration // for one call; 0 for the default
+	Withheld []string      // tools that the client does not offer
+	OffIn    []string      // other projects of Claude Code that have switched it off
+	Here     bool          // it refers to the directory of the project
+	Lost     []string      // keys without a counterpart, as they are written
+	Comments []string      // that stand in the entry
 
 	member *hujson.ObjectMember
 }
