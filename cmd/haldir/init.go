@@ -175,14 +175,9 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 		}
 		o.Clients = append(o.Clients, clients.Client(name))
 	}
-	args := []string{"serve"}
-	if named {
-		o.Serves.Config = path
-		args = append(args, "--config", path)
-	}
-	if f := a.flags.Lookup("state-dir"); f != nil && f.Changed || os.Getenv("HALDIR_STATE_DIR") != "" {
-		o.Serves.StateDir = state
-		args = append(args, "--state-dir", state)
+	args, err := i.serve(&o, named)
+	if err != nil {
+		return o, err
 	}
 	if o.Terminal, o.Window, err = itself(); err != nil {
 		return o, err
@@ -192,6 +187,31 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 		o.Claude = ""
 	}
 	return o, nil
+}
+
+// serve is what clients give haldir: what was named, and what it would not find without the XDG
+// variables of this shell. A haldir beside, of an init before that, may find it with them.
+func (i *adoption) serve(o *adopt.Options, named bool) (args []string, err error) {
+	file, state, err := config.DefaultPaths()
+	if err != nil {
+		return nil, err
+	}
+	args = []string{"serve"}
+	if named {
+		o.Serves.Config = o.Config
+	}
+	if named || o.Config != file {
+		args = append(args, "--config", o.Config)
+	}
+	flag := i.a.flags.Lookup("state-dir")
+	told := flag != nil && flag.Changed || os.Getenv("HALDIR_STATE_DIR") != ""
+	if told {
+		o.Serves.StateDir = o.StateDir
+	}
+	if told || o.StateDir != state {
+		args = append(args, "--state-dir", o.StateDir)
+	}
+	return args, nil
 }
 
 // itself is how this haldir is started: from a shell, and by clients with a window.
