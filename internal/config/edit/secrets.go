@@ -29,7 +29,8 @@ func LooksSecret(name, value string) bool {
 	if secretValue.MatchString(value) {
 		return true
 	}
-	return secretName.MatchString(name) && len(value) > 3 && !(number.MatchString(value) && counted.MatchString(name))
+	limit := number.MatchString(value) && counted.MatchString(name)
+	return secretName.MatchString(name) && len(value) > 3 && !limit
 }
 
 // exposed tells of values of an upstream that look like secrets in the clear. It does not
