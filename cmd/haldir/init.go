@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -174,40 +175,102 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 		}
 		o.Clients = append(o.Clients, clients.Client(name))
 	}
-	args := []string{"serve"}
-	if named {
-		o.Serves.Config = path
-		args = append(args, "--config", path)
-	}
-	if f := a.flags.Lookup("state-dir"); f != nil && f.Changed || os.Getenv("HALDIR_STATE_DIR") != "" {
-		o.Serves.StateDir = state
-		args = append(args, "--state-dir", state)
-	}
-	short, long, err := itself()
+	args, err := i.serve(&o, named)
 	if err != nil {
 		return o, err
 	}
-	o.Terminal = clients.Entry{Command: short, Args: args}
-	o.Window = clients.Entry{Command: long, Args: args}
+	if o.Terminal, o.Window, err = itself(); err != nil {
+		return o, err
+	}
+	o.Terminal.Args, o.Window.Args = slices.Concat(o.Terminal.Args, args), slices.Concat(o.Window.Args, args)
 	if o.Claude, err = exec.LookPath("claude"); err != nil {
 		o.Claude = ""
 	}
 	return o, nil
 }
 
-// itself is how this haldir is started: from a shell, and by its path.
-func itself() (short, long string, err error) {
-	if long, err = os.Executable(); err != nil {
-		return "", "", fmt.Errorf("find haldir itself: %w", err)
+// serve is what clients give haldir: what was named, and what it would not find without the XDG
+// variables of this shell. A haldir beside, of an init before that, may find it with them.
+func (i *adoption) serve(o *adopt.Options, named bool) (args []string, err error) {
+	file, state, err := config.DefaultPaths()
+	if err != nil {
+		return nil, err
 	}
-	found, err := exec.LookPath("haldir")
+	args = []string{"serve"}
+	if named {
+		o.Serves.Config = o.Config
+	}
+	if named || o.Config != file {
+		args = append(args, "--config", o.Config)
+	}
+	flag := i.a.flags.Lookup("state-dir")
+	told := flag != nil && flag.Changed || os.Getenv("HALDIR_STATE_DIR") != ""
+	if told {
+		o.Serves.StateDir = o.StateDir
+	}
+	if told || o.StateDir != state {
+		args = append(args, "--state-dir", o.StateDir)
+	}
+	return args, nil
+}
+
+// itself is how this haldir is started: from a shell, and by clients with a window.
+func itself() (terminal, window clients.Entry, err error) {
+	own, err := os.Executable()
+	if err != nil {
+		return terminal, window, fmt.Errorf("find haldir itself: %w", err)
+	}
+	return started(own, onPath("haldir"), onPath("npx"), runtime.GOOS)
+}
+
+// onPath is where a program is, "" for one that is not on PATH.
+func onPath(name string) string {
+	found, err := exec.LookPath(name)
 	if err == nil {
 		found, err = filepath.Abs(found)
 	}
-	if err == nil && sameFile(long, found) {
-		return "haldir", found, nil // found stays when a package manager moves what it links to
+	if err != nil {
+		return ""
 	}
-	return long, long, nil // its own path will do
+	return found
+}
+
+// passing are the directories that go run, pnpm dlx and bunx put a program into, which goes
+// with the next cleaning of a cache: one of them, or Go's name for what it has built.
+var passing = regexp.MustCompile(`/(go-build[^/]*|dlx(-[^/]*)?|bunx-[^/]*|[0-9a-f]{2}/[0-9a-f]{64}-d)/`)
+
+// started is how the program at own is started, where haldir and npx are on PATH.
+func started(own, found, npx, system string) (terminal, window clients.Entry, err error) {
+	place := strings.ReplaceAll(own, `\`, "/")
+	switch {
+	case strings.Contains(place, "/_npx/"): // by npx, which fetches it anew when its cache was emptied
+		e := clients.Entry{Command: "npx", Args: []string{"-y", "haldir"}}
+		if system == "windows" { // where npx is a script, which clients do not start by themselves
+			e = clients.Entry{Command: "cmd", Args: []string{"/c", "npx", "-y", "haldir"}}
+			return e, e, nil
+		}
+		return e, clients.Entry{Command: cmp.Or(npx, "npx"), Args: e.Args}, nil
+	case passing.MatchString(place):
+		return terminal, window, usage("this haldir is at %s, which is there for this run only, and clients must find it later: install it first (go install ./cmd/haldir, or npm install -g haldir), and then run haldir init", own)
+	case found != "" && sameFile(own, found): // found stays when a package manager moves what it links to
+		return clients.Entry{Command: "haldir"}, clients.Entry{Command: found}, nil
+	case found != "" && launches(found, own): // own stays too, and a window need not have node on its PATH
+		return clients.Entry{Command: "haldir"}, clients.Entry{Command: own}, nil
+	}
+	return clients.Entry{Command: own}, clients.Entry{Command: own}, nil // its own path will do
+}
+
+// launches reports whether what is on PATH is the script of the npm package that has brought
+// the program: both are below one node_modules.
+func launches(found, own string) bool {
+	root := filepath.Join(filepath.Dir(found), "node_modules") // beside the script, on Windows
+	if script, err := filepath.EvalSymlinks(found); err == nil {
+		if at := strings.LastIndex(filepath.ToSlash(script), "/node_modules/haldir/"); at >= 0 {
+			root = filepath.FromSlash(filepath.ToSlash(script)[:at] + "/node_modules")
+		}
+	}
+	rel, err := filepath.Rel(root, own)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 func sameFile(a, b string) bool {
@@ -267,7 +330,10 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 			continue
 		}
 		line("%s", home(c.Path))
+		fresh := slices.ContainsFunc(p.Upstreams, func(u *adopt.Upstream) bool { return !u.There })
 		switch {
+		case c.Before != nil && !fresh:
+			line("  gets policies:")
 		case c.Before != nil:
 			line("  gets these upstreams:")
 		case len(p.Upstreams) == 0:
@@ -280,6 +346,9 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 				line("    %s: %s", u.Name, i.a.secrets.clean(plain(what(u), 70)))
 				line("      from %s", from(u.From))
 			}
+		}
+		for _, id := range p.Policies {
+			line("    the policy %s", id)
 		}
 	}
 	for _, u := range p.Upstreams {

@@ -47,6 +47,8 @@ type record struct {
 	Swaps  []Swapped      `json:"swaps,omitempty"`
 	Rules  []string       `json:"rules,omitempty"`
 	Added  []string       `json:"added,omitempty"` // upstreams in a haldir.yaml that was there
+
+	Policies []string `json:"policies,omitempty"` // ids of those that it got for upstreams
 }
 
 func digest(data []byte) string {
@@ -87,6 +89,7 @@ func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 			r.Mode = c.info.Mode().Perm()
 		}
 		if c.Kind == KindConfig && c.Before != nil {
+			r.Policies = p.Policies
 			for _, u := range p.Upstreams {
 				if !u.There {
 					r.Added = append(r.Added, u.Name)

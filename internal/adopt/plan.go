@@ -14,7 +14,6 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
-	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
@@ -109,14 +108,16 @@ type Swapped struct {
 type Plan struct {
 	Config    string
 	Upstreams []*Upstream
+	Policies  []string // ids of those that haldir.yaml gets for upstreams, beside the starter's
 	Left      []Left
 	Files     []*Change
 	Notes     []string
 	Masks     []string // texts that must not be shown
 
 	o         Options
-	fail      error // of the store
-	elsewhere bool  // a client's haldir serves another config
+	claude    []clients.Rule // of Claude Code
+	fail      error          // of the store
+	elsewhere bool           // a client's haldir serves another config
 }
 
 // New makes a plan. Nothing is written.
@@ -140,6 +141,7 @@ func New(o Options) (*Plan, error) {
 	for _, u := range p.Upstreams {
 		p.name(u, cfg)
 	}
+	p.claude = o.Host.ClaudeRules(p.projects()...)
 	after, err := p.write(before)
 	if p.elsewhere && len(p.Upstreams) == 0 {
 		after = before // there is a haldir already, and this is not its config
@@ -188,7 +190,7 @@ func (p *Plan) read() (files []*clients.File, err error) {
 		if !seen[f.Target] && f.Data != nil {
 			seen[f.Target] = true
 			files = append(files, f)
-			p.Masks = append(p.Masks, f.Secrets(secretive)...)
+			p.Masks = append(p.Masks, f.Secrets(secretive, hidden)...)
 		}
 	}
 	return files, err
@@ -208,6 +210,7 @@ func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
 					p.Masks = append(p.Masks, v)
 				}
 			}
+			p.Masks = append(p.Masks, hidden(u.Args)...)
 		}
 	}
 	for _, f := range files {
@@ -280,18 +283,6 @@ func (p *Plan) join(s *clients.Server) {
 		}
 	}
 	p.Upstreams = append(p.Upstreams, &Upstream{From: []*clients.Server{s}})
-}
-
-// withheld lists the tools that one of its clients does not offer.
-func (u *Upstream) withheld() (tools []string) {
-	for _, s := range u.From {
-		for _, t := range s.Withheld {
-			if !slices.Contains(tools, t) {
-				tools = append(tools, t)
-			}
-		}
-	}
-	return tools
 }
 
 // timeout is the longest that one of its clients waits; 0 for the default.
@@ -479,18 +470,47 @@ func (p *Plan) advise(cfg *config.Config) {
 				p.Notes = append(p.Notes, fmt.Sprintf("%s: haldir has nothing like %s; it %s", u.Name, name, what))
 			}
 		}
-		if (s.Here || slices.Contains(s.Args, ".")) && !u.There {
+		if program := adrift(s); program != "" && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s is looked for in the directory that a client starts haldir in, so that whoever made what is there says what runs: write its whole path, or a cwd, in haldir.yaml", u.Name, program))
+		} else if s.Cwd == "" && (s.Here || slices.Contains(s.Args, ".")) && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: it works in the directory that a client starts haldir in, and each client has its own", u.Name))
 		}
-		if args := exposedArgs(s); args && !u.There {
-			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs: give it by env, as ${keyring:NAME}", u.Name))
+		if len(hidden(s.Args)) > 0 && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs, and stands in haldir.yaml in the clear: give it by env, as ${keyring:NAME}, if the program takes it so", u.Name))
 		}
 	}
+	p.uncarried()
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
 	}
 }
 
-func exposedArgs(s *clients.Server) bool {
-	return slices.ContainsFunc(s.Args, func(a string) bool { return edit.LooksSecret("", a) })
+// script is how the names of programs end that another program runs.
+var script = regexp.MustCompile(`(?i)\.([cm]?[jt]sx?|py|pyz|rb|php|pl|lua|jar|sh|bash|zsh|ps1|cmd|bat|exe|dll|wasm)$`)
+
+// adrift is what a server starts by a path from wherever haldir is started; "" if it starts
+// nothing so.
+func adrift(s *clients.Server) string {
+	if s.Command == "" || s.Cwd != "" && settled(s.Cwd) {
+		return ""
+	}
+	if strings.ContainsAny(s.Command, `/\`) && !settled(s.Command) {
+		return s.Command
+	}
+	for _, a := range s.Args {
+		a = a[strings.IndexByte(a, '=')+1:] // of --script=x.js
+		if (script.MatchString(a) || strings.HasPrefix(a, "./") || strings.HasPrefix(a, "../")) && !settled(a) {
+			return a
+		}
+	}
+	return ""
 }
+
+// settled reports whether a path leads to one place, wherever haldir is started. Paths of all
+// systems count, as do the references of which a person says what they stand for.
+func settled(path string) bool {
+	return strings.HasPrefix(path, "/") || strings.HasPrefix(path, `\`) || drive.MatchString(path) || strings.Contains(path, "://") ||
+		strings.HasPrefix(path, "${") && !strings.HasPrefix(path, "${root}") || strings.HasPrefix(path, "@")
+}
+
+var drive = regexp.MustCompile(`^[A-Za-z]:[/\\]`)

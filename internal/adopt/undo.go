@@ -157,7 +157,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	was := &clients.File{Place: clients.Place{Client: r.Client, Scope: r.Scope, Path: r.Path}, Target: target}
 	for _, data := range [][]byte{v.before, v.Now} {
 		if f, err := h.With(was, data); err == nil && r.Kind != KindConfig {
-			u.Masks = append(u.Masks, f.Secrets(secretive)...)
+			u.Masks = append(u.Masks, f.Secrets(secretive, hidden)...)
 		}
 	}
 	switch now := digest(v.Now); {
@@ -177,7 +177,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	case r.Kind == KindSettings:
 		v.After, err = clients.Undeny(r.Path, v.Now, r.Rules)
 	case r.Kind == KindConfig && v.before != nil:
-		v.After, err = withdraw(r.Path, v.Now, v.before, r.Added)
+		v.After, err = withdraw(r.Path, v.Now, v.before, r)
 	case r.After == "": // init was cut off, or failed as somebody else was first
 		err = errors.New("it was not there before init, which has not noted that it made it")
 	default:
@@ -214,24 +214,37 @@ func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) (
 	return text, nil
 }
 
-// withdraw takes upstreams out of a haldir.yaml, and with each what is about it alone and was
-// not there before init, such as the policies of a pack: without it they would not load.
-func withdraw(path string, text, before []byte, names []string) ([]byte, error) {
+// withdraw takes upstreams out of a haldir.yaml, first what was written for them, and with
+// each what is about it alone and was not there before init, such as the policies of a pack:
+// without it they would not load.
+func withdraw(path string, text, before []byte, was record) ([]byte, error) {
+	policies := slices.Clone(was.Policies)
+	for _, name := range was.Added {
+		if id := withheld(name); !slices.Contains(policies, id) { // an init of before they were noted
+			policies = append(policies, id)
+		}
+	}
+	text, err := without(text, policies, func(text []byte, id string) (edit.Result, error) {
+		return edit.RemoveFrom(text, path, edit.Policies, id)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return without(text, was.Added, func(text []byte, name string) (edit.Result, error) {
+		return edit.RemoveUpstreamFrom(text, path, name, before)
+	})
+}
+
+// without takes entries out of a text. One that a person has taken out is no mistake.
+func without(text []byte, names []string, remove func([]byte, string) (edit.Result, error)) ([]byte, error) {
 	for _, name := range names {
-		rule, err := edit.RemoveFrom(text, path, edit.Policies, withheld(name))
-		if err == nil {
-			text = rule.After
-		} else if !errors.Is(err, edit.ErrNotFound) {
+		r, err := remove(text, name)
+		switch {
+		case err == nil:
+			text = r.After
+		case !errors.Is(err, edit.ErrNotFound):
 			return nil, err
 		}
-		r, err := edit.RemoveUpstreamFrom(text, path, name, before)
-		if errors.Is(err, edit.ErrNotFound) {
-			continue // a person has taken it out
-		}
-		if err != nil {
-			return nil, err
-		}
-		text = r.After
 	}
 	return text, nil
 }

@@ -90,43 +90,28 @@ func (p *Plan) write(before []byte) ([]byte, error) {
 	}
 	var moving []*Upstream
 	for _, u := range p.Upstreams {
-		if u.There {
-			moving = append(moving, u)
-			continue
-		}
-		entry := p.describe(u)
-		r, err := edit.AddTo(text, p.o.Config, edit.Upstreams, []byte(entry), edit.Options{})
-		if err != nil {
-			if errors.Is(err, edit.ErrShape) || errors.Is(err, edit.ErrAlias) {
-				return nil, err // of the file, not of the server
-			}
-			for _, s := range u.From {
-				p.Left = append(p.Left, Left{s, "haldir would not take it: " + reason(err)})
-			}
-			continue
-		}
-		text, u.entry = r.After, r.Entry
-		if tools := u.withheld(); len(tools) > 0 {
-			var patterns []string
-			for _, t := range tools {
-				patterns = append(patterns, scalar(u.Name+"/"+t))
-			}
-			rule := fmt.Sprintf("{type: deny, id: %s, tools: [%s]}", withheld(u.Name), strings.Join(patterns, ", "))
-			r, err := edit.AddTo(text, p.o.Config, edit.Policies, []byte(rule), edit.Options{})
+		if !u.There {
+			r, err := edit.AddTo(text, p.o.Config, edit.Upstreams, []byte(p.describe(u)), edit.Options{})
 			if err != nil {
-				return nil, err
+				if errors.Is(err, edit.ErrShape) || errors.Is(err, edit.ErrAlias) {
+					return nil, err // of the file, not of the server
+				}
+				for _, s := range u.From {
+					p.Left = append(p.Left, Left{s, "haldir would not take it: " + reason(err)})
+				}
+				continue
 			}
-			text = r.After
-			p.Notes = append(p.Notes, fmt.Sprintf("%s: the tools that a client does not offer are denied by the policy %s", u.Name, withheld(u.Name)))
+			text, u.entry = r.After, r.Entry
+		}
+		var err error
+		if text, err = p.rules(text, u); err != nil {
+			return nil, err
 		}
 		moving = append(moving, u)
 	}
 	p.Upstreams = moving
 	return text, nil
 }
-
-// withheld is the id of the policy that denies what a client did not offer.
-func withheld(upstream string) string { return "withheld-" + upstream }
 
 // reason is what is wrong, without places that nobody knows.
 func reason(err error) string {
@@ -277,8 +262,8 @@ func (p *Plan) oauth(u *Upstream, o *clients.OAuth) []string {
 	return out
 }
 
-// secretive reports whether a value is to be kept in the store. A switch, a number that limits
-// tokens by its name, and an address without more are not, whatever they are called.
+// secretive reports whether a value is to be kept in the store. A switch and an address without
+// more are not, whatever they are called.
 func secretive(name, value string) bool {
 	if !edit.LooksSecret(name, value) {
 		return false
@@ -286,18 +271,14 @@ func secretive(name, value string) bool {
 	if edit.LooksSecret("", value) {
 		return true
 	}
-	if slices.Contains(switches, strings.ToLower(value)) || number.MatchString(value) && counted.MatchString(name) {
+	if slices.Contains(switches, strings.ToLower(value)) {
 		return false
 	}
 	u, err := url.Parse(value)
 	return err != nil || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != ""
 }
 
-var (
-	switches = []string{"true", "false", "none", "null", "auto", "enabled", "disabled", "required", "optional"}
-	number   = regexp.MustCompile(`^[0-9]{1,6}(\.[0-9]+)?$`)
-	counted  = regexp.MustCompile(`(?i)(_tokens|(^|_)max_?tokens?)$`)
-)
+var switches = []string{"true", "false", "none", "null", "auto", "enabled", "disabled", "required", "optional"}
 
 var scheme = regexp.MustCompile(`^(?i:bearer|basic|token|digest|apikey) +`)
 
@@ -308,6 +289,17 @@ func (p *Plan) safe(u *Upstream, what, name, value string) string {
 	}
 	word := scheme.FindString(value)
 	return word + p.keep(u, what, name, value[len(word):])
+}
+
+// hidden are the secrets among the arguments of a program. They stay where they are, since
+// haldir.yaml refuses a reference to the store there: other users would see what it stands for.
+func hidden(args []string) (out []string) {
+	for _, a := range edit.Arguments(args) {
+		if v := a.In(args); secretive(a.Name, v) {
+			out = append(out, v[len(scheme.FindString(v)):])
+		}
+	}
+	return out
 }
 
 // safeURL is an address without the secrets in its parameters.

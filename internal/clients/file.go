@@ -92,23 +92,32 @@ func (h Host) parse(f *File) (err error) {
 			}
 		}
 	}
-	off := map[string]bool{}
+	h.switchedOff(f, projects)
+	return nil
+}
+
+// switchedOff notes the servers that a project of Claude Code does not want: one of the project
+// that the person is in stays with it.
+func (h Host) switchedOff(f *File, projects *hujson.Object) {
 	for i := range projects.Members {
 		m := &projects.Members[i]
-		if o := object(&m.Value); o != nil && h.here(nameOf(m)) {
-			for _, name := range texts(o, "disabledMcpServers") {
-				off[name] = true
+		o := object(&m.Value)
+		if o == nil {
+			continue
+		}
+		off, here := texts(o, "disabledMcpServers"), h.here(nameOf(m))
+		for _, l := range f.Lists {
+			for _, s := range l.Servers {
+				switch {
+				case !slices.Contains(off, s.Name):
+				case here && l.Here && s.Why == "":
+					s.Why = "it is switched off in this project"
+				case !here && l.Scope == User:
+					s.OffIn = append(s.OffIn, nameOf(m))
+				}
 			}
 		}
 	}
-	for _, l := range f.Lists {
-		for _, s := range l.Servers {
-			if l.Here && off[s.Name] && s.Why == "" {
-				s.Why = "it is switched off in this project"
-			}
-		}
-	}
-	return nil
 }
 
 // texts is the list of texts that is a member of an object; nil if it is none.

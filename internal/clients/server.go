@@ -24,17 +24,19 @@ type Server struct {
 	Approved bool
 	Guard    *Guard // it is haldir itself
 
-	Command, Cwd string
-	Args         []string
-	Env          []Pair
-	URL          string
-	Headers      []Pair
-	OAuth        *OAuth
-	Timeout      time.Duration // for one call; 0 for the default
-	Withheld     []string      // tools that the client does not offer
-	Here         bool          // it refers to the directory of the project
-	Lost         []string      // keys without a counterpart, as they are written
-	Comments     []string      // that stand in the entry
+	Command  string
+	Cwd      string // for one of a project that names none, the project's directory
+	Args     []string
+	Env      []Pair
+	URL      string
+	Headers  []Pair
+	OAuth    *OAuth
+	Timeout  time.Duration // for one call; 0 for the default
+	Withheld []string      // tools that the client does not offer
+	OffIn    []string      // other projects of Claude Code that have switched it off
+	Here     bool          // it refers to the directory of the project
+	Lost     []string      // keys without a counterpart, as they are written
+	Comments []string      // that stand in the entry
 
 	member *hujson.ObjectMember
 }
@@ -63,8 +65,9 @@ func (s *Server) Place() string {
 	return fmt.Sprintf("%s:%d:%d", s.List.File.Path, s.Line, s.Column)
 }
 
-// Secrets lists all texts of the file, with the name that each is the value of.
-func (f *File) Secrets(looks func(name, value string) bool) (out []string) {
+// Secrets lists the texts of the file that are secret by the name that each is the value of,
+// and what is among the texts of each list, which may be the arguments of a program.
+func (f *File) Secrets(looks func(name, value string) bool, among func(list []string) []string) (out []string) {
 	if f.text == nil || f.text.root == nil {
 		return nil
 	}
@@ -79,6 +82,7 @@ func (f *File) Secrets(looks func(name, value string) bool) (out []string) {
 				walk(nameOf(&c.Members[i]), &c.Members[i].Value)
 			}
 		case *hujson.Array:
+			out = append(out, among(elements(v))...)
 			for i := range c.Elements {
 				walk(name, &c.Elements[i])
 			}
@@ -331,10 +335,39 @@ func (r *reading) end() {
 		s.Env = nil // of a helper, which it has not
 	case len(s.Headers) > 0 || s.OAuth != nil:
 		r.no("it has a command, and keys of a url")
+	default:
+		s.Cwd = s.List.cwd(s.Cwd)
 	}
 	if s.OAuth != nil && slices.ContainsFunc(s.Headers, func(p Pair) bool { return strings.EqualFold(p.Name, "Authorization") }) {
 		r.no("it signs in, and has a header Authorization")
 	}
+}
+
+// cwd is the directory that a program runs in, "" for the one that its client is in. The
+// client starts that of a project in the project, and haldir must as well: started wherever an
+// agent is, a path such as ./tools/mcp.js is a file of whoever made that place.
+func (l *List) cwd(dir string) string {
+	project := literal(l.project())
+	switch {
+	case project == "" || filepath.IsAbs(dir) || strings.HasPrefix(dir, "${"):
+		return dir
+	case dir == "":
+		return project
+	}
+	return filepath.Join(project, dir)
+}
+
+// project is the directory of the project that the servers of a list are for; "" for none.
+func (l *List) project() string {
+	switch {
+	case l.Scope == Local:
+		return filepath.FromSlash(l.Dir)
+	case l.Scope != Project:
+		return ""
+	case l.File.Client == ClaudeCode:
+		return filepath.Dir(l.File.Path)
+	}
+	return filepath.Dir(filepath.Dir(l.File.Path)) // above .cursor or .vscode
 }
 
 var (
@@ -388,6 +421,9 @@ func (r *reading) reference(name string) string {
 		case name == "pathSeparator" || name == "/":
 			return string(filepath.Separator)
 		case name == "workspaceFolder" && r.client == VSCode:
+			if dir := r.server.List.project(); dir != "" {
+				return literal(dir)
+			}
 			r.server.Here = true
 			return "${root}"
 		case kind == "input":

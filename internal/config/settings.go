@@ -265,11 +265,34 @@ func (s Setting) source(v *viper.Viper) string {
 	return s.Key
 }
 
-// defaultStateDir is the platform's place for a user's state.
+// DefaultPaths are the config file and the state directory of a haldir that is told nothing and
+// has none of the XDG variables, which a shell may set and a desktop need not.
+func DefaultPaths() (file, stateDir string, err error) {
+	if stateDir, err = platformStateDir(); err != nil {
+		return "", "", err
+	}
+	dir, err := os.UserConfigDir()
+	if runtime.GOOS != "darwin" && runtime.GOOS != "windows" {
+		if dir, err = os.UserHomeDir(); err == nil {
+			dir = filepath.Join(dir, ".config")
+		}
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("find the config directory: %w; use --config", err)
+	}
+	return filepath.Join(dir, "haldir", "haldir.yaml"), stateDir, nil
+}
+
+// defaultStateDir is where a user's state is.
 func defaultStateDir() (string, error) {
 	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" && filepath.IsAbs(dir) {
 		return filepath.Join(dir, "haldir"), nil
 	}
+	return platformStateDir()
+}
+
+// platformStateDir is the platform's place for a user's state.
+func platformStateDir() (string, error) {
 	if dir := os.Getenv("LOCALAPPDATA"); runtime.GOOS == "windows" && dir != "" {
 		return filepath.Join(dir, "haldir"), nil
 	}

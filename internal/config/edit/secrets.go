@@ -14,6 +14,10 @@ var (
 	// secretValue is how tokens of known services begin, what else is one by its look, and an
 	// address with a password in it.
 	secretValue = regexp.MustCompile(`(^|[^A-Za-z0-9])(sk-[A-Za-z0-9_-]{8,}|(sk|rk|pk)_(live|test)_\w+|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]{10,}|xox[abeprs]-[\w-]+|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]+\.[\w-]+\.|hld_\w+|npm_\w{20,}|-----BEGIN)|://[^/\s:@]*:[^/\s@]+@`)
+
+	// counted are names of limits, whose values are numbers.
+	number  = regexp.MustCompile(`^[0-9]{1,6}(\.[0-9]+)?$`)
+	counted = regexp.MustCompile(`(?i)([-_]tokens|(^|[-_])max[-_]?tokens?)$`)
 )
 
 // LooksSecret reports whether the value of a header, a variable or a parameter of that name
@@ -22,7 +26,11 @@ func LooksSecret(name, value string) bool {
 	if strings.Contains(strings.ReplaceAll(value, "$${", ""), "${") {
 		return false
 	}
-	return secretName.MatchString(name) && len(value) > 3 || secretValue.MatchString(value)
+	if secretValue.MatchString(value) {
+		return true
+	}
+	limit := number.MatchString(value) && counted.MatchString(name)
+	return secretName.MatchString(name) && len(value) > 3 && !limit
 }
 
 // exposed tells of values of an upstream that look like secrets in the clear. It does not
@@ -47,9 +55,11 @@ func exposed(u config.Upstream) (notes []string) {
 	if u.OAuth != nil && LooksSecret("secret", u.OAuth.ClientSecret) {
 		note("auth.client_secret", u.Name)
 	}
-	for i, a := range u.Args {
-		if secretValue.MatchString(a) {
-			notes = append(notes, fmt.Sprintf("args[%d] looks like a secret, which other users of this machine can see while the program runs: give it by env, as in env: [\"TOKEN=${keyring:%s}\"], and store it with `haldir secret set %s`", i, u.Name, u.Name))
+	told := -1
+	for _, a := range Arguments(u.Args) {
+		if LooksSecret(a.Name, a.In(u.Args)) && a.At != told {
+			told = a.At
+			notes = append(notes, fmt.Sprintf("args[%d] looks like a secret, which other users of this machine can see while the program runs: give it by env, as in env: [\"TOKEN=${keyring:%s}\"], and store it with `haldir secret set %s`", a.At, u.Name, u.Name))
 		}
 	}
 	if _, query, ok := strings.Cut(u.URL, "?"); ok {
