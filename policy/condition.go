@@ -55,6 +55,8 @@ func newCELEnv() (*cel.Env, error) {
 			cel.BinaryBinding(celUnder))),
 		cel.Function("clean", cel.Overload("clean_string", []*cel.Type{cel.StringType}, cel.StringType,
 			cel.UnaryBinding(celClean))),
+		cel.Function("host", cel.Overload("host_string", []*cel.Type{cel.StringType}, cel.StringType,
+			cel.UnaryBinding(celHost))),
 	)
 }
 
@@ -147,6 +149,8 @@ func (effort) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint
 		}
 	case "under", "clean":
 		units = 10 + length(args[0])/8
+	case "host": // IDNA is slow, and is for the host only
+		units = 50 + length(args[0])/8 + min(length(args[0]), maxHost)
 	case "size", "int", "uint", "double", "string", "bytes", "timestamp", "duration":
 		units += length(args[0]) / 8
 	default:
@@ -355,6 +359,18 @@ func celClean(p ref.Val) ref.Val {
 		return types.WrapErr(errAnywhere)
 	}
 	return types.String(cleaned)
+}
+
+func celHost(u ref.Val) ref.Val {
+	s, ok := u.(types.String)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(u)
+	}
+	h, err := urlHost(string(s))
+	if err != nil {
+		return types.WrapErr(err)
+	}
+	return types.String(h)
 }
 
 var errAnywhere = errors.New("a path climbs out of its start, or is written in two ways, and could be anywhere")
