@@ -53,6 +53,10 @@ func newCELEnv() (*cel.Env, error) {
 			cel.UnaryBinding(celStrings))),
 		cel.Function("under", cel.Overload("under_string_string", []*cel.Type{cel.StringType, cel.StringType}, cel.BoolType,
 			cel.BinaryBinding(celUnder))),
+		cel.Function("clean", cel.Overload("clean_string", []*cel.Type{cel.StringType}, cel.StringType,
+			cel.UnaryBinding(celClean))),
+		cel.Function("host", cel.Overload("host_string", []*cel.Type{cel.StringType}, cel.StringType,
+			cel.UnaryBinding(celHost))),
 	)
 }
 
@@ -143,8 +147,10 @@ func (effort) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint
 		if l, ok := result.(*texts); ok {
 			units += l.walked
 		}
-	case "under":
+	case "under", "clean":
 		units = 10 + length(args[0])/8
+	case "host": // IDNA is slow, and is for the host only
+		units = 50 + length(args[0])/8 + min(length(args[0]), maxHost)
 	case "size", "int", "uint", "double", "string", "bytes", "timestamp", "duration":
 		units += length(args[0]) / 8
 	default:
@@ -338,7 +344,33 @@ func celUnder(p, dir ref.Val) ref.Val {
 	}
 	below, undecided := under(string(s), string(d))
 	if undecided {
-		return types.NewErr("a path climbs out of its start and could be anywhere")
+		return types.WrapErr(errAnywhere)
 	}
 	return types.Bool(below)
 }
+
+func celClean(p ref.Val) ref.Val {
+	s, ok := p.(types.String)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(p)
+	}
+	cleaned, ok := cleanPath(string(s))
+	if !ok {
+		return types.WrapErr(errAnywhere)
+	}
+	return types.String(cleaned)
+}
+
+func celHost(u ref.Val) ref.Val {
+	s, ok := u.(types.String)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(u)
+	}
+	h, err := urlHost(string(s))
+	if err != nil {
+		return types.WrapErr(err)
+	}
+	return types.String(h)
+}
+
+var errAnywhere = errors.New("a path climbs out of its start, or is written in two ways, and could be anywhere")

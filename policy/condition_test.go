@@ -321,7 +321,10 @@ func TestUnder(t *testing.T) {
 		{"a path that climbs with both", `a\..\../etc`, dir, "undecided"},
 
 		{"backslashes separate", `\etc\passwd`, dir, "true"},
-		{"backslashes and dots", `/srv\..\etc\passwd`, dir, "true"},
+		{"backslashes and dots", `\srv\..\etc\passwd`, dir, "true"},
+		{"backslashes and dots, where a backslash may be a letter", `/srv\..\etc\passwd`, dir, "undecided"},
+		{"a part that is one or four", `/etc/x\..\..\../../passwd`, dir, "undecided"},
+		{"a drive with both and dots", `C:\srv/../Windows\x`, `C:\Windows`, "true"},
 		{"a drive", `C:\Windows\System32`, `C:\Windows`, "true"},
 		{"a drive with slashes", "C:/Windows/System32", `C:\Windows`, "true"},
 
@@ -330,6 +333,10 @@ func TestUnder(t *testing.T) {
 		{"a file URL elsewhere", "file:///srv/x", dir, "false"},
 		{"a file URL as the directory", "/etc/passwd", "file:///etc/", "true"},
 		{"a relative file URL that climbs", "file://../etc/passwd", dir, "undecided"},
+		{"a file URL that climbs by %", "file:///etc/%2e%2e/../passwd", dir, "undecided"},
+		{"a file URL with %", "file:///%65tc/passwd", dir, "true"},
+		{"a file URL with a query", "file:///srv?/../../etc/passwd", dir, "undecided"},
+		{"a file URL with a fragment", "file:///srv#/../../etc/passwd", dir, "undecided"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -5,8 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/url"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -477,43 +475,6 @@ func parsePointer(s string) (pointer, error) {
 		tokens[i] = strings.ReplaceAll(strings.ReplaceAll(t, "~1", "/"), "~0", "~")
 	}
 	return tokens, nil
-}
-
-// under reports whether the path p lies in the directory dir or is dir itself,
-// both cleaned; p may be a file URL. undecided is true for a path that could be
-// anywhere: one that climbs out of where it starts, or out of a home directory.
-func under(p, dir string) (below, undecided bool) {
-	p, ok := filePath(p)
-	dir, ok2 := filePath(dir)
-	switch {
-	case !ok || !ok2:
-		return false, true
-	case p == "":
-		return false, false
-	}
-	clean := func(s string) string { return path.Clean(strings.ReplaceAll(s, `\`, "/")) }
-	home := strings.HasPrefix(p, "~") && slices.Contains(strings.Split(strings.ReplaceAll(p, `\`, "/"), "/"), "..")
-	p, dir = clean(p), clean(dir)
-	switch {
-	case home, p == "..", strings.HasPrefix(p, "../"):
-		return false, true
-	case dir == ".":
-		return !path.IsAbs(p), false
-	}
-	return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/"), false
-}
-
-// filePath returns the path of a file URL, other texts as they are; ok is false
-// for a file URL that names no file of this machine.
-func filePath(s string) (p string, ok bool) {
-	if len(s) < 5 || !strings.EqualFold(s[:5], "file:") {
-		return s, true
-	}
-	u, err := url.Parse(s)
-	if err != nil || u.Opaque != "" || u.Host != "" && !strings.EqualFold(u.Host, "localhost") {
-		return "", false
-	}
-	return u.Path, true
 }
 
 // Budget is what a spend limit means for one session now.

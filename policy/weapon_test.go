@@ -34,6 +34,9 @@ func TestTheWorkForEachElementCounts(t *testing.T) {
 		{"every pair of a list", `args.a.exists(x, args.a.exists(y, x + y == 3))`, 300, 20_000, func(n int) string { return `{"a":` + ones(n) + `}` }},
 		{"the strings of a list that has none", `args.a.exists(x, strings(args.b).size() == 7)`, 1_000, 20_000, func(n int) string { return `{"a":` + ones(n) + `,"b":` + ones(n) + `}` }},
 		{"a long path for each element of a list", `args.a.exists(x, under(args.s, "/etc"))`, 100, 20_000, func(n int) string { return `{"a":` + ones(n) + `,"s":"` + strings.Repeat("a/", n) + `"}` }},
+		{"a long path to clean for each element of a list", `args.a.exists(x, clean(args.s) == "x")`, 100, 20_000, func(n int) string { return `{"a":` + ones(n) + `,"s":"` + strings.Repeat("a/", n) + `"}` }},
+		{"a long address for each element of a list", `args.a.exists(x, host(args.s) == "x")`, 100, 20_000, func(n int) string { return `{"a":` + ones(n) + `,"s":"http://` + strings.Repeat("a/", n) + `"}` }},
+		{"a name that is slow to read for each element of a list", `args.a.exists(x, host("http://xn--" + args.s + "0s") != "x")`, 0, 20_000, func(n int) string { return `{"a":` + ones(n) + `,"s":"` + strings.Repeat("a9", 200) + `"}` }},
 		{"a long text for each element of a list", `args.a.exists(x, size(args.s) == 7)`, 100, 20_000, func(n int) string { return `{"a":` + ones(n) + `,"s":"` + strings.Repeat("é", 3*n) + `"}` }},
 		{"a regular expression for each element of a list", `args.a.exists(x, args.s.matches("^(a+)+b$"))`, 500, 10_000, func(n int) string { return `{"a":` + ones(n) + `,"s":"` + strings.Repeat("a", n) + `"}` }},
 		{"whether two lists are equal, for each element of a third", `args.a.exists(x, args.b != args.c)`, 500, 20_000, func(n int) string { return `{"a":` + ones(n) + `,"b":` + ones(n) + `,"c":` + ones(n) + `}` }},
@@ -59,6 +62,7 @@ func TestOnePassIsNotTooLarge(t *testing.T) {
 	many := `"items":` + ones(50_000)
 	tests := []struct{ name, when, args string }{
 		{"a file for a path", `strings(args).exists(s, under(s, "/etc"))`, file},
+		{"a file for a path to clean", `strings(args).exists(s, clean(s) == "/etc")`, file},
 		{"a file for a word", `strings(args).exists(s, s.contains("password"))`, file},
 		{"a file for a pattern", `strings(args).exists(s, s.matches("-----BEGIN [A-Z ]*PRIVATE KEY-----"))`, file},
 		{"a list", `args.items.exists(x, x == 2)`, `{` + many + `}`},
