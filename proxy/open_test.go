@@ -227,7 +227,7 @@ func TestAHostThatIsGoneLeavesNoOrphan(t *testing.T) {
 				_ = p.in.Close()
 			}
 			p.end(patience, "after the host has gone")
-			gone(t, mark, 500*time.Millisecond)
+			gone(t, mark)
 		})
 	}
 }

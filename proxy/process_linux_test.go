@@ -26,7 +26,7 @@ func TestKillingHaldirKillsItsChildren(t *testing.T) {
 	}
 	p.signal(os.Kill)
 	p.end(patience, "after SIGKILL")
-	gone(t, mark, 2*time.Second)
+	gone(t, mark)
 }
 
 // A child's group is its own: what a terminal sends to haldir's does not reach
@@ -49,5 +49,5 @@ func TestAChildHasAGroupOfItsOwn(t *testing.T) {
 	}
 	_ = p.in.Close()
 	p.end(patience, "after the end of input")
-	gone(t, mark, 100*time.Millisecond)
+	gone(t, mark)
 }
