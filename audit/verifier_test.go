@@ -276,7 +276,10 @@ func TestASecondVerifierAgreesWithHaldir(t *testing.T) {
 	lines := bytes.Split(bytes.TrimSuffix(s.export, []byte("\n")), []byte("\n"))
 	honest := &trial{name: "an honest export", want: -1, export: s.export, manifest: s.manifest, log: s.log}
 	alone := &trial{name: "without what goes with it", want: -1, export: s.export}
-	trials := []*trial{honest, alone, s.badSignature(t)}
+	trials := []*trial{honest, alone}
+	for _, by := range []byte{'A', 'B', ':', '='} { // other bytes, and no base64
+		trials = append(trials, s.badSignature(t, by))
+	}
 	n := len(lines)
 	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	places := []int{0, n - 1}
@@ -376,14 +379,15 @@ func tampers(t *testing.T, rng *rand.Rand) map[string]func(l [][]byte, at int) (
 }
 
 // badSignature is an honest export with one letter of a signature changed.
-func (s *second) badSignature(t *testing.T) *trial {
+func (s *second) badSignature(t *testing.T, by byte) *trial {
 	t.Helper()
 	log := mustRead(t, s.log)
 	i := bytes.Index(log, []byte("— haldir/")) + 60
-	if log[i]++; log[i] == '"' {
-		log[i] = 'A'
+	if log[i] == by {
+		by = 'C'
 	}
-	x := &trial{name: "a changed signature", want: 0, export: s.export, manifest: s.manifest, log: filepath.Join(t.TempDir(), "log")}
+	log[i] = by
+	x := &trial{name: fmt.Sprintf("a signature changed by %c", by), want: 0, export: s.export, manifest: s.manifest, log: filepath.Join(t.TempDir(), "log")}
 	if err := os.WriteFile(x.log, log, 0o600); err != nil {
 		t.Fatal(err)
 	}

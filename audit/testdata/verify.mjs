@@ -214,14 +214,21 @@ function checkpoints(log, publicKey) {
     const split = String(note).lastIndexOf('\n\n')
     const body = String(note).slice(0, split + 1)
     const signature = new RegExp(`^— (\\S+) (\\S+)\\n$`).exec(String(note).slice(split + 2))
-    const raw = signature && base64(signature[2])
+    const decoded = (text) => {
+      try {
+        return base64(text)
+      } catch {
+        throw bad('no base64')
+      }
+    }
+    const raw = signature && decoded(signature[2])
     if (split < 0 || !raw || signature[1] !== m[1] || !raw.subarray(0, 4).equals(id)) throw bad('no note of this ledger')
     if (!verify(null, Buffer.from(body), ed25519, raw.subarray(4))) throw bad('the signature is wrong')
     const c = /^(.+)\n(0|[1-9]\d*)\n(\S+)\nhead ([0-9a-f]{64})\ntime (\S+)\n$/.exec(body)
     if (!c || c[1] !== m[1]) throw bad('no checkpoint')
     const size = BigInt(c[2])
     if (list.length > 0 && size < list.at(-1).size) throw bad('it is older than the line before')
-    list.push({ size, root: base64(c[3]), head: Buffer.from(c[4], 'hex'), time: c[5] })
+    list.push({ size, root: decoded(c[3]), head: Buffer.from(c[4], 'hex'), time: c[5] })
   }
   return list
 }
