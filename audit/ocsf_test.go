@@ -71,8 +71,8 @@ func TestOCSFIsValid(t *testing.T) {
 		}
 		kinds[r.Kind.String()]++
 	})
-	if kinds["attempt"] == 0 {
-		t.Errorf("none of the events was an attempt: %v", kinds)
+	if kinds["attempt"] < 20 {
+		t.Errorf("of the events were attempts: %v", kinds)
 	}
 }
 

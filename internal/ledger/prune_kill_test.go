@@ -192,6 +192,15 @@ func TestKilledWhilePruningAndCompacting(t *testing.T) {
 		}
 		ps[k] = begin(k)
 	}
+	// On a busy machine each compaction may have been killed so far; the last may end.
+	went := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return compacted > 0
+	}
+	for end := time.Now().Add(hang); !went() && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	for _, p := range ps {
 		_ = p.cmd.Process.Kill()
 	}
@@ -203,7 +212,7 @@ func TestKilledWhilePruningAndCompacting(t *testing.T) {
 	compact(t, l) // whatever the killed ones have left
 	verify(t, l)
 	t.Logf("%d calls were promised, %d records pruned, %d compactions went through, %d were killed", len(promised), pruned, compacted, missed+n/4)
-	if pruned == 0 || compacted == 0 && soaking { // a few may all be killed on a loaded machine
+	if pruned == 0 || compacted == 0 {
 		t.Error("nothing was pruned, or never compacted")
 	}
 	if _, err := os.Stat(filepath.Join(c.Dir, "haldir.db.compact")); !errors.Is(err, os.ErrNotExist) {
