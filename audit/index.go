@@ -26,7 +26,8 @@ func (s *Set) Put(seq uint64, in bool) {
 	}
 }
 
-func (s *Set) has(seq uint64) bool { return s[seq%BlockSize/8]>>(seq%8)&1 == 1 }
+// Has reports whether a record is in the set.
+func (s *Set) Has(seq uint64) bool { return s[seq%BlockSize/8]>>(seq%8)&1 == 1 }
 
 // Bytes returns the stored form of s, nil if it is empty: the index of the first
 // byte that is not zero, then the bytes from there to the last such.

@@ -165,7 +165,7 @@ func Find(s Source, f Filter) (entries []Entry, next uint64, err error) {
 		first := max(kept, seq/BlockSize*BlockSize)
 		set, some := f.among(s, seq/BlockSize, marks)
 		for ; some && seq >= first; seq-- {
-			if !set.has(seq) {
+			if !set.Has(seq) {
 				continue
 			}
 			if len(entries) == f.limit() {

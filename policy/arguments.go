@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,8 +19,10 @@ type arguments struct {
 	opened  bool
 	parts   int // members and elements that were read
 	members []member
-	err     error  // why the whole cannot be read
-	top     object // the whole as a condition sees it
+	err     error              // why the whole cannot be read
+	top     object             // the whole as a condition sees it
+	few     [fewMembers]member // room for the first of them
+	used    int                // of few
 	// unreadable is why a value that a condition has looked at means different
 	// things to different readers. cel-go compares and searches past errors in
 	// nested values, so it is kept here and asked for after the evaluation.
@@ -35,13 +38,23 @@ func (a *arguments) open() ([]member, error) {
 	if !a.opened {
 		a.opened = true
 		if len(a.bytes) > 0 {
-			a.members, a.err = trim(raw(a.bytes)).members()
+			a.members, a.err = a.split(trim(raw(a.bytes)))
 			if a.parts = len(a.members); a.parts > maxParts {
 				a.err = errMany
 			}
 		}
 	}
 	return a.members, a.err
+}
+
+// split returns the members of r, in a.few if they all have room there.
+func (a *arguments) split(r raw) ([]member, error) {
+	room := a.few[a.used:a.used]
+	members, err := r.members(room)
+	if len(members) <= cap(room) {
+		a.used += len(members)
+	}
+	return slices.Clip(members), err
 }
 
 // value returns what a condition sees as args.
@@ -92,7 +105,7 @@ func (a *arguments) amount(p pointer) (string, error) {
 func (a *arguments) read(r raw) ref.Val {
 	switch r.first() {
 	case '{':
-		members, err := r.members()
+		members, err := a.split(r)
 		if a.parts += len(members); a.parts > maxParts {
 			err = errMany
 		}

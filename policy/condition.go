@@ -232,7 +232,7 @@ func shorten(s string) string {
 
 // activation gives a condition its variables, none of them before it is read.
 type activation struct {
-	call *Call
+	call Call
 	args *arguments
 	now  time.Time
 	cost Micros

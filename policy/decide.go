@@ -88,7 +88,7 @@ func (e *Engine) decide(c Call, s State, w *watch) Decision {
 	windows := few[:0] // of the rules that apply and are enforced
 	var ask *Question
 	act := &known.activation
-	*act = activation{call: &c, args: &known.args, now: s.Now, cost: amount}
+	*act = activation{call: c, args: &known.args, now: s.Now, cost: amount}
 	for _, i := range concern.rules {
 		r := &e.rules[i]
 		w.rule(i, len(v.findings))

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -100,14 +99,13 @@ func (r raw) quote(i int) int {
 	return len(r)
 }
 
-// members returns the members of an object. Two keys that are equal, or differ
-// only in case, make it unreadable.
-func (r raw) members() ([]member, error) {
+// members appends the members of an object to none, which is empty. Two keys that are
+// equal, or differ only in case, make it unreadable.
+func (r raw) members(none []member) ([]member, error) {
 	if !r.at(0, '{') {
 		return nil, errKind
 	}
-	var few [fewMembers]member
-	members := few[:0]
+	members := none
 	for i := r.skip(1); !r.at(i, '}') || i != len(r)-1; {
 		n := r.end(i)
 		key, err := r[i:n].string()
@@ -126,7 +124,7 @@ func (r raw) members() ([]member, error) {
 			return nil, err
 		}
 	}
-	return slices.Clone(members), collide(members)
+	return members, collide(members)
 }
 
 // elements returns the elements of an array.
@@ -255,7 +253,7 @@ func (r raw) amount(p pointer) (string, error) {
 	}
 	switch r.first() {
 	case '{':
-		members, err := r.members()
+		members, err := r.members(nil)
 		if err != nil {
 			return "", err
 		}

@@ -3,7 +3,6 @@ package policy
 import (
 	"net/url"
 	"path"
-	"slices"
 	"strings"
 )
 
@@ -41,7 +40,7 @@ func cleanPath(p string) (cleaned string, ok bool) {
 		return "", true
 	}
 	cleaned = slashed(p)
-	if !slices.Contains(strings.FieldsFunc(p, isSlash), "..") {
+	if !climbs(p) {
 		return cleaned, true
 	}
 	// Where a backslash is a letter, /etc/x\..\../../passwd is /etc/passwd, and where a
@@ -51,6 +50,16 @@ func cleanPath(p string) (cleaned string, ok bool) {
 		return "", false
 	}
 	return cleaned, true
+}
+
+// climbs reports that a part of p is "..".
+func climbs(p string) bool {
+	for part := range strings.FieldsFuncSeq(p, isSlash) {
+		if part == ".." {
+			return true
+		}
+	}
+	return false
 }
 
 func slashed(p string) string { return path.Clean(strings.ReplaceAll(p, `\`, "/")) }

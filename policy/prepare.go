@@ -31,7 +31,7 @@ func (e *Engine) Prepare(c *Call) {
 	k := e.read(c)
 	k.answers = make([]answer, len(e.rules))
 	act := &k.activation
-	*act = activation{call: c, args: &k.args, cost: k.amount}
+	*act = activation{call: *c, args: &k.args, cost: k.amount}
 	for _, i := range k.concern.rules {
 		if r := &e.rules[i]; r.asks(c) && !r.when.now {
 			value, err := r.when.eval(act)

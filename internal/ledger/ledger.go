@@ -78,7 +78,8 @@ type Ledger struct {
 	presence *presence
 	healed   time.Time // when it was last looked for dead processes
 	seen     tidiness
-	damaged  *damaged  // what this process found the file to be
+	damaged  *damaged // what this process found the file to be
+	recent   recent
 	began    string    // the id of the ledger that it used first
 	moved    bool      // it uses another one now
 	owedAt   time.Time // when owed settlements are due; zero when none
@@ -633,7 +634,7 @@ func (l *Ledger) commit(ops []*op) error {
 	var claims *Retention
 	var now time.Time
 	body := func(btx *bolt.Tx) error {
-		t := &tx{Tx: btx, moved: l.moved}
+		t := &tx{Tx: btx, moved: l.moved, recent: &l.recent}
 		if err := t.tick(l.o.Clock()); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,14 @@ type Ticket struct {
 	// Approval is the id of what a person is asked, with the verdict [policy.Ask].
 	Approval string
 	Deadline time.Time // for the answer
+
+	written *written // what the call holds; nil if that is to be read from the file
+}
+
+// written is a hold as it was written, so that it need not be read again.
+type written struct {
+	raw []byte
+	held
 }
 
 // AuditID names the attempt's record for people.
@@ -62,8 +71,8 @@ func (l *Ledger) Reserve(ctx context.Context, a Attempt, d Decider) (Ticket, pol
 	var decision policy.Decision
 	o := &op{write: true, done: make(chan error, 1)}
 	o.run = func(t *tx) (err error) {
-		ticket.Approval = ""
-		ticket.Seq, ticket.Session, decision, err = t.reserve(ticket.CallID, a, d)
+		ticket = Ticket{CallID: ticket.CallID}
+		decision, err = t.reserve(&ticket, a, d)
 		if err == nil && decision.Verdict == policy.Ask {
 			ticket.Approval, ticket.Deadline = approvalID(ticket.Seq), t.now.Add(decision.Question.Timeout)
 		}
@@ -79,7 +88,8 @@ func (l *Ledger) Reserve(ctx context.Context, a Attempt, d Decider) (Ticket, pol
 	return ticket, decision, nil
 }
 
-func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, policy.Decision, error) {
+// reserve decides about a, records it and fills in the ticket.
+func (t *tx) reserve(ticket *Ticket, a Attempt, d Decider) (policy.Decision, error) {
 	s, err := t.use(a.Use)
 	if errors.Is(err, ErrNoSession) {
 		s = &Session{ID: a.Use.ID}
@@ -90,26 +100,27 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 		}
 		a.Refused = &policy.Finding{Policy: policy.PolicySession, Rule: "unknown", Reason: reason}
 	} else if err != nil {
-		return 0, "", policy.Decision{}, err
+		return policy.Decision{}, err
 	}
 	call := a.Call
 	call.Session, call.Agent = s.ID, s.Agent
+	ticket.Session = s.ID
 
 	decision, spent, err := t.judge(call, s, &a, d)
 	if err != nil {
-		return 0, "", policy.Decision{}, err
+		return policy.Decision{}, err
 	}
 	if err := t.firstUse(a.Config); err != nil {
-		return 0, "", decision, err
+		return decision, err
 	}
 	rec := &audit.Record{
-		Kind: audit.KindAttempt, Status: audit.StatusDenied, CallID: callID, Session: s.ID, Agent: s.Agent, Client: a.Client,
+		Kind: audit.KindAttempt, Status: audit.StatusDenied, CallID: ticket.CallID, Session: s.ID, Agent: s.Agent, Client: a.Client,
 		Upstream: call.Upstream, Tool: call.Recorded(), Policy: decision.Policy, Rule: decision.Rule, Arguments: a.Body.Text,
 		ArgumentsSHA256: a.Body.SHA256, ArgumentsSize: a.Body.Size, ConfigSHA256: a.Config,
 	}
 	if len(decision.Also) > 0 {
 		if rec.Also, err = json.Marshal(decision.Also); err != nil {
-			return 0, "", decision, err
+			return decision, err
 		}
 	}
 	switch decision.Verdict {
@@ -124,27 +135,33 @@ func (t *tx) reserve(callID string, a Attempt, d Decider) (uint64, string, polic
 		rec.Flagged, rec.FlagReason = true, decision.Reason
 	}
 	if err := t.append(rec); err != nil {
-		return 0, "", decision, err
+		return decision, err
 	}
+	ticket.Seq = rec.Seq
 	switch decision.Verdict {
 	case policy.Deny:
-		return rec.Seq, s.ID, decision, t.free(&a, s.ID)
+		return decision, t.free(&a, s.ID)
 	case policy.Ask:
-		process, _, _ := strings.Cut(callID, "-")
-		return rec.Seq, s.ID, decision, t.propose(process, &a, rec, &decision)
+		process, _, _ := strings.Cut(ticket.CallID, "-")
+		return decision, t.propose(process, &a, rec, &decision)
 	case policy.Allow:
 	}
-	h := held{Seq: rec.Seq, Cost: decision.Cost, Session: s.ID, Start: t.now}
+	h := held{Seq: rec.Seq, Cost: decision.Cost, Session: s.ID, Start: t.now.Round(0)}
 	for _, x := range decision.Holds {
 		start := x.Start
 		if !x.Streak { // what a call failed at is known at its end
 			if start, err = t.add(x.Key, x.Start, x.Amount, x.Window); err != nil {
-				return 0, "", decision, err
+				return decision, err
 			}
 		}
 		h.Holds = append(h.Holds, hold{x.Key.Counter, x.Key.Of, start, x.Amount, x.Money, x.Window, x.Streak})
 	}
-	return rec.Seq, s.ID, decision, t.space(spaceHolds).putJSON([]byte(callID), h)
+	raw, err := json.Marshal(h)
+	if err != nil {
+		return decision, err
+	}
+	ticket.written = &written{raw, h}
+	return decision, t.space(spaceHolds).put([]byte(ticket.CallID), raw)
 }
 
 // judge decides about an attempt. spent is the grant that it has redeemed, nil if it
@@ -271,16 +288,19 @@ type Outcome struct {
 // with the next transaction, or retried until it is. A ticket is settled once;
 // settling it again changes nothing.
 func (l *Ledger) Settle(ticket Ticket, out Outcome) {
-	l.owe(func(t *tx) error { return t.settle(ticket.CallID, out) })
+	l.owe(func(t *tx) error { return t.settle(ticket.CallID, ticket.written, out) })
 }
 
-func (t *tx) settle(callID string, out Outcome) error {
+// settle settles a call, of which known, which may be nil, is what was written.
+func (t *tx) settle(callID string, known *written, out Outcome) error {
 	raw := t.space(spaceHolds).get([]byte(callID))
 	if raw == nil {
 		return nil // settled before, or the reservation was never committed
 	}
 	var h held
-	if err := decode(raw, &h); err != nil {
+	if known != nil && bytes.Equal(known.raw, raw) {
+		h = known.held
+	} else if err := decode(raw, &h); err != nil {
 		return fmt.Errorf("%w: hold %s: %w", ErrDamaged, callID, err)
 	}
 	cost := h.Cost

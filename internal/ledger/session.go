@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -84,11 +85,25 @@ func (t *tx) session(id string) (*Session, error) {
 	if raw == nil {
 		return nil, fmt.Errorf("%w: %s", ErrNoSession, id)
 	}
+	if last := t.recent; last != nil && bytes.Equal(last.raw, raw) {
+		s := last.Session
+		return &s, nil
+	}
 	var s Session
 	if err := decode(raw, &s); err != nil {
 		return nil, fmt.Errorf("%w: session %s: %w", ErrDamaged, id, err)
 	}
+	if t.recent != nil {
+		*t.recent = recent{bytes.Clone(raw), s}
+	}
 	return &s, nil
+}
+
+// recent is the session that a process read last, as it is in the file: most processes
+// have one.
+type recent struct {
+	raw []byte
+	Session
 }
 
 // use returns the session of a call, made or brought up to date if need be.

@@ -338,6 +338,8 @@ type tx struct {
 	wall  time.Time
 	moved bool // this process used another ledger before
 
+	recent *recent // nil in a transaction that reads no session twice
+
 	hot, marks *bolt.Cursor // made at the first use
 }
 
@@ -401,6 +403,9 @@ func (t *tx) index(r *audit.Record) error {
 	put := func(mark string, in bool) error {
 		key := markKey(seq/audit.BlockSize, mark)
 		set := audit.ParseSet(find(t.marks, key))
+		if set.Has(seq) == in {
+			return nil
+		}
 		set.Put(seq, in)
 		if stored := set.Bytes(); stored != nil {
 			return b.Put(key, stored)
