@@ -143,6 +143,7 @@ func (a *app) open() (err error) {
 	}
 	a.ledger, err = ledger.Open(ledger.Options{
 		Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log, ReadOnly: a.looking, Process: a.process(),
+		Soon: a.serving,
 	})
 	if err == nil && a.cfg != nil && !a.looking { // verbs that need no config have no say in what is kept
 		a.ledger.Retain(a.retention())

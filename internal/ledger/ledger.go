@@ -48,6 +48,9 @@ type Options struct {
 	ReadOnly bool
 	// Process is what others are told of this process.
 	Process Process
+	// Soon opens the database at once, as something is going to be asked of it. That it
+	// cannot be opened is told to who asks.
+	Soon bool
 	// NoSync leaves out syncing to disk: for tests and benchmarks only, a power
 	// cut would damage the file.
 	NoSync bool
@@ -256,6 +259,9 @@ func (l *Ledger) work() {
 	defer close(l.done)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	if l.o.Soon {
+		l.serve([]*op{{run: func(*tx) error { return nil }, done: make(chan error, 1), since: time.Now()}})
+	}
 	for {
 		timer.Reset(l.nap())
 		select {

@@ -1,6 +1,9 @@
 package wire
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"slices"
+)
 
 // scanner reads JSON by the grammar of RFC 8259 alone, as fast as it can: every
 // byte of every message passes by it. Texts, which are most of a message, are read
@@ -68,7 +71,8 @@ func (s *scanner) word(w string) bool {
 
 // object reads one, and hands its members on as places in b.
 func (s *scanner) object(member func(name, value [2]int) bool) bool {
-	return s.nested('}', func() bool {
+	more, ok := s.enter('}')
+	for more {
 		name := [2]int{s.i, 0}
 		if s.i >= len(s.b) || s.b[s.i] != '"' || !s.text() {
 			return false
@@ -82,44 +86,55 @@ func (s *scanner) object(member func(name, value [2]int) bool) bool {
 			return false
 		}
 		value[1] = s.i
-		return member == nil || member(name, value)
-	})
+		if member != nil && !member(name, value) {
+			return false
+		}
+		more, ok = s.after('}')
+	}
+	return ok
 }
 
 // array reads one, and hands its elements on.
 func (s *scanner) array(element func(value [2]int) bool) bool {
-	return s.nested(']', func() bool {
+	more, ok := s.enter(']')
+	for more {
 		value := [2]int{s.i, 0}
 		if !s.value() {
 			return false
 		}
 		value[1] = s.i
-		return element == nil || element(value)
-	})
+		if element != nil && !element(value) {
+			return false
+		}
+		more, ok = s.after(']')
+	}
+	return ok
 }
 
-// nested reads what stands between brackets, separated by commas.
-func (s *scanner) nested(closing byte, part func() bool) bool {
+// enter takes an opening bracket. more reports that a part comes before the closing one.
+func (s *scanner) enter(closing byte) (more, ok bool) {
 	if s.depth++; s.depth > maxScan {
-		return false
+		return false, false
 	}
-	defer func() { s.depth-- }()
 	s.i++
 	if s.next(closing) {
-		return true
+		s.depth--
+		return false, true
 	}
-	for {
-		if s.space(); !part() {
-			return false
-		}
-		switch {
-		case s.next(','):
-		case s.next(closing):
-			return true
-		default:
-			return false
-		}
+	return true, true
+}
+
+// after takes what stands after a part: a comma, or the closing bracket.
+func (s *scanner) after(closing byte) (more, ok bool) {
+	switch {
+	case s.next(','):
+		s.space()
+		return true, true
+	case s.next(closing):
+		s.depth--
+		return false, true
 	}
+	return false, false
 }
 
 // text reads a string. Whether its bytes are UTF-8 is not looked at.
@@ -226,7 +241,8 @@ func scanMembers(raw []byte) ([]Member, bool) {
 	if s.space(); s.i >= len(raw) || raw[s.i] != '{' {
 		return nil, false
 	}
-	members := make([]Member, 0, 8)
+	var few [8]Member
+	members := few[:0]
 	var seen names
 	ok := s.object(func(name, value [2]int) bool {
 		m := Member{quoted: raw[name[0]:name[1]], Value: raw[value[0]:value[1]:value[1]], Start: value[0], End: value[1]}
@@ -237,7 +253,7 @@ func scanMembers(raw []byte) ([]Member, bool) {
 		members = append(members, m)
 		return true
 	})
-	return members, ok && s.end()
+	return slices.Clone(members), ok && s.end()
 }
 
 // nameOf decodes the name of a member; those that all messages have are not copied.
