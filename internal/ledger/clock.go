@@ -35,7 +35,9 @@ func (l *Ledger) ResetClock(ctx context.Context, reason string) (was, now time.T
 			return err
 		}
 		meta := t.space(spaceMeta)
-		if err := meta.put(keyClock, stamp(now)); err != nil {
+		// What is to be pruned seemed old to the wrong clock, or would have waited its day
+		// the next time that the clock is wrong.
+		if err := errors.Join(meta.put(keyClock, stamp(now)), meta.delete(keyPruning)); err != nil {
 			return err
 		}
 		size, at := t.signed()

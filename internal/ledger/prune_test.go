@@ -337,6 +337,24 @@ func TestAClockThatWasAheadForAnHourPrunesNothing(t *testing.T) {
 	verify(t, l)
 }
 
+// Nor does one that is ahead twice: the second time is no second thought about the first.
+func TestAClockThatWasAheadTwicePrunesNothing(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 10*day)
+	pass(t, l, clock, 3)
+	for _, ahead := range []time.Duration{30 * day, 400 * day} {
+		clock.add(ahead)
+		crowd(t, l, 200)
+		clock.add(-ahead)
+		if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+			t.Fatal(err)
+		}
+		if n := gone(t, l); n != 0 {
+			t.Fatalf("%d records of today are gone", n)
+		}
+	}
+}
+
 // What a limit counts is not in the records alone: when the clock is set back, that of the
 // last 31 days counts, also of records that are gone.
 func TestTheClockIsSetBackWithWhatPrunedCallsHaveUsed(t *testing.T) {
