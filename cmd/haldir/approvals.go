@@ -99,8 +99,11 @@ func approvalsList(a *app) *cobra.Command {
 	return cmd
 }
 
-// request finds a request by its id.
+// request opens the ledger and finds a request by its id.
 func (a *app) request(ctx context.Context, id string) (ledger.Approval, error) {
+	if err := a.openState(); err != nil {
+		return ledger.Approval{}, err
+	}
 	list, err := a.ledger.Approvals(ctx)
 	if err != nil {
 		return ledger.Approval{}, err
@@ -118,9 +121,6 @@ func approvalsShow(a *app) *cobra.Command {
 		Short: "Show a call that waits for a person, with all its arguments",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.openState(); err != nil {
-				return err
-			}
 			p, err := a.request(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -177,9 +177,6 @@ func approvalsApprove(a *app) *cobra.Command {
 			"may be made again for the rest of the session.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.openState(); err != nil {
-				return err
-			}
 			p, err := a.request(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -208,9 +205,6 @@ func approvalsDeny(a *app) *cobra.Command {
 		Short: "Deny a call",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.openState(); err != nil {
-				return err
-			}
 			p, err := a.request(cmd.Context(), args[0])
 			if err != nil {
 				return err

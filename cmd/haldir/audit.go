@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/config"
@@ -25,15 +26,15 @@ func auditCommand(a *app) *cobra.Command {
 
 func auditList(a *app) *cobra.Command {
 	var f audit.Filter
-	var status, since, until string
+	var since, until string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List entries, the newest first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if f.Status = audit.Status(status); status != "" && !slices.Contains(audit.CallStatuses, f.Status) {
-				return usage("--status: %q is no status of an entry; they are %s", status, joined(audit.CallStatuses))
+			if err := selects(&f); err != nil {
+				return err
 			}
 			if f.Since, err = moment(since); err != nil {
 				return usage("--since: %w", err)
@@ -77,18 +78,31 @@ func auditList(a *app) *cobra.Command {
 		},
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.Agent, "agent", "", "only this agent")
-	fl.StringVar(&f.Upstream, "upstream", "", "only this upstream")
-	fl.StringVar(&f.Tool, "tool", "", "only this tool (upstream/tool or its own name)")
-	fl.StringVar(&status, "status", "", "only running, allowed, error, denied, cancelled or abandoned")
-	fl.BoolVar(&f.Flagged, "flagged", false, "only denials and anomalies")
-	fl.BoolVar(&f.Governance, "governance", false, "with calls of haldir's own tools")
+	filterFlags(fl, &f)
 	fl.StringVar(&since, "since", "", "from this time on: RFC 3339, or an age such as 7d or 2h")
 	fl.StringVar(&until, "until", "", "before this time: RFC 3339, or an age")
 	fl.Uint64Var(&f.Before, "before", 0, "only entries with a smaller number, to go on with a list")
 	fl.IntVar(&f.Limit, "limit", 50, "at most so many")
 	fl.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// filterFlags are those of the verbs that select entries.
+func filterFlags(fl *pflag.FlagSet, f *audit.Filter) {
+	fl.StringVar(&f.Agent, "agent", "", "only this agent")
+	fl.StringVar(&f.Upstream, "upstream", "", "only this upstream")
+	fl.StringVar(&f.Tool, "tool", "", "only this tool (upstream/tool or its own name)")
+	fl.StringVar((*string)(&f.Status), "status", "", "only running, allowed, error, denied, cancelled or abandoned")
+	fl.BoolVar(&f.Flagged, "flagged", false, "only denials and anomalies")
+	fl.BoolVar(&f.Governance, "governance", false, "with calls of haldir's own tools")
+}
+
+// selects reports a filter that could select nothing.
+func selects(f *audit.Filter) error {
+	if f.Status != "" && !slices.Contains(audit.CallStatuses, f.Status) {
+		return usage("--status: %q is no status of an entry; they are %s", f.Status, joined(audit.CallStatuses))
+	}
+	return nil
 }
 
 // entriesPage is how many entries are in memory at once.

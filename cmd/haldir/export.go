@@ -36,15 +36,11 @@ func auditExport(a *app) *cobra.Command {
 			if err := a.openState(); err != nil {
 				return err
 			}
-			w := a.out
-			if out != "" {
-				f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-				if err != nil {
-					return err
-				}
-				defer func() { err = errors.Join(err, f.Close()) }()
-				w = f
+			w, end, err := a.output(out)
+			if err != nil {
+				return err
 			}
+			defer func() { err = errors.Join(err, end()) }()
 			m, err := a.export(cmd, w, format, from)
 			if err != nil {
 				return err
@@ -119,4 +115,17 @@ func (a *app) export(cmd *cobra.Command, w io.Writer, format string, from uint64
 	}
 	m.SHA256 = hex.EncodeToString(sum.Sum(nil))
 	return m, nil
+}
+
+// output is where --out has something written: a new file for this user only, or else
+// standard output. It is to be ended.
+func (a *app) output(path string) (w io.Writer, end func() error, err error) {
+	if path == "" {
+		return a.out, func() error { return nil }, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, f.Close, nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,7 +17,7 @@ import (
 
 func auditFollow(a *app) *cobra.Command {
 	var f audit.Filter
-	var status, since string
+	var since string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "follow",
@@ -28,8 +27,8 @@ func auditFollow(a *app) *cobra.Command {
 			"nobody: it waits without the ledger's lock.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.Status = audit.Status(status); status != "" && !slices.Contains(audit.CallStatuses, f.Status) {
-				return usage("--status: %q is no status of an entry; they are %s", status, joined(audit.CallStatuses))
+			if err := selects(&f); err != nil {
+				return err
 			}
 			at, err := moment(since)
 			if err != nil {
@@ -52,12 +51,7 @@ func auditFollow(a *app) *cobra.Command {
 		},
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.Agent, "agent", "", "only this agent")
-	fl.StringVar(&f.Upstream, "upstream", "", "only this upstream")
-	fl.StringVar(&f.Tool, "tool", "", "only this tool (upstream/tool or its own name)")
-	fl.StringVar(&status, "status", "", "only running, allowed, error, denied, cancelled or abandoned")
-	fl.BoolVar(&f.Flagged, "flagged", false, "only denials and anomalies")
-	fl.BoolVar(&f.Governance, "governance", false, "with calls of haldir's own tools")
+	filterFlags(fl, &f)
 	fl.StringVar(&since, "since", "", "first what was before, from this time on: RFC 3339, or an age such as 7d or 2h")
 	fl.BoolVar(&asJSON, "json", false, "print one JSON object a line")
 	return cmd

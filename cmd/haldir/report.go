@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,15 +46,11 @@ func auditReport(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w := a.out
-			if out != "" {
-				f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-				if err != nil {
-					return err
-				}
-				defer func() { err = errors.Join(err, f.Close()) }()
-				w = f
+			w, end, err := a.output(out)
+			if err != nil {
+				return err
 			}
+			defer func() { err = errors.Join(err, end()) }()
 			if err := writeReport(w, r, format); err != nil {
 				return err
 			}

@@ -103,16 +103,9 @@ func (t *tx) recordKey(k *Key, s audit.Status) error {
 func (l *Ledger) Authenticate(ctx context.Context, secret string) (k Key, err error) {
 	sum := sha256.Sum256([]byte(secret))
 	stale := false
-	err = l.do(ctx, false, func(t *tx) error {
-		raw := t.space(spaceKeys).get(sum[:])
-		if raw == nil {
-			return ErrNoKey
-		}
-		if err := decodeKey(raw, &k); err != nil {
+	err = l.do(ctx, false, func(t *tx) (err error) {
+		if k, err = t.authentic(sum[:]); err != nil {
 			return err
-		}
-		if !k.Holds(t.now) {
-			return ErrNoKey
 		}
 		stale = t.now.Sub(k.LastUsed) >= lastUsedAfter
 		return nil
@@ -120,21 +113,29 @@ func (l *Ledger) Authenticate(ctx context.Context, secret string) (k Key, err er
 	if err != nil || !stale {
 		return k, err
 	}
-	err = l.do(ctx, true, func(t *tx) error {
-		raw := t.space(spaceKeys).get(sum[:])
-		if raw == nil {
-			return ErrNoKey
-		}
-		if err := decodeKey(raw, &k); err != nil {
+	err = l.do(ctx, true, func(t *tx) (err error) {
+		if k, err = t.authentic(sum[:]); err != nil {
 			return err
-		}
-		if !k.Holds(t.now) {
-			return ErrNoKey
 		}
 		k.LastUsed = t.now
 		return t.space(spaceKeys).putJSON(sum[:], k)
 	})
 	return k, err
+}
+
+// authentic returns the key whose secret has that hash, if it holds.
+func (t *tx) authentic(sum []byte) (k Key, err error) {
+	raw := t.space(spaceKeys).get(sum)
+	if raw == nil {
+		return k, ErrNoKey
+	}
+	if err := decodeKey(raw, &k); err != nil {
+		return k, err
+	}
+	if !k.Holds(t.now) {
+		return k, ErrNoKey
+	}
+	return k, nil
 }
 
 func decodeKey(raw []byte, k *Key) error {
