@@ -153,17 +153,16 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 	if err := a.set(); err != nil {
 		return o, err
 	}
-	home, err := os.UserHomeDir()
+	host, err := machine()
 	if err != nil {
-		return o, fmt.Errorf("find the home directory: %w", err)
+		return o, err
 	}
 	state, err := filepath.Abs(a.settings.StateDir)
 	if err != nil {
 		return o, err
 	}
 	o = adopt.Options{
-		Host:   clients.Host{OS: runtime.GOOS, Home: home, Dir: workingDir(), Env: os.Getenv},
-		Config: path, StateDir: state, Store: a.vault(), Projects: i.places, Shared: i.project, Trust: i.trust, Permissions: i.permissions, Now: time.Now(),
+		Host: host, Config: path, StateDir: state, Store: a.vault(), Projects: i.places, Shared: i.project, Trust: i.trust, Permissions: i.permissions, Now: time.Now(),
 	}
 	for _, name := range i.clients {
 		if !slices.Contains(clients.All(), clients.Client(name)) {
@@ -179,7 +178,7 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 	if err != nil {
 		return o, err
 	}
-	if o.Terminal, o.Window, err = itself(); err != nil {
+	if o.Terminal, o.Window, err = started(host.Own, onPath("haldir"), onPath("npx"), runtime.GOOS); err != nil {
 		return o, err
 	}
 	o.Terminal.Args, o.Window.Args = slices.Concat(o.Terminal.Args, args), slices.Concat(o.Window.Args, args)
@@ -187,6 +186,18 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 		o.Claude = ""
 	}
 	return o, nil
+}
+
+// machine is where this haldir runs, and for whom.
+func machine() (h clients.Host, err error) {
+	h = clients.Host{OS: runtime.GOOS, Dir: workingDir(), Env: os.Getenv}
+	if h.Home, err = os.UserHomeDir(); err != nil {
+		return h, fmt.Errorf("find the home directory: %w", err)
+	}
+	if h.Own, err = os.Executable(); err != nil {
+		return h, fmt.Errorf("find haldir itself: %w", err)
+	}
+	return h, nil
 }
 
 // serve is what clients give haldir: what was named, and what it would not find without the XDG
@@ -212,15 +223,6 @@ func (i *adoption) serve(o *adopt.Options, named bool) (args []string, err error
 		args = append(args, "--state-dir", o.StateDir)
 	}
 	return args, nil
-}
-
-// itself is how this haldir is started: from a shell, and by clients with a window.
-func itself() (terminal, window clients.Entry, err error) {
-	own, err := os.Executable()
-	if err != nil {
-		return terminal, window, fmt.Errorf("find haldir itself: %w", err)
-	}
-	return started(own, onPath("haldir"), onPath("npx"), runtime.GOOS)
 }
 
 // onPath is where a program is, "" for one that is not on PATH.
@@ -586,11 +588,11 @@ func (i *adoption) takeBack(path string) error {
 	if err := a.set(); err != nil {
 		return err
 	}
-	dir, err := os.UserHomeDir()
+	host, err := machine()
 	if err != nil {
-		return fmt.Errorf("find the home directory: %w", err)
+		return err
 	}
-	u, err := adopt.Last(a.settings.StateDir, clients.Host{OS: runtime.GOOS, Home: dir, Dir: workingDir(), Env: os.Getenv}, a.vault())
+	u, err := adopt.Last(a.settings.StateDir, host, a.vault())
 	if errors.Is(err, adopt.ErrNothing) {
 		return usage("%w in %s", err, a.settings.StateDir)
 	}

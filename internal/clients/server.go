@@ -3,6 +3,8 @@ package clients
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -304,7 +306,7 @@ func (r *reading) oauth(key string, v *hujson.Value) {
 // end judges the entry as a whole.
 func (r *reading) end() {
 	s := r.server
-	if s.Guard = guard(r.plain); s.Guard != nil {
+	if s.Guard = r.host.guard(s.Name, r.plain); s.Guard != nil {
 		s.Why = ""
 		return
 	}
@@ -435,19 +437,26 @@ func (r *reading) reference(name string) string {
 	return same
 }
 
-// guard tells what an entry that starts haldir says to it; nil if it starts something else.
-func guard(s Server) *Guard {
+// haldirs are the names of the program: its own, with what release pages put behind one
+// (haldir-linux-amd64, haldir_1.2.0_windows_arm64.exe), and a version as npx has it. Not any
+// name that begins so: haldir-notes may be somebody's server.
+var haldirs = regexp.MustCompile(`(?i)^haldir([-_.]?v?\d[\w.]*|[-_.](` +
+	`linux|darwin|macos|windows|win32|freebsd|openbsd|netbsd|musl|gnu|amd64|x64|x86|x86_64|arm64|armv[67]l?|aarch64|386|i386|riscv64|ppc64le|s390x|universal|all` +
+	`))*(\.exe)?(@[^/\\]*)?$`)
+
+// named are the names that init gives the entry for haldir.
+var named = regexp.MustCompile(`^haldir(-\d+)?$`)
+
+// guard tells what an entry that starts haldir says to it; nil if it starts something else. A
+// program of any name counts that is the one that runs, and so does what an entry of haldir's
+// name starts as haldir is started: the program may have been renamed, or be gone.
+func (h Host) guard(name string, s Server) *Guard {
 	words := append([]string{s.Command}, s.Args...)
-	at := -1
-	for i, w := range words {
-		base := strings.ToLower(filepath.Base(filepath.FromSlash(strings.ReplaceAll(w, `\`, "/"))))
-		if i > 0 {
-			base, _, _ = strings.Cut(base, "@") // npx haldir@1
-		}
-		if base = strings.TrimSuffix(base, ".exe"); base == "haldir" {
-			at = i
-			break
-		}
+	at := slices.IndexFunc(words, func(w string) bool {
+		return haldirs.MatchString(w[strings.LastIndexAny(w, `/\`)+1:]) || h.own(w)
+	})
+	if at < 0 && named.MatchString(name) && len(s.Args) > 0 && s.Args[0] == "serve" {
+		at = 0
 	}
 	if at < 0 || !slices.Contains(words[at:], "serve") {
 		return nil
@@ -472,6 +481,19 @@ func guard(s Server) *Guard {
 		}
 	}
 	return g
+}
+
+// own reports whether a word of a command is the program that runs.
+func (h Host) own(word string) bool {
+	if h.Own == "" || word == "" {
+		return false
+	}
+	if !strings.ContainsAny(word, `/\`) {
+		word, _ = exec.LookPath(word) // most words are no programs
+	}
+	a, errA := os.Stat(word)
+	b, errB := os.Stat(h.Own)
+	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
 // Same reports whether two servers are one: they say the same, whatever they are called.
