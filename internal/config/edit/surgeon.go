@@ -81,16 +81,19 @@ func lineEnd(text string) string {
 }
 
 // look finds the list.
-func (s *surgeon) look() error {
-	if s.Root == nil {
+func (s *surgeon) look() error { return s.lookIn(s.Root) }
+
+// lookIn finds the list in a mapping.
+func (s *surgeon) lookIn(in *config.Node) error {
+	if in == nil {
 		return nil
 	}
-	if s.Root.Kind != config.NodeMapping || s.Root.Anchor != "" {
+	if in.Kind != config.NodeMapping || in.Anchor != "" {
 		return ErrShape
 	}
-	for i, k := range s.Root.Keys {
+	for i, k := range in.Keys {
 		if k.Text == string(s.list) {
-			s.key, s.value = k, s.Root.Values[i]
+			s.key, s.value = k, in.Values[i]
 		}
 	}
 	switch {
