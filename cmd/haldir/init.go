@@ -606,6 +606,8 @@ func (i *adoption) takeBack(path string) error {
 		Way  string `json:"way"` // none, restore, merge, aside or conflict
 		Why  string `json:"why,omitempty"`
 		Diff string `json:"diff"`
+
+		Notes []string `json:"notes,omitempty"`
 	}
 	files := []fileJSON{}
 	for _, f := range u.Files {
@@ -613,7 +615,7 @@ func (i *adoption) takeBack(path string) error {
 		if f.Way == adopt.WayNone {
 			after = f.Now
 		}
-		e := fileJSON{string(f.Kind), f.Path, string(f.Way), f.Why, i.a.secrets.clean(string(diff.Diff(f.Path, f.Now, f.Path, after)))}
+		e := fileJSON{string(f.Kind), f.Path, string(f.Way), f.Why, i.a.secrets.clean(string(diff.Diff(f.Path, f.Now, f.Path, after))), f.More}
 		files = append(files, e)
 		if i.asJSON {
 			continue
@@ -629,6 +631,9 @@ func (i *adoption) takeBack(path string) error {
 		}
 		if err := a.printf("%s %s\n", home(f.Path), word); err != nil {
 			return err
+		}
+		for _, n := range f.More {
+			a.say("haldir: %s: %s", home(f.Path), plain(n, 0))
 		}
 		if i.dryRun && (f.Way == adopt.WayRestore || f.Way == adopt.WayMerge || f.Way == adopt.WayAside) {
 			if err := a.printf("%s", lines(e.Diff)); err != nil {

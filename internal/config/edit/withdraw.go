@@ -16,7 +16,7 @@ import (
 // the config does not load without it.
 type withdrawal struct {
 	name string
-	was  []byte // what this text has already is not removed but the upstream itself; nil for no text
+	was  []byte // what this text has already is not removed but the upstream itself, and what it has not goes along; nil for no text
 	o    Options
 }
 
@@ -27,7 +27,8 @@ func RemoveUpstream(path, name string, o Options) (Result, error) {
 }
 
 // RemoveUpstreamFrom is [RemoveUpstream] for the text of a file, of which nothing is read or
-// written. Policies, costs and scopes that the text was has as well stay.
+// written. Policies, costs and scopes that the text was has as well stay; comments and lists
+// that it has not go with what they were for.
 func RemoveUpstreamFrom(before []byte, path, name string, was []byte) (Result, error) {
 	return (&withdrawal{name: name, was: was}).apply(path, before)
 }
@@ -58,7 +59,7 @@ func (w *withdrawal) apply(path string, before []byte) (Result, error) {
 			return r, err
 		}
 		for _, i := range slices.Backward(numbers) {
-			c := &change{list: list, remove: strconv.Itoa(i), o: w.o}
+			c := &change{list: list, remove: strconv.Itoa(i), was: w.was, o: w.o}
 			id := fmt.Sprintf("%s[%d]", list, i)
 			places = append(places, id)
 			if list == Policies {
@@ -76,7 +77,7 @@ func (w *withdrawal) apply(path string, before []byte) (Result, error) {
 			}
 		}
 	}
-	last := &change{list: Upstreams, remove: w.name, o: w.o}
+	last := &change{list: Upstreams, remove: w.name, was: w.was, o: w.o}
 	one, err := last.apply(path, text)
 	if err != nil {
 		return r, others(last, path, before, places, err)
