@@ -64,12 +64,32 @@ func TestHaldirUnderAnotherName(t *testing.T) {
 	}
 }
 
+// However an entry comes to start haldir, haldir is what it starts.
+func TestEntriesThatStartHaldir(t *testing.T) {
+	for _, entry := range []string{
+		`{"command": "npx", "args": ["-y", "haldir@1.2.0", "serve"]}`,
+		`{"command": "haldir", "args": ["--config", "x.yaml", "--state-dir=y", "serve"]}`,
+		`{"command": "docker", "args": ["run", "-i", "ghcr.io/haldir-mcp/haldir:1.2", "serve"]}`,
+		`{"command": "sh", "args": ["-c", "cd /x; exec 'haldir' serve --config /x/y.yaml"]}`,
+		`{"command": "C:\\Program Files\\Haldir\\haldir.exe", "args": ["serve"]}`,
+		`{"command": "haldir serve"}`,
+	} {
+		p := newPerson(t)
+		p.write(".cursor/mcp.json", `{"mcpServers": {"guard": `+entry+`}}`)
+		if plan := p.plan(); len(plan.Upstreams) > 0 {
+			t.Errorf("%s is moved behind haldir", entry)
+		}
+	}
+}
+
 // What has a name like haldir's, or speaks of it, is a server as others are.
 func TestServersThatAreNotHaldir(t *testing.T) {
 	for _, entry := range []string{
 		`{"command": "haldir-notes", "args": ["serve"]}`,
 		`{"command": "notes", "args": ["serve"]}`,
 		`{"command": "haldir", "args": ["demo"]}`,
+		`{"command": "files", "args": ["/src/haldir", "x", "serve"]}`,
+		`{"command": "sh", "args": ["-c", "cd /src/haldir && python serve"]}`,
 	} {
 		p := newPerson(t)
 		p.write(".cursor/mcp.json", `{"mcpServers": {"notes": `+entry+`}}`)

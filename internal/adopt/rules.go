@@ -30,7 +30,7 @@ func (p *Plan) held(u *Upstream) (out []rule) {
 	r := rule{kind: policy.TypeDeny, id: withheld(u.Name), says: "the tools that a client does not offer are denied by the policy"}
 	for _, s := range u.From {
 		for _, t := range s.Withheld {
-			r.add(u.Name + "/" + t)
+			r.add(u.Name + "/" + quoted.Replace(t))
 		}
 	}
 	deny := rule{kind: policy.TypeDeny, id: "claude-deny-" + u.Name, says: "what Claude Code's settings deny is denied to every client by the policy"}
@@ -50,6 +50,9 @@ func (p *Plan) held(u *Upstream) (out []rule) {
 	}
 	return append(out, r, deny, ask)
 }
+
+// quoted writes the name of a tool as a pattern that matches it alone.
+var quoted = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 
 // plainTools is what a rule of Claude Code may say of tools so that haldir can say it.
 var plainTools = regexp.MustCompile(`^[A-Za-z0-9_.*-]+$`)

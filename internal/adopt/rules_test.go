@@ -90,6 +90,21 @@ func TestRulesOfNamesThatClaudeCodeSpellsAnew(t *testing.T) {
 	}
 }
 
+// A client names the tools that it does not offer; haldir has patterns.
+func TestWithheldToolsThatReadAsPatterns(t *testing.T) {
+	p := newPerson(t)
+	p.write(".codeium/windsurf/mcp_config.json", `{"mcpServers": {"mail": {"command": "mail", "disabledTools": ["a[b", "x*", "w?", "b\\s"]}}}`)
+	if _, err := p.plan().Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	e := p.engine()
+	for tool, want := range map[string]policy.Verdict{"a[b": policy.Deny, "x*": policy.Deny, "w?": policy.Deny, `b\s`: policy.Deny, "xy": policy.Allow, "we": policy.Allow} {
+		if got := verdict(e, "mail/"+tool); got != want {
+			t.Errorf("%s: %v, want %v", tool, got, want)
+		}
+	}
+}
+
 // engine judges by the haldir.yaml that there is.
 func (p *person) engine() *policy.Engine {
 	p.t.Helper()

@@ -438,11 +438,11 @@ func (r *reading) reference(name string) string {
 }
 
 // haldirs are the names of the program: its own, with what release pages put behind one
-// (haldir-linux-amd64, haldir_1.2.0_windows_arm64.exe), and a version as npx has it. Not any
+// (haldir-linux-amd64, haldir_1.2.0_windows_arm64.exe), and a version as npx and Docker have it. Not any
 // name that begins so: haldir-notes may be somebody's server.
 var haldirs = regexp.MustCompile(`(?i)^haldir([-_.]?v?\d[\w.]*|[-_.](` +
 	`linux|darwin|macos|windows|win32|freebsd|openbsd|netbsd|musl|gnu|amd64|x64|x86|x86_64|arm64|armv[67]l?|aarch64|386|i386|riscv64|ppc64le|s390x|universal|all` +
-	`))*(\.exe)?(@[^/\\]*)?$`)
+	`))*(\.exe)?([@:][^/\\]*)?$`)
 
 // named are the names that init gives the entry for haldir.
 var named = regexp.MustCompile(`^haldir(-\d+)?$`)
@@ -452,13 +452,16 @@ var named = regexp.MustCompile(`^haldir(-\d+)?$`)
 // name starts as haldir is started: the program may have been renamed, or be gone.
 func (h Host) guard(name string, s Server) *Guard {
 	words := append([]string{s.Command}, s.Args...)
-	at := slices.IndexFunc(words, func(w string) bool {
-		return haldirs.MatchString(w[strings.LastIndexAny(w, `/\`)+1:]) || h.own(w)
-	})
-	if at < 0 && named.MatchString(name) && len(s.Args) > 0 && s.Args[0] == "serve" {
-		at = 0
+	rest, ok := h.serves(words)
+	for _, line := range words { // of a shell
+		if !ok {
+			rest, ok = h.serves(strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\n;&|()\"'", r) }))
+		}
 	}
-	if at < 0 || !slices.Contains(words[at:], "serve") {
+	if !ok && named.MatchString(name) && len(s.Args) > 0 && s.Args[0] == "serve" {
+		rest, ok = s.Args, true
+	}
+	if !ok {
 		return nil
 	}
 	g := &Guard{}
@@ -470,7 +473,6 @@ func (h Host) guard(name string, s Server) *Guard {
 			g.StateDir = p.Value
 		}
 	}
-	rest := words[at+1:]
 	for i, w := range rest {
 		for flag, to := range map[string]*string{"--config": &g.Config, "--state-dir": &g.StateDir} {
 			if v, ok := strings.CutPrefix(w, flag+"="); ok {
@@ -483,15 +485,34 @@ func (h Host) guard(name string, s Server) *Guard {
 	return g
 }
 
-// own reports whether a word of a command is the program that runs.
-func (h Host) own(word string) bool {
-	if h.Own == "" || word == "" {
+// serves returns what words tell haldir, if they have it serve: there are only flags before that.
+func (h Host) serves(words []string) (rest []string, ok bool) {
+	for i, w := range words {
+		if !haldirs.MatchString(w[strings.LastIndexAny(w, `/\`)+1:]) && !((i == 0 || filepath.IsAbs(w)) && h.own(w)) {
+			continue
+		}
+		rest = words[i+1:]
+		for j := 0; j < len(rest); j++ {
+			switch flag := strings.HasPrefix(rest[j], "-"); {
+			case rest[j] == "serve":
+				return rest, true
+			case !flag && (j == 0 || !strings.HasPrefix(rest[j-1], "-")):
+				j = len(rest) // neither a flag nor the value of one
+			}
+		}
+	}
+	return nil, false
+}
+
+// own reports whether a path, or the name of a command, is the program that runs.
+func (h Host) own(path string) bool {
+	if h.Own == "" || path == "" {
 		return false
 	}
-	if !strings.ContainsAny(word, `/\`) {
-		word, _ = exec.LookPath(word) // most words are no programs
+	if !strings.ContainsAny(path, `/\`) {
+		path, _ = exec.LookPath(path) // it need not be there
 	}
-	a, errA := os.Stat(word)
+	a, errA := os.Stat(path)
 	b, errB := os.Stat(h.Own)
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
