@@ -267,7 +267,24 @@ func (u *Undo) Conflicts() (out []Reversal) {
 // Do takes the init back. force puts files with conflicts back as they were before it, and
 // those alone: what was saved since in a file that has another way back is not to be lost. The
 // directory of the copies goes, unless what a file was until now is kept there: see Undone.
-func (u *Undo) Do(force bool) error {
+func (u *Undo) Do(force bool) (err error) {
+	unlock, err := alone(filepath.Dir(filepath.Dir(u.Dir)))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if _, err := os.Stat(filepath.Join(u.Dir, manifestFile)); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: it was undone meanwhile", ErrNothing)
+	}
+	for _, v := range u.Files {
+		if _, _, err := v.still(); err != nil {
+			return fmt.Errorf("%s: %w; nothing was undone, try again", v.Path, err)
+		}
+	}
+	return u.do(force)
+}
+
+func (u *Undo) do(force bool) error {
 	if len(u.Conflicts()) > 0 && !force {
 		return errors.New("files were changed since")
 	}
@@ -303,26 +320,31 @@ func (u *Undo) Do(force bool) error {
 	return os.RemoveAll(u.Dir)
 }
 
-// back writes what a file is to be.
-func (v Reversal) back() error {
-	target, err := replace.Follow(v.Path)
-	if err != nil {
-		return err
+// still is where a file is, if it is as the way back was found for.
+func (v Reversal) still() (target string, info fs.FileInfo, err error) {
+	if target, err = replace.Follow(v.Path); err != nil {
+		return "", nil, err
 	}
 	now, info, err := replace.Read(target)
+	if err == nil && digest(now) != digest(v.Now) {
+		err = replace.ErrChanged
+	}
+	return target, info, err
+}
+
+// back writes what a file is to be.
+func (v Reversal) back() error {
+	target, info, err := v.still()
 	if err != nil {
 		return err
-	}
-	if digest(now) != digest(v.Now) {
-		return replace.ErrChanged
 	}
 	switch {
 	case v.After == nil:
 		return os.Remove(target)
 	case v.Kind == KindConfig:
-		return edit.Replace(v.Path, now, v.After)
+		return edit.Replace(v.Path, v.Now, v.After)
 	}
-	if err := replace.File(target, now, v.After, info); err != nil {
+	if err := replace.File(target, v.Now, v.After, info); err != nil {
 		return err
 	}
 	if info == nil && v.mode != 0 {
