@@ -43,7 +43,7 @@ func (p *Plan) held(u *Upstream) (out []rule) {
 				continue
 			}
 			to.add(u.Name + "/" + strings.ReplaceAll(tools, "_", "?")) // Claude Code has _ for . and / as well
-			if c.Dir != "" && s.List.Scope == clients.User && !slices.Contains(to.only, c.Path) {
+			if c.Dir != "" && c.Dir != s.List.Dir && !slices.Contains(to.only, c.Path) {
 				to.only = append(to.only, c.Path)
 			}
 		}

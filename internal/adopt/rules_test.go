@@ -30,7 +30,8 @@ func TestUndoOfPoliciesForUpstreamsThatWereThere(t *testing.T) {
 }
 
 // What is denied where the person is not would be offered there: haldir is in every project.
-// It is denied everywhere, and that is told.
+// It is denied everywhere, and that is told. So it is where the project has its own server of the name,
+// beside which the person's is offered by then.
 func TestRulesOfOtherProjects(t *testing.T) {
 	p := newPerson(t)
 	p.write(".claude.json", `{
@@ -51,20 +52,21 @@ func TestRulesOfOtherProjects(t *testing.T) {
 	for _, want := range []string{
 		"gh: what $HOME/Mein Projekt/ü/.claude/settings.json says held in that project alone, and by the policy claude-deny-gh it holds everywhere",
 		"gh: what $HOME/Mein Projekt/ü/.claude/settings.local.json says held in that project alone, and by the policy claude-ask-gh it holds everywhere",
+		"own: what $HOME/apart/.claude/settings.json says held in that project alone, and by the policy claude-deny-own it holds everywhere",
 		"gh: the hook for mcp__gh__.* in $HOME/Mein Projekt/ü/.claude/settings.json does not match",
 	} {
 		if !strings.Contains(said, want) {
 			t.Errorf("%q is not told:\n%s", want, said)
 		}
 	}
-	if strings.Contains(said, "own: ") || strings.Contains(said, "mcp__gh__get") {
+	if strings.Contains(said, "mcp__gh__get") {
 		t.Errorf("told without need:\n%s", said)
 	}
 	if _, err := plan.Do(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	e := p.engine()
-	for tool, want := range map[string]policy.Verdict{"gh/ok": policy.Deny, "gh/zap": policy.Ask, "gh/get": policy.Allow, "own/x": policy.Allow} {
+	for tool, want := range map[string]policy.Verdict{"gh/ok": policy.Deny, "gh/zap": policy.Ask, "gh/get": policy.Allow, "own/x": policy.Deny} {
 		if got := verdict(e, tool); got != want {
 			t.Errorf("%s: %v, want %v", tool, got, want)
 		}

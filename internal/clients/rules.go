@@ -116,15 +116,9 @@ func spoken(server string) string {
 
 // Concerns returns the pattern of the tools of a server that a rule is about, in which _ is
 // whatever Claude Code writes so; ok is false if it is about none. A rule that matches the
-// tools of haldir too goes on as it is, and one of a project is about what has that name there.
+// tools of haldir too goes on as it is.
 func (r Rule) Concerns(s *Server) (tools string, ok bool) {
-	l := s.List
-	if l.File.Client != ClaudeCode {
-		return "", false
-	}
-	switch {
-	case r.Dir == "" || r.Dir == l.Dir:
-	case l.Scope == User && l.File.has(r.Dir, s.Name), l.Scope != User && !(r.Here && l.Here):
+	if s.List.File.Client != ClaudeCode {
 		return "", false
 	}
 	name := spoken(s.Name)
@@ -144,10 +138,4 @@ func (r Rule) Concerns(s *Server) (tools string, ok bool) {
 	}
 	match := func(s string) bool { ok, err := path.Match(of, s); return err == nil && ok }
 	return tools, rest == name || strings.Contains(of, "*") && match(name) && !match("haldir")
-}
-
-// has reports whether a project of Claude Code has its own server of a name.
-func (f *File) has(dir, name string) bool {
-	l := f.Find(Local, dir)
-	return l != nil && l.Server(name) != nil
 }
