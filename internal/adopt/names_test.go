@@ -93,8 +93,9 @@ func TestServersThatAreNotHaldir(t *testing.T) {
 	} {
 		p := newPerson(t)
 		p.write(".cursor/mcp.json", `{"mcpServers": {"notes": `+entry+`}}`)
+		p.write("project/.mcp.json", `{"mcpServers": {"haldir": {"command": "./notes", "args": ["serve"]}}}`)
 		plan, err := adopt.New(p.o)
-		if err != nil || len(plan.Upstreams) != 1 {
+		if err != nil || len(plan.Upstreams) != 1 || len(plan.Left) != 1 {
 			t.Errorf("%s does not move: %v, %v", entry, plan, err)
 		}
 	}

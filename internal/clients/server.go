@@ -306,7 +306,7 @@ func (r *reading) oauth(key string, v *hujson.Value) {
 // end judges the entry as a whole.
 func (r *reading) end() {
 	s := r.server
-	if s.Guard = r.host.guard(s.Name, r.plain); s.Guard != nil {
+	if s.Guard = r.host.guard(s, r.plain); s.Guard != nil {
 		s.Why = ""
 		return
 	}
@@ -449,8 +449,9 @@ var named = regexp.MustCompile(`^haldir(-\d+)?$`)
 
 // guard tells what an entry that starts haldir says to it; nil if it starts something else. A
 // program of any name counts that is the one that runs, and so does what an entry of haldir's
-// name starts as haldir is started: the program may have been renamed, or be gone.
-func (h Host) guard(name string, s Server) *Guard {
+// name starts as haldir is started: the program may have been renamed, or be gone. That is not so
+// for one that came with a project, which would pass for haldir by its name.
+func (h Host) guard(as *Server, s Server) *Guard {
 	words := append([]string{s.Command}, s.Args...)
 	rest, ok := h.serves(words)
 	for _, line := range words { // of a shell
@@ -458,7 +459,7 @@ func (h Host) guard(name string, s Server) *Guard {
 			rest, ok = h.serves(strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\n;&|()\"'", r) }))
 		}
 	}
-	if !ok && named.MatchString(name) && len(s.Args) > 0 && s.Args[0] == "serve" {
+	if !ok && as.List.Scope != Project && named.MatchString(as.Name) && len(s.Args) > 0 && s.Args[0] == "serve" {
 		rest, ok = s.Args, true
 	}
 	if !ok {
