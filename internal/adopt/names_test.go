@@ -3,6 +3,7 @@ package adopt_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,6 +62,19 @@ func TestHaldirUnderAnotherName(t *testing.T) {
 				t.Errorf("after undo: %s, %v", after, err)
 			}
 		})
+	}
+}
+
+// The rules for Claude Code's shell know the name of the program that runs, beside haldir's own.
+func TestRulesKnowTheProgramsName(t *testing.T) {
+	p := newPerson(t)
+	for own, want := range map[string]bool{"": false, "/opt/haldir": false, "/opt/haldir-linux-amd64": true, "/opt/odd (name": false} {
+		p.o.Host.Own = own
+		rules := adopt.Rules(p.o.Host, p.o.Config, p.o.StateDir)
+		name := filepath.Base(own)
+		if got := slices.Contains(rules, "Bash("+name+" approvals:*)") && name != "haldir"; got != want || !slices.Contains(rules, "Bash(haldir approvals:*)") {
+			t.Errorf("%q: %v", own, rules)
+		}
 	}
 }
 
