@@ -66,7 +66,7 @@ func (p *Plan) uncarried() {
 			carried := c.Kind == "deny" || c.Kind == "ask"
 			if !slices.ContainsFunc(u.From, func(s *clients.Server) bool {
 				tools, ok := c.Concerns(s)
-				return ok && !(carried && plainTools.MatchString(tools)) && (c.Kind != "allow" || c.Here || c.Dir == s.List.Dir)
+				return ok && (!carried || !plainTools.MatchString(tools)) && (c.Kind != "allow" || c.Here || c.Dir == s.List.Dir)
 			}) {
 				continue
 			}

@@ -489,7 +489,8 @@ func (h Host) guard(as *Server, s Server) *Guard {
 // serves returns what words tell haldir, if they have it serve: there are only flags before that.
 func (h Host) serves(words []string) (rest []string, ok bool) {
 	for i, w := range words {
-		if !haldirs.MatchString(w[strings.LastIndexAny(w, `/\`)+1:]) && !((i == 0 || filepath.IsAbs(w)) && h.own(w)) {
+		own := (i == 0 || filepath.IsAbs(w)) && h.own(w)
+		if !own && !haldirs.MatchString(w[strings.LastIndexAny(w, `/\`)+1:]) {
 			continue
 		}
 		rest = words[i+1:]

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/haldir-mcp/haldir/internal/config"
-	"github.com/haldir-mcp/haldir/policy"
 )
 
 // withdrawal removes an upstream with the policies, costs and scopes that are about it alone,
@@ -139,7 +138,7 @@ func (w *withdrawal) share(path string, text []byte, places *[]string) (after []
 			}
 			*places = append(*places, place)
 			notes = append(notes, said+" is about others as well, and goes on without it")
-			if list == Policies && counts(cfg.Ruleset.Policies[i]) {
+			if list == Policies && counts(cfg, i) {
 				notes = append(notes, said+" has no id, so that it begins to count anew")
 			}
 		}
@@ -164,7 +163,7 @@ func (w *withdrawal) parts(list List, i int, cfg *config.Config) (out []part) {
 	switch list {
 	case Policies:
 		r := cfg.Ruleset.Policies[i]
-		if upstreams, tools = r.Upstreams, r.Tools; counts(r) || r.Type == policy.TypeAllow && !w.spares(r.Tools) {
+		if upstreams, tools = r.Upstreams, r.Tools; counts(cfg, i) || r.Type == "allow" && !w.spares(r.Tools) {
 			tools = nil
 		}
 	case Costs:
@@ -187,8 +186,9 @@ func (w *withdrawal) parts(list List, i int, cfg *config.Config) (out []part) {
 }
 
 // counts reports whether a policy has a counter that is known by what the policy is about.
-func counts(r policy.Rule) bool {
-	return r.ID == "" && slices.Contains([]policy.Type{policy.TypeSpendLimit, policy.TypeRateLimit, policy.TypeLoop}, r.Type)
+func counts(cfg *config.Config, i int) bool {
+	r := cfg.Ruleset.Policies[i]
+	return r.ID == "" && slices.Contains([]string{"spend_limit", "rate_limit", "loop"}, string(r.Type))
 }
 
 // spares reports whether patterns are about the same kinds without those of the upstream.
@@ -299,7 +299,7 @@ func (w *withdrawal) alone(list List, i int, cfg *config.Config) bool {
 		if len(r.Upstreams) > 0 && !slices.ContainsFunc(r.Upstreams, func(u string) bool { return u != w.name }) {
 			return true
 		}
-		if r.Type == policy.TypeAllow {
+		if r.Type == "allow" {
 			return false // its tools are what it allows, and it refuses those of all others
 		}
 		tools = r.Tools
