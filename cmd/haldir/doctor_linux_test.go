@@ -536,6 +536,13 @@ var illnesses = map[string]illness{
 			p.must("haldir policy add --pack github")
 		},
 	},
+	"a program that is not there, and a policy about it and another": {
+		id: doctor.UpstreamProgram, status: 1, text: `there is no such program on PATH`, fix: "upstream remove github --with-policies",
+		sicken: func(p *patient) {
+			p.must("haldir upstream add github -- no-such-server")
+			p.must("haldir policy add '{type: deny, upstreams: [github, toy], tools: [add, github/zap], when: has(args.force)}'")
+		},
+	},
 	"an npx that is not there": {
 		id: doctor.UpstreamProgram, status: 1, text: `/nowhere/npx: there is no such program`, fix: "install Node.js",
 		sicken: func(p *patient) { p.must("haldir upstream add files -- /nowhere/npx") },

@@ -70,14 +70,14 @@ func (e *editing) removeUpstream(name string) error {
 	if _, named := errors.AsType[config.Problems](err); named {
 		if with, failed := edit.RemoveUpstream(path, name, edit.Options{DryRun: true}); failed == nil {
 			if e.a.settings, failed = e.a.layers.Settings(with.New); failed == nil { // the command names the state directory
-				e.a.say("haldir: what is about this upstream alone goes with it by: %s", e.a.takeOut(name))
+				e.a.say("haldir: what is about this upstream goes with it by: %s", e.a.takeOut(name))
 			}
 		}
 	}
 	return e.tell(edit.Upstreams, "removed", r, err)
 }
 
-// withdraw removes an upstream with what is about it alone.
+// withdraw removes an upstream with what is about it alone, and takes it out of the rest.
 func (e *editing) withdraw(name string) error {
 	path, err := e.path()
 	if err != nil {

@@ -153,17 +153,16 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 	if err := a.set(); err != nil {
 		return o, err
 	}
-	home, err := os.UserHomeDir()
+	host, err := machine()
 	if err != nil {
-		return o, fmt.Errorf("find the home directory: %w", err)
+		return o, err
 	}
 	state, err := filepath.Abs(a.settings.StateDir)
 	if err != nil {
 		return o, err
 	}
 	o = adopt.Options{
-		Host:   clients.Host{OS: runtime.GOOS, Home: home, Dir: workingDir(), Env: os.Getenv},
-		Config: path, StateDir: state, Store: a.vault(), Projects: i.places, Shared: i.project, Trust: i.trust, Permissions: i.permissions, Now: time.Now(),
+		Host: host, Config: path, StateDir: state, Store: a.vault(), Projects: i.places, Shared: i.project, Trust: i.trust, Permissions: i.permissions, Now: time.Now(),
 	}
 	for _, name := range i.clients {
 		if !slices.Contains(clients.All(), clients.Client(name)) {
@@ -179,7 +178,7 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 	if err != nil {
 		return o, err
 	}
-	if o.Terminal, o.Window, err = itself(); err != nil {
+	if o.Terminal, o.Window, err = started(host.Own, onPath("haldir"), onPath("npx"), runtime.GOOS); err != nil {
 		return o, err
 	}
 	o.Terminal.Args, o.Window.Args = slices.Concat(o.Terminal.Args, args), slices.Concat(o.Window.Args, args)
@@ -187,6 +186,18 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 		o.Claude = ""
 	}
 	return o, nil
+}
+
+// machine is where this haldir runs, and for whom.
+func machine() (h clients.Host, err error) {
+	h = clients.Host{OS: runtime.GOOS, Dir: workingDir(), Env: os.Getenv}
+	if h.Home, err = os.UserHomeDir(); err != nil {
+		return h, fmt.Errorf("find the home directory: %w", err)
+	}
+	if h.Own, err = os.Executable(); err != nil {
+		return h, fmt.Errorf("find haldir itself: %w", err)
+	}
+	return h, nil
 }
 
 // serve is what clients give haldir: what was named, and what it would not find without the XDG
@@ -212,15 +223,6 @@ func (i *adoption) serve(o *adopt.Options, named bool) (args []string, err error
 		args = append(args, "--state-dir", o.StateDir)
 	}
 	return args, nil
-}
-
-// itself is how this haldir is started: from a shell, and by clients with a window.
-func itself() (terminal, window clients.Entry, err error) {
-	own, err := os.Executable()
-	if err != nil {
-		return terminal, window, fmt.Errorf("find haldir itself: %w", err)
-	}
-	return started(own, onPath("haldir"), onPath("npx"), runtime.GOOS)
 }
 
 // onPath is where a program is, "" for one that is not on PATH.
@@ -586,11 +588,11 @@ func (i *adoption) takeBack(path string) error {
 	if err := a.set(); err != nil {
 		return err
 	}
-	dir, err := os.UserHomeDir()
+	host, err := machine()
 	if err != nil {
-		return fmt.Errorf("find the home directory: %w", err)
+		return err
 	}
-	u, err := adopt.Last(a.settings.StateDir, clients.Host{OS: runtime.GOOS, Home: dir, Dir: workingDir(), Env: os.Getenv}, a.vault())
+	u, err := adopt.Last(a.settings.StateDir, host, a.vault())
 	if errors.Is(err, adopt.ErrNothing) {
 		return usage("%w in %s", err, a.settings.StateDir)
 	}
@@ -604,6 +606,8 @@ func (i *adoption) takeBack(path string) error {
 		Way  string `json:"way"` // none, restore, merge, aside or conflict
 		Why  string `json:"why,omitempty"`
 		Diff string `json:"diff"`
+
+		Notes []string `json:"notes,omitempty"`
 	}
 	files := []fileJSON{}
 	for _, f := range u.Files {
@@ -611,7 +615,7 @@ func (i *adoption) takeBack(path string) error {
 		if f.Way == adopt.WayNone {
 			after = f.Now
 		}
-		e := fileJSON{string(f.Kind), f.Path, string(f.Way), f.Why, i.a.secrets.clean(string(diff.Diff(f.Path, f.Now, f.Path, after)))}
+		e := fileJSON{string(f.Kind), f.Path, string(f.Way), f.Why, i.a.secrets.clean(string(diff.Diff(f.Path, f.Now, f.Path, after))), f.More}
 		files = append(files, e)
 		if i.asJSON {
 			continue
@@ -627,6 +631,9 @@ func (i *adoption) takeBack(path string) error {
 		}
 		if err := a.printf("%s %s\n", home(f.Path), word); err != nil {
 			return err
+		}
+		for _, n := range f.More {
+			a.say("haldir: %s: %s", home(f.Path), plain(n, 0))
 		}
 		if i.dryRun && (f.Way == adopt.WayRestore || f.Way == adopt.WayMerge || f.Way == adopt.WayAside) {
 			if err := a.printf("%s", lines(e.Diff)); err != nil {

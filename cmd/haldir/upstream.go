@@ -120,7 +120,8 @@ func upstreamRemove(a *app) *cobra.Command {
 		Short: "Remove an upstream from the config",
 		Long: "remove takes the lines of an upstream out of the config, and leaves the rest of the\n" +
 			"file as it is. One that policies name in `upstreams` stays until they do not; with\n" +
-			"--with-policies the policies, costs and scopes that are about it alone go with it.",
+			"--with-policies the policies, costs and scopes that are about it alone go with it, and\n" +
+			"those that are about others as well go on without it.",
 		Example: "  haldir upstream remove docs\n  haldir upstream remove github --with-policies --dry-run",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -131,7 +132,7 @@ func upstreamRemove(a *app) *cobra.Command {
 		},
 	}
 	e.flags(cmd)
-	cmd.Flags().BoolVar(&policies, "with-policies", false, "remove the policies, costs and scopes that are about this upstream alone as well")
+	cmd.Flags().BoolVar(&policies, "with-policies", false, "remove the policies, costs and scopes that are about this upstream alone as well, and take it out of the others")
 	return cmd
 }
 

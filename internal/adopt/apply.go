@@ -18,6 +18,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/internal/replace"
+	"github.com/haldir-mcp/haldir/internal/secret"
 )
 
 // manifestFile names what a run of init has done, in its directory.
@@ -74,6 +75,11 @@ var ErrBegun = errors.New("what was begun could not be taken back")
 // Do carries the plan out. After an error everything is as it was, or the error is ErrBegun
 // as well and says what is not.
 func (p *Plan) Do(ctx context.Context) (d Done, err error) {
+	unlock, err := alone(p.o.StateDir)
+	if err != nil {
+		return d, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
 	for _, c := range p.Files {
 		if err := c.still(); err != nil {
 			return d, err
@@ -256,7 +262,19 @@ func (p *Plan) takeBack(dir string) error {
 	if conflicts := u.Conflicts(); len(conflicts) > 0 {
 		return fmt.Errorf("%s is not as haldir left it; its copy is in %s", conflicts[0].Path, dir)
 	}
-	return u.Do(false)
+	return u.do(false)
+}
+
+// waits is how long one run waits for another, which mostly takes milliseconds.
+const waits = 10 * time.Second
+
+// alone waits until no other run of init, and none of its undoing, is at work: what the other
+// has done would be taken for one's own, and taken back with it.
+func alone(state string) (unlock func() error, err error) {
+	if unlock, err = secret.Lock(filepath.Join(state, "init.lock"), waits); err != nil {
+		return nil, fmt.Errorf("wait for other runs of haldir init: %w", err)
+	}
+	return unlock, nil
 }
 
 // makeDir makes the directory of this run.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -36,12 +37,25 @@ func Rules(h clients.Host, config, stateDir string) (rules []string) {
 	state := pattern(h, stateDir) + "/**"
 	conf := pattern(h, config)
 	rules = append(rules, "Read("+state+")", "Edit("+state+")", "Read("+conf+")", "Edit("+conf+")")
-	for _, verb := range guarded {
-		// As it is, by its path, and behind flags.
-		rules = append(rules, "Bash(haldir "+verb+":*)", "Bash(*/haldir "+verb+"*)", "Bash(*haldir --* "+verb+"*)")
+	for _, name := range called(h) {
+		for _, verb := range guarded {
+			// As it is, by its path, and behind flags.
+			rules = append(rules, "Bash("+name+" "+verb+":*)", "Bash(*/"+name+" "+verb+"*)", "Bash(*"+name+" --* "+verb+"*)")
+		}
 	}
 	return rules
 }
+
+// called are the names by which the shell may start haldir, as far as a rule can have them.
+func called(h clients.Host) []string {
+	names := []string{"haldir"}
+	if own := filepath.Base(h.Own); plainName.MatchString(own) && own != names[0] {
+		names = append(names, own)
+	}
+	return names
+}
+
+var plainName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 
 // pattern is a path as the rules have it: from the home directory, or from the root, which
 // is written with two slashes.

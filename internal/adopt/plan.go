@@ -141,7 +141,9 @@ func New(o Options) (*Plan, error) {
 	for _, u := range p.Upstreams {
 		p.name(u, cfg)
 	}
-	p.claude = o.Host.ClaudeRules(p.projects()...)
+	if slices.ContainsFunc(p.Upstreams, func(u *Upstream) bool { return u.of(clients.ClaudeCode) }) {
+		p.claude = o.Host.ClaudeRules()
+	}
 	after, err := p.write(before)
 	if p.elsewhere && len(p.Upstreams) == 0 {
 		after = before // there is a haldir already, and this is not its config
@@ -283,6 +285,11 @@ func (p *Plan) join(s *clients.Server) {
 		}
 	}
 	p.Upstreams = append(p.Upstreams, &Upstream{From: []*clients.Server{s}})
+}
+
+// of reports whether a client has the server.
+func (u *Upstream) of(c clients.Client) bool {
+	return slices.ContainsFunc(u.From, func(s *clients.Server) bool { return s.List.File.Client == c })
 }
 
 // timeout is the longest that one of its clients waits; 0 for the default.

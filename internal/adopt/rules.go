@@ -18,6 +18,7 @@ type rule struct {
 	id    string
 	tools []string // patterns
 	says  string   // what it is, for people; the id follows
+	only  []string // settings of Claude Code that held it in one project alone
 }
 
 // withheld is the id of the policy that denies what a client did not offer.
@@ -29,58 +30,44 @@ func (p *Plan) held(u *Upstream) (out []rule) {
 	r := rule{kind: policy.TypeDeny, id: withheld(u.Name), says: "the tools that a client does not offer are denied by the policy"}
 	for _, s := range u.From {
 		for _, t := range s.Withheld {
-			r.add(u.Name + "/" + t)
+			r.add(u.Name + "/" + quoted.Replace(t))
 		}
 	}
 	deny := rule{kind: policy.TypeDeny, id: "claude-deny-" + u.Name, says: "what Claude Code's settings deny is denied to every client by the policy"}
 	ask := rule{kind: policy.TypeApproval, id: "claude-ask-" + u.Name, says: "what Claude Code's settings ask about is asked for every client by the policy"}
 	for _, c := range p.claude {
-		for _, tools := range concerned(u, c) {
-			switch {
-			case !plainTools.MatchString(tools):
-			case c.Kind == "deny":
-				deny.add(u.Name + "/" + tools)
-			case c.Kind == "ask":
-				ask.add(u.Name + "/" + tools)
+		to := map[string]*rule{"deny": &deny, "ask": &ask}[c.Kind]
+		for _, s := range u.From {
+			tools, ok := c.Concerns(s)
+			if to == nil || !ok || !plainTools.MatchString(tools) {
+				continue
+			}
+			to.add(u.Name + "/" + strings.ReplaceAll(tools, "_", "?")) // Claude Code has _ for . and / as well
+			if c.Dir != "" && c.Dir != s.List.Dir && !slices.Contains(to.only, c.Path) {
+				to.only = append(to.only, c.Path)
 			}
 		}
 	}
 	return append(out, r, deny, ask)
 }
 
+// quoted writes the name of a tool as a pattern that matches it alone.
+var quoted = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
+
 // plainTools is what a rule of Claude Code may say of tools so that haldir can say it.
 var plainTools = regexp.MustCompile(`^[A-Za-z0-9_.*-]+$`)
 
-// concerned are the tools of an upstream that a rule of Claude Code is about.
-func concerned(u *Upstream, c clients.Rule) (out []string) {
-	for _, s := range u.From {
-		if tools, ok := c.Concerns(s.Name); ok && s.List.File.Client == clients.ClaudeCode && !slices.Contains(out, tools) {
-			out = append(out, tools)
-		}
-	}
-	return out
-}
-
-// projects are those of Claude Code whose servers move.
-func (p *Plan) projects() (out []string) {
-	for _, u := range p.Upstreams {
-		for _, s := range u.From {
-			if s.List.Scope == clients.Local {
-				out = append(out, s.List.Dir)
-			}
-		}
-	}
-	return out
-}
-
 // uncarried tells what Claude Code holds of the servers that move, and haldir cannot: their
-// tools are mcp__haldir__NAME__TOOL there now.
+// tools are mcp__haldir__NAME__TOOL there now. Where a rule of another project allowed, Claude
+// Code asks again, and there is one for each time that somebody said so there.
 func (p *Plan) uncarried() {
 	for _, u := range p.Upstreams {
 		for _, c := range p.claude {
-			tools := concerned(u, c)
 			carried := c.Kind == "deny" || c.Kind == "ask"
-			if len(tools) == 0 || carried && !slices.ContainsFunc(tools, func(t string) bool { return !plainTools.MatchString(t) }) {
+			if !slices.ContainsFunc(u.From, func(s *clients.Server) bool {
+				tools, ok := c.Concerns(s)
+				return ok && (!carried || !plainTools.MatchString(tools)) && (c.Kind != "allow" || c.Here || c.Dir == s.List.Dir)
+			}) {
 				continue
 			}
 			what := map[string]string{"hook": "the hook for", "allow": "the rule that allows", "deny": "the rule that denies", "ask": "the rule that asks about"}[c.Kind]
@@ -110,11 +97,7 @@ func (p *Plan) rules(text []byte, u *Upstream) ([]byte, error) {
 		if r.id = r.beside(cfg.Ruleset.Policies); len(r.tools) == 0 {
 			continue
 		}
-		var patterns []string
-		for _, t := range r.tools {
-			patterns = append(patterns, scalar(t))
-		}
-		entry := fmt.Sprintf("{type: %s, id: %s, tools: [%s]}", r.kind, r.id, strings.Join(patterns, ", "))
+		entry := fmt.Sprintf("{type: %s, id: %s, tools: %s}", r.kind, r.id, flow(r.tools))
 		added, err := edit.AddTo(text, p.o.Config, edit.Policies, []byte(entry), edit.Options{})
 		if err != nil {
 			return nil, err
@@ -122,6 +105,9 @@ func (p *Plan) rules(text []byte, u *Upstream) ([]byte, error) {
 		text = added.After
 		p.Policies = append(p.Policies, r.id)
 		p.Notes = append(p.Notes, fmt.Sprintf("%s: %s %s", u.Name, r.says, r.id))
+		for _, path := range r.only {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: what %s says held in that project alone, and by the policy %s it holds everywhere", u.Name, path, r.id))
+		}
 	}
 	return text, nil
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/clients"
@@ -51,7 +52,8 @@ type Reversal struct {
 	Kind Kind
 	Path string
 	Way  Way
-	Why  string // there is a conflict, if there is more to say
+	Why  string   // there is a conflict, if there is more to say
+	More []string // what a person should know of what becomes of it
 
 	Left, Now, After []byte // as init left it, as it is, as it will be; nil for no file
 
@@ -177,7 +179,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	case r.Kind == KindSettings:
 		v.After, err = clients.Undeny(r.Path, v.Now, r.Rules)
 	case r.Kind == KindConfig && v.before != nil:
-		v.After, err = withdraw(r.Path, v.Now, v.before, r)
+		v.After, v.More, err = withdraw(r.Path, v.Now, v.before, r)
 	case r.After == "": // init was cut off, or failed as somebody else was first
 		err = errors.New("it was not there before init, which has not noted that it made it")
 	default:
@@ -217,36 +219,39 @@ func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) (
 // withdraw takes upstreams out of a haldir.yaml, first what was written for them, and with
 // each what is about it alone and was not there before init, such as the policies of a pack:
 // without it they would not load.
-func withdraw(path string, text, before []byte, was record) ([]byte, error) {
+func withdraw(path string, text, before []byte, was record) (after []byte, notes []string, err error) {
 	policies := slices.Clone(was.Policies)
 	for _, name := range was.Added {
 		if id := withheld(name); !slices.Contains(policies, id) { // an init of before they were noted
 			policies = append(policies, id)
 		}
 	}
-	text, err := without(text, policies, func(text []byte, id string) (edit.Result, error) {
-		return edit.RemoveFrom(text, path, edit.Policies, id)
-	})
-	if err != nil {
-		return nil, err
+	// One that a person has taken out is no mistake.
+	without := func(names []string, remove func(name string) (edit.Result, error)) error {
+		for _, name := range names {
+			r, err := remove(name)
+			if errors.Is(err, edit.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if len(r.IDs) > 0 {
+				notes = append(notes, fmt.Sprintf("what was about %s alone goes with it: %s", name, strings.Join(r.IDs, ", ")))
+			}
+			text, notes = r.After, append(notes, r.Notes...)
+		}
+		return nil
 	}
-	return without(text, was.Added, func(text []byte, name string) (edit.Result, error) {
+	if err := without(policies, func(id string) (edit.Result, error) {
+		return edit.RemoveFrom(text, path, edit.Policies, id, before)
+	}); err != nil {
+		return nil, nil, err
+	}
+	err = without(was.Added, func(name string) (edit.Result, error) {
 		return edit.RemoveUpstreamFrom(text, path, name, before)
 	})
-}
-
-// without takes entries out of a text. One that a person has taken out is no mistake.
-func without(text []byte, names []string, remove func([]byte, string) (edit.Result, error)) ([]byte, error) {
-	for _, name := range names {
-		r, err := remove(text, name)
-		switch {
-		case err == nil:
-			text = r.After
-		case !errors.Is(err, edit.ErrNotFound):
-			return nil, err
-		}
-	}
-	return text, nil
+	return text, notes, err
 }
 
 // Conflicts are the files that have no way back but by force.
@@ -262,7 +267,24 @@ func (u *Undo) Conflicts() (out []Reversal) {
 // Do takes the init back. force puts files with conflicts back as they were before it, and
 // those alone: what was saved since in a file that has another way back is not to be lost. The
 // directory of the copies goes, unless what a file was until now is kept there: see Undone.
-func (u *Undo) Do(force bool) error {
+func (u *Undo) Do(force bool) (err error) {
+	unlock, err := alone(filepath.Dir(filepath.Dir(u.Dir)))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if _, err := os.Stat(filepath.Join(u.Dir, manifestFile)); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: it was undone meanwhile", ErrNothing)
+	}
+	for _, v := range u.Files {
+		if _, _, err := v.still(); err != nil {
+			return fmt.Errorf("%s: %w; nothing was undone, try again", v.Path, err)
+		}
+	}
+	return u.do(force)
+}
+
+func (u *Undo) do(force bool) error {
 	if len(u.Conflicts()) > 0 && !force {
 		return errors.New("files were changed since")
 	}
@@ -298,26 +320,31 @@ func (u *Undo) Do(force bool) error {
 	return os.RemoveAll(u.Dir)
 }
 
-// back writes what a file is to be.
-func (v Reversal) back() error {
-	target, err := replace.Follow(v.Path)
-	if err != nil {
-		return err
+// still is where a file is, if it is as the way back was found for.
+func (v Reversal) still() (target string, info fs.FileInfo, err error) {
+	if target, err = replace.Follow(v.Path); err != nil {
+		return "", nil, err
 	}
 	now, info, err := replace.Read(target)
+	if err == nil && digest(now) != digest(v.Now) {
+		err = replace.ErrChanged
+	}
+	return target, info, err
+}
+
+// back writes what a file is to be.
+func (v Reversal) back() error {
+	target, info, err := v.still()
 	if err != nil {
 		return err
-	}
-	if digest(now) != digest(v.Now) {
-		return replace.ErrChanged
 	}
 	switch {
 	case v.After == nil:
 		return os.Remove(target)
 	case v.Kind == KindConfig:
-		return edit.Replace(v.Path, now, v.After)
+		return edit.Replace(v.Path, v.Now, v.After)
 	}
-	if err := replace.File(target, now, v.After, info); err != nil {
+	if err := replace.File(target, v.Now, v.After, info); err != nil {
 		return err
 	}
 	if info == nil && v.mode != 0 {

@@ -183,6 +183,9 @@ func (h Host) rejected(dir string) (out []string) {
 
 // readRoot is the object in a file of Claude Code; nil if Claude Code cannot read it either.
 func readRoot(path string) *hujson.Object {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return nil // what a project has there may never end
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil

@@ -54,6 +54,7 @@ type Host struct {
 	OS   string // as in runtime.GOOS
 	Home string
 	Dir  string // where the person is
+	Own  string // the program that runs, whatever its name is; "" if it is not known
 	Env  func(string) string
 }
 

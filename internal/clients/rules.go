@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf16"
 
 	"github.com/tailscale/hujson"
 )
@@ -15,31 +16,54 @@ type Rule struct {
 	Kind string // deny, ask or allow; hook for the matcher of one
 	Text string // as it is written
 	Path string // of the settings
+	Dir  string // the project that they are for; "" for the person's own
+	Here bool   // it is for where the person is
 }
 
-// ClaudeRules lists the rules about MCP servers in the person's settings, and in those of the
-// project that the person is in and of other ones.
-func (h Host) ClaudeRules(projects ...string) (out []Rule) {
-	paths := []string{h.ClaudeSettings()}
-	for _, dir := range append(h.Dirs(), projects...) {
-		for _, name := range []string{"settings.json", "settings.local.json"} {
-			if p := filepath.Join(dir, ".claude", name); !slices.Contains(paths, p) {
-				paths = append(paths, p)
-			}
+// ClaudeRules lists the rules about MCP servers in the person's settings, in those of the
+// project that the person is in, and of all that Claude Code knows.
+func (h Host) ClaudeRules() (out []Rule) {
+	var seen []string
+	read := func(path string, of Rule) {
+		if slices.Contains(seen, path) {
+			return
+		}
+		seen = append(seen, path)
+		if o := readRoot(path); o != nil {
+			of.Path = path
+			out = append(out, rulesOf(o, of)...)
 		}
 	}
-	for _, p := range paths {
-		if o := readRoot(p); o != nil {
-			out = append(out, rulesOf(o, p)...)
+	read(h.ClaudeSettings(), Rule{Here: true})
+	here := h.Dirs()
+	for i, dir := range append(here, h.projects()...) {
+		of := Rule{Dir: dir, Here: i < len(here)}
+		for _, name := range []string{"settings.json", "settings.local.json"} {
+			read(filepath.Join(filepath.FromSlash(dir), ".claude", name), of)
 		}
 	}
 	return out
 }
 
-func rulesOf(root *hujson.Object, path string) (out []Rule) {
+// projects are those that Claude Code has been in.
+func (h Host) projects() (dirs []string) {
+	o := readRoot(h.ClaudeConfig())
+	for i := 0; o != nil && i < len(o.Members); i++ {
+		p := object(&o.Members[i].Value)
+		for j := 0; p != nil && nameOf(&o.Members[i]) == "projects" && j < len(p.Members); j++ {
+			if dir := nameOf(&p.Members[j]); filepath.IsAbs(filepath.FromSlash(dir)) {
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	return dirs
+}
+
+func rulesOf(root *hujson.Object, of Rule) (out []Rule) {
 	add := func(kind, text string) {
-		if strings.Contains(text, "mcp__") && !slices.Contains(out, Rule{kind, text, path}) {
-			out = append(out, Rule{kind, text, path})
+		r := of
+		if r.Kind, r.Text = kind, text; strings.Contains(text, "mcp__") && !slices.Contains(out, r) {
+			out = append(out, r)
 		}
 	}
 	for i := range root.Members {
@@ -82,10 +106,22 @@ func matchers(events *hujson.Object) (out []string) {
 
 var unspoken = regexp.MustCompile(`[^A-Za-z0-9_-]`)
 
-// Concerns returns the pattern of the tools of a server that a rule is about; ok is false if
-// it is about none. A rule that matches the tools of haldir too goes on as it is.
-func (r Rule) Concerns(server string) (tools string, ok bool) {
-	name := unspoken.ReplaceAllString(server, "_") // as Claude Code names its tools
+// spoken is the name of a server as Claude Code has it in those of its tools, which are
+// changed unit by unit of UTF-16.
+func spoken(server string) string {
+	return unspoken.ReplaceAllStringFunc(server, func(c string) string {
+		return strings.Repeat("_", len(utf16.Encode([]rune(c))))
+	})
+}
+
+// Concerns returns the pattern of the tools of a server that a rule is about, in which _ is
+// whatever Claude Code writes so; ok is false if it is about none. A rule that matches the
+// tools of haldir too goes on as it is.
+func (r Rule) Concerns(s *Server) (tools string, ok bool) {
+	if s.List.File.Client != ClaudeCode {
+		return "", false
+	}
+	name := spoken(s.Name)
 	if r.Kind == "hook" {
 		return "", strings.Contains(r.Text, "mcp__"+name)
 	}

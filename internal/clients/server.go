@@ -3,6 +3,8 @@ package clients
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -304,7 +306,7 @@ func (r *reading) oauth(key string, v *hujson.Value) {
 // end judges the entry as a whole.
 func (r *reading) end() {
 	s := r.server
-	if s.Guard = guard(r.plain); s.Guard != nil {
+	if s.Guard = r.host.guard(s, r.plain); s.Guard != nil {
 		s.Why = ""
 		return
 	}
@@ -435,21 +437,32 @@ func (r *reading) reference(name string) string {
 	return same
 }
 
-// guard tells what an entry that starts haldir says to it; nil if it starts something else.
-func guard(s Server) *Guard {
+// haldirs are the names of the program: its own, with what release pages put behind one
+// (haldir-linux-amd64, haldir_1.2.0_windows_arm64.exe), and a version as npx and Docker have it. Not any
+// name that begins so: haldir-notes may be somebody's server.
+var haldirs = regexp.MustCompile(`(?i)^haldir([-_.]?v?\d[\w.]*|[-_.](` +
+	`linux|darwin|macos|windows|win32|freebsd|openbsd|netbsd|musl|gnu|amd64|x64|x86|x86_64|arm64|armv[67]l?|aarch64|386|i386|riscv64|ppc64le|s390x|universal|all` +
+	`))*(\.exe)?([@:][^/\\]*)?$`)
+
+// named are the names that init gives the entry for haldir.
+var named = regexp.MustCompile(`^haldir(-\d+)?$`)
+
+// guard tells what an entry that starts haldir says to it; nil if it starts something else. A
+// program of any name counts that is the one that runs, and so does what an entry of haldir's
+// name starts as haldir is started: the program may have been renamed, or be gone. That is not so
+// for one that came with a project, which would pass for haldir by its name.
+func (h Host) guard(as *Server, s Server) *Guard {
 	words := append([]string{s.Command}, s.Args...)
-	at := -1
-	for i, w := range words {
-		base := strings.ToLower(filepath.Base(filepath.FromSlash(strings.ReplaceAll(w, `\`, "/"))))
-		if i > 0 {
-			base, _, _ = strings.Cut(base, "@") // npx haldir@1
-		}
-		if base = strings.TrimSuffix(base, ".exe"); base == "haldir" {
-			at = i
-			break
+	rest, ok := h.serves(words)
+	for _, line := range words { // of a shell
+		if !ok {
+			rest, ok = h.serves(strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\n;&|()\"'", r) }))
 		}
 	}
-	if at < 0 || !slices.Contains(words[at:], "serve") {
+	if !ok && as.List.Scope != Project && named.MatchString(as.Name) && len(s.Args) > 0 && s.Args[0] == "serve" {
+		rest, ok = s.Args, true
+	}
+	if !ok {
 		return nil
 	}
 	g := &Guard{}
@@ -461,7 +474,6 @@ func guard(s Server) *Guard {
 			g.StateDir = p.Value
 		}
 	}
-	rest := words[at+1:]
 	for i, w := range rest {
 		for flag, to := range map[string]*string{"--config": &g.Config, "--state-dir": &g.StateDir} {
 			if v, ok := strings.CutPrefix(w, flag+"="); ok {
@@ -472,6 +484,39 @@ func guard(s Server) *Guard {
 		}
 	}
 	return g
+}
+
+// serves returns what words tell haldir, if they have it serve: there are only flags before that.
+func (h Host) serves(words []string) (rest []string, ok bool) {
+	for i, w := range words {
+		own := (i == 0 || filepath.IsAbs(w)) && h.own(w)
+		if !own && !haldirs.MatchString(w[strings.LastIndexAny(w, `/\`)+1:]) {
+			continue
+		}
+		rest = words[i+1:]
+		for j := 0; j < len(rest); j++ {
+			switch flag := strings.HasPrefix(rest[j], "-"); {
+			case rest[j] == "serve":
+				return rest, true
+			case !flag && (j == 0 || !strings.HasPrefix(rest[j-1], "-")):
+				j = len(rest) // neither a flag nor the value of one
+			}
+		}
+	}
+	return nil, false
+}
+
+// own reports whether a path, or the name of a command, is the program that runs.
+func (h Host) own(path string) bool {
+	if h.Own == "" || path == "" {
+		return false
+	}
+	if !strings.ContainsAny(path, `/\`) {
+		path, _ = exec.LookPath(path) // it need not be there
+	}
+	a, errA := os.Stat(path)
+	b, errB := os.Stat(h.Own)
+	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
 // Same reports whether two servers are one: they say the same, whatever they are called.

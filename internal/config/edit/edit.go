@@ -81,6 +81,7 @@ type change struct {
 	list   List
 	entry  *entry // nil: one is removed
 	remove string
+	was    []byte // comments above what is removed go too, and so does its list, if this text has not got them; nil for no text
 	o      Options
 }
 
@@ -152,9 +153,11 @@ func Remove(path string, list List, id string, o Options) (Result, error) {
 	return rewrite(&change{list: list, remove: id, o: o}, path, o)
 }
 
-// RemoveFrom is [Remove] for the text of a file, of which nothing is read or written.
-func RemoveFrom(before []byte, path string, list List, id string) (Result, error) {
-	return (&change{list: list, remove: id}).apply(path, before)
+// RemoveFrom is [Remove] for the text of a file, of which nothing is read or written. What the
+// text was has not got goes as well: comments right above the entry, and the list if it was the
+// only one.
+func RemoveFrom(before []byte, path string, list List, id string, was []byte) (Result, error) {
+	return (&change{list: list, remove: id, was: was}).apply(path, before)
 }
 
 // apply makes the change to a text.
@@ -227,6 +230,11 @@ func (c *change) cut(path string, s *surgeon, r *Result) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	r.ID = c.remove
+	if c.was != nil {
+		if s.was, err = c.less(path, s.Text); err != nil {
+			return err
+		}
+	}
 	way, err := s.remove(i)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -243,6 +251,22 @@ func (c *change) cut(path string, s *surgeon, r *Result) error {
 		r.Notes = append(r.Notes, renamed(r.Old, r.New, i)...)
 	}
 	return nil
+}
+
+// less is what a text has that was has not.
+func (c *change) less(path, text string) (*less, error) {
+	o, err := config.ReadOutline(c.was, path)
+	if err != nil {
+		return nil, err
+	}
+	l := &less{comments: map[string]int{}, list: o.Root == nil || o.Root.Find(string(c.list)) == nil}
+	for line := range strings.Lines(text) {
+		l.comments[strings.TrimSpace(line)]++
+	}
+	for line := range strings.Lines(o.Text) {
+		l.comments[strings.TrimSpace(line)]--
+	}
+	return l, nil
 }
 
 // find returns the number of the entry that is to be removed.

@@ -52,6 +52,9 @@ func (c *change) meant(s *surgeon, w *way, out *config.Outline) (fresh *config.N
 		before["version"] = &config.Node{Kind: config.NodeOther, Text: "1"}
 	}
 	list := out.Root.Find(string(c.list))
+	if list == nil && w.list {
+		list = &config.Node{Kind: config.NodeList}
+	}
 	if list == nil || list.Kind != config.NodeList {
 		return nil, ErrShape
 	}

@@ -23,6 +23,7 @@ type way struct {
 	removed int  // the number of the entry that goes
 	above   int  // the line of a comment that stands above it
 	version bool // the file gets its version
+	list    bool // the list goes with it
 }
 
 func (w *way) put(at int, text string) { w.splices = append(w.splices, splice{at, at, text}) }
@@ -63,9 +64,16 @@ type surgeon struct {
 	list List
 	eol  string
 	bom  bool
+	was  *less // what is removed along; nil for nothing
 
 	key   *config.Node // of the list; nil if it is not there
 	value *config.Node
+}
+
+// less is what a text has that one before it has not.
+type less struct {
+	comments map[string]int // how many more lines of it there are
+	list     bool
 }
 
 // lineEnd is how lines of a text end.
@@ -81,16 +89,19 @@ func lineEnd(text string) string {
 }
 
 // look finds the list.
-func (s *surgeon) look() error {
-	if s.Root == nil {
+func (s *surgeon) look() error { return s.lookIn(s.Root) }
+
+// lookIn finds the list in a mapping.
+func (s *surgeon) lookIn(in *config.Node) error {
+	if in == nil {
 		return nil
 	}
-	if s.Root.Kind != config.NodeMapping || s.Root.Anchor != "" {
+	if in.Kind != config.NodeMapping || in.Anchor != "" {
 		return ErrShape
 	}
-	for i, k := range s.Root.Keys {
+	for i, k := range in.Keys {
 		if k.Text == string(s.list) {
-			s.key, s.value = k, s.Root.Values[i]
+			s.key, s.value = k, in.Values[i]
 		}
 	}
 	switch {
@@ -411,12 +422,24 @@ func (s *surgeon) removeBlock(w *way, i int) error {
 	if end += len(s.lineBreak(end)); end > len(s.Text) {
 		end = len(s.Text)
 	}
-	if above := s.lineAbove(start); above >= 0 && strings.HasPrefix(strings.TrimLeft(s.Text[above:start], " "), "#") {
-		w.above, _ = s.Place(above)
+	for above := s.lineAbove(start); above >= 0 && strings.HasPrefix(strings.TrimLeft(s.Text[above:start], " "), "#"); above = s.lineAbove(start) {
+		if s.was == nil {
+			w.above, _ = s.Place(above)
+			break
+		}
+		line := strings.TrimSpace(s.Text[above:start])
+		if s.was.comments[line] <= 0 {
+			break
+		}
+		s.was.comments[line]--
+		start = above
+	}
+	if n == 1 && s.was != nil && s.was.list && !s.Root.Flow && s.lineAbove(start) == s.LineStart(s.key.Start) {
+		start, w.list = s.lineAbove(start), true
 	}
 	below := s.blankAt(end)
 	switch blank := s.blankLines(start); {
-	case blank < start && i > 0 && (i == n-1 || below > end):
+	case blank < start && (i > 0 || w.list) && (i == n-1 || below > end):
 		start = blank // the lines that set it apart
 	case blank == start && i == 0 && n > 1 && w.above == 0:
 		end = below
@@ -425,7 +448,7 @@ func (s *surgeon) removeBlock(w *way, i int) error {
 		start -= len(s.breakBefore(start)) // a file that ends without a line end goes on doing so
 	}
 	w.cut(start, end)
-	if n == 1 {
+	if n == 1 && !w.list {
 		at := s.colon()
 		if s.value.Anchor != "" {
 			at = s.value.Behind

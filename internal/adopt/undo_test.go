@@ -1,0 +1,72 @@
+package adopt_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/haldir-mcp/haldir/internal/adopt"
+	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/internal/packs"
+)
+
+// What init wrote into a haldir.yaml that was there, and a pack for it that has come since, go
+// with their comments and lists, so that none of it seems to be about what a person has written
+// since, which stays.
+func TestUndoLeavesAPersonsConfigAlone(t *testing.T) {
+	const first, last = "{type: deny, id: first, tools: [zap]}", "{type: deny, id: last, tools: [zip]}"
+	for name, before := range map[string]string{
+		"in lines":          "# Mine.\nversion: 1\nupstreams:\n  # files\n  - {name: files, command: files}\n\npolicies:\n  # no drops\n  - {type: deny, tools: [drop]}\n",
+		"apart":             "version: 1\n\nupstreams:\n  - {name: files, command: files}\n\n  - {name: docs, command: docs}\n\npolicies:\n  - {type: deny, tools: [drop]}\n",
+		"no end":            "version: 1\nupstreams:\n  - {name: files, command: files}\npolicies:\n  - {type: deny, tools: [drop]}",
+		"CRLF":              "version: 1\r\nupstreams:\r\n  - {name: files, command: files}\r\npolicies:\r\n  - {type: deny, tools: [drop]}\r\n",
+		"no policies":       "version: 1\nupstreams:\n  - {name: files, command: files}\n",
+		"nothing":           "version: 1\n",
+		"empty lists":       "version: 1\nupstreams: [] # none yet\npolicies: []\nscopes: []\n",
+		"scopes":            "version: 1\nscopes:\n  # code\n  - {tools: [\"*\"], require: [code]}\nupstreams:\n  - {name: files, command: files}\n",
+		"a comment of ours": "version: 1\nupstreams:\n  # From Cursor (user).\n  - {name: files, command: files}\n  # From Cursor (user).\n",
+		"braces":            "{\"version\": 1, \"upstreams\": [{\"name\": \"files\", \"command\": \"files\"}], \"scopes\": []}\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPerson(t)
+			p.write(".config/haldir/haldir.yaml", before)
+			p.write(".cursor/mcp.json", `{"mcpServers": {"github": {"command": "gh", "description": "code"}, "two": {"command": "two"}}}`)
+			if _, err := p.plan().Do(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			entries := []edit.Entry{{List: edit.Policies, Text: []byte(first)}}
+			for _, pack := range must(packs.All())(t) {
+				if pack.Name == "github" {
+					more, _ := pack.Entries(packs.Use{Upstream: "github"})
+					entries = append(entries, more...)
+				}
+			}
+			entries = append(entries, edit.Entry{List: edit.Policies, Text: []byte(last)})
+			must(edit.AddAll(p.o.Config, entries, edit.Options{}))(t)
+			u := must(adopt.Last(p.o.StateDir, p.o.Host, p.store))(t)
+			if said := strings.Join(u.Files[0].More, "\n"); !strings.Contains(said, "github-never") {
+				t.Errorf("it is not told what goes with the upstream: %q", said)
+			}
+			p.undo(false)
+			want := must(edit.AddTo([]byte(before), p.o.Config, edit.Policies, []byte(first), edit.Options{}))(t)
+			got := must(edit.Remove(p.o.Config, edit.Policies, "last", edit.Options{}))(t)
+			if diff := cmp.Diff(string(want.After), string(got.After)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if len(got.Notes) > 0 && !strings.Contains(before, "#") {
+				t.Errorf("above what a person has written stands now: %q", got.Notes)
+			}
+		})
+	}
+}
+
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
