@@ -26,13 +26,7 @@ var errNoHost = errors.New("a text is no address on the web whose host is beyond
 // reader refuses is an error, and so is a URL of another scheme, which has no host or
 // one that not all readers see.
 func urlHost(text string) (string, error) {
-	text = strings.TrimFunc(text, func(r rune) bool { return r <= ' ' })
-	text = strings.Map(func(r rune) rune {
-		if r == '\t' || r == '\n' || r == '\r' {
-			return -1
-		}
-		return r
-	}, text)
+	text = trimmed(text)
 	scheme, rest, _ := strings.Cut(text, ":")
 	if !slices.Contains([]string{"http", "https", "ws", "wss", "ftp"}, strings.ToLower(scheme)) {
 		return "", errNoHost
@@ -57,6 +51,17 @@ func urlHost(text string) (string, error) {
 		return "", errNoHost
 	}
 	return domain(name)
+}
+
+// trimmed returns a text without what browsers leave out of a URL.
+func trimmed(text string) string {
+	text = strings.TrimFunc(text, func(r rune) bool { return r <= ' ' })
+	return strings.Map(func(r rune) rune {
+		if r == '\t' || r == '\n' || r == '\r' {
+			return -1
+		}
+		return r
+	}, text)
 }
 
 func isPort(s string) bool {
