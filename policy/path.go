@@ -166,7 +166,7 @@ func isSlash(r rune) bool { return r == '/' || r == '\\' }
 // leaves out what browsers do takes for one.
 func filePath(s string) (p string, ok bool) {
 	if !isFile(s) {
-		return s, !isFile(trimmed(s))
+		return s, !isFile(asBrowsersDo(s))
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Opaque != "" || u.User != nil || u.Host != "" && !strings.EqualFold(u.Host, "localhost") || u.RawQuery != "" || u.ForceQuery || strings.ContainsAny(s, "#|") {
@@ -176,3 +176,13 @@ func filePath(s string) (p string, ok bool) {
 }
 
 func isFile(s string) bool { return len(s) >= 5 && strings.EqualFold(s[:5], "file:") }
+
+// asBrowsersDo leaves out what browsers do.
+func asBrowsersDo(url string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\t' || r == '\n' || r == '\r' {
+			return -1
+		}
+		return r
+	}, strings.TrimFunc(url, isOutside))
+}
