@@ -24,8 +24,8 @@ var errNoHost = errors.New("a text is no address on the web whose host is beyond
 // for fullwidth digits. It is in lower case and ASCII, without a dot at its end; an
 // IPv6 address is without brackets, and one that stands for an IPv4 address is that. What such a
 // reader refuses is an error, and so is a URL of another scheme, which has no host or
-// one that not all readers see, and one that has other readers go elsewhere: to evil.com for
-// http://good.com\@evil.com, or one with two @.
+// one that not all readers see. So is one that leads other readers elsewhere, such as
+// http://good.com\@evil.com, which some take for evil.com.
 func urlHost(text string) (string, error) {
 	text = strings.TrimFunc(text, isOutside)
 	scheme, rest, _ := strings.Cut(text, ":")
@@ -36,10 +36,13 @@ func urlHost(text string) (string, error) {
 	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
 		rest = rest[:end]
 	}
-	if strings.ContainsAny(rest, "\\\t\n\r") || strings.Count(rest, "@") > 1 {
+	user, name := "", rest
+	if at := strings.IndexByte(rest, '@'); at >= 0 {
+		user, name = rest[:at], rest[at+1:]
+	}
+	if strings.ContainsFunc(rest, func(r rune) bool { return r == '\\' || isOutside(r) }) || strings.Contains(name, "@") || strings.ContainsFunc(user, notASCII) {
 		return "", errNoHost
 	}
-	name := rest[strings.LastIndexByte(rest, '@')+1:]
 	inside, after, bracketed := strings.Cut(name, "]")
 	switch {
 	case len(name) > maxHost:
@@ -97,7 +100,7 @@ func domain(name string) (string, error) {
 		return "", errNoHost
 	}
 	name = lowerASCII(name)
-	foreign := strings.ContainsFunc(name, func(r rune) bool { return r >= utf8.RuneSelf })
+	foreign := strings.ContainsFunc(name, notASCII)
 	if foreign || strings.HasPrefix(name, "xn--") || strings.Contains(name, ".xn--") {
 		ascii, err := names.ToASCII(name)
 		if err != nil {
@@ -128,6 +131,8 @@ func domain(name string) (string, error) {
 	}
 	return ipv4(parts)
 }
+
+func notASCII(r rune) bool { return r >= utf8.RuneSelf }
 
 func lowerASCII(s string) string {
 	return strings.Map(func(r rune) rune {

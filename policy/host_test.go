@@ -43,7 +43,7 @@ func TestHost(t *testing.T) {
 		"http://x:99999", "http://x:8a", "http://x:-1", "http://x:80:80", "http://1.2.3.4.5", "http://256.1.1.1", "http://1.2.3.256", "http://4294967296", "http://1.2.65536", "http://08", "http://1.2.3.09", "http://99999999999999999999999", "http://0xffffffffffffffffff", "http://a.1", "http://1..2",
 		"http://[::1", "http://::1", "http://[::1]x", "http://x[::1]", "http://[1.2.3.4]", "http://[fe80::1%25eth0]", "http://[::1.2.3]", "http://[::01.2.3.4]", "http://[1:2:3]", "http://[]", "http://[::1]:x",
 		// What some read as an address of another host.
-		`http://example.com\@127.0.0.1/`, `http://example.com\.b/`, `http:\\example.com`, `http:/\example.com`, `http://\example.com`, `http://example.com\`, "http://a@b:80@c/", "http://a@b@c", "ht\ntp://example.com", "http:/\t/example.com", "http://exa\rmple.com", "http://a\n@b",
+		`http://example.com\@127.0.0.1/`, `http://example.com\.b/`, `http:\\example.com`, `http:/\example.com`, `http://\example.com`, `http://example.com\`, "http://a@b:80@c/", "http://a@b@c", "ht\ntp://example.com", "http:/\t/example.com", "http://exa\rmple.com", "http://a\n@b", "http://a b@c", "http://a\x00@b", "http://a\u212a@b", "http://a\uff0f@b",
 		"http://faß.de", "http://βόλος.com", "http://a.fa%C3%9F", "http://\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.com",
 		"http://xn--", "http://xn--a.example", "http://xn--ls8h--", "http://\u200d.example", "http://" + strings.Repeat("a", 2000),
 	} {

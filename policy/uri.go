@@ -45,7 +45,7 @@ func CanonicalURI(s string) (uri string, ok bool) {
 	}
 	if u.Opaque != "" {
 		opaque, err := url.PathUnescape(u.Opaque)
-		if err != nil {
+		if err != nil || climbs(opaque) || strings.Contains("/"+opaque+"/", "/./") { // which some leave as it is
 			return "", false
 		}
 		return u.Scheme + ":" + opaque + suffix(u), true
@@ -56,7 +56,7 @@ func CanonicalURI(s string) (uri string, ok bool) {
 	}
 	p := u.Path
 	if p != "" {
-		slash := strings.HasSuffix(p, "/")
+		slash := strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.") || strings.HasSuffix(p, "/..")
 		if p = path.Clean("/" + p); slash && p != "/" {
 			p += "/"
 		}
