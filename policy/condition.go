@@ -373,4 +373,4 @@ func celHost(u ref.Val) ref.Val {
 	return types.String(h)
 }
 
-var errAnywhere = errors.New("a path climbs out of its start, or is written in two ways, and could be anywhere")
+var errAnywhere = errors.New("a path climbs out of its start, or is read in two ways, and could be anywhere")

@@ -125,6 +125,9 @@ func (c *compiler) patterns(field string, texts []string) patterns {
 			c.fail(field, i, fmt.Errorf("%q is no valid pattern", t))
 		}
 		ps = append(ps, p)
+		if p, ok := p.judged(t); ok && err == nil {
+			ps = append(ps, p)
+		}
 	}
 	return ps
 }

@@ -24,24 +24,25 @@ var errNoHost = errors.New("a text is no address on the web whose host is beyond
 // for fullwidth digits. It is in lower case and ASCII, without a dot at its end; an
 // IPv6 address is without brackets, and one that stands for an IPv4 address is that. What such a
 // reader refuses is an error, and so is a URL of another scheme, which has no host or
-// one that not all readers see.
+// one that not all readers see. So is one that leads other readers elsewhere, such as
+// http://good.com\@evil.com, which some take for evil.com.
 func urlHost(text string) (string, error) {
-	text = strings.TrimFunc(text, func(r rune) bool { return r <= ' ' })
-	text = strings.Map(func(r rune) rune {
-		if r == '\t' || r == '\n' || r == '\r' {
-			return -1
-		}
-		return r
-	}, text)
+	text = strings.TrimFunc(text, isOutside)
 	scheme, rest, _ := strings.Cut(text, ":")
 	if !slices.Contains([]string{"http", "https", "ws", "wss", "ftp"}, strings.ToLower(scheme)) {
 		return "", errNoHost
 	}
-	rest = strings.TrimLeft(rest, `/\`)
-	if end := strings.IndexAny(rest, `/\?#`); end >= 0 {
+	rest = strings.TrimLeft(rest, "/")
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
 		rest = rest[:end]
 	}
-	name := rest[strings.LastIndexByte(rest, '@')+1:]
+	user, name := "", rest
+	if at := strings.IndexByte(rest, '@'); at >= 0 {
+		user, name = rest[:at], rest[at+1:]
+	}
+	if strings.ContainsFunc(rest, func(r rune) bool { return r == '\\' || isOutside(r) }) || strings.Contains(name, "@") || strings.ContainsFunc(user, notASCII) {
+		return "", errNoHost
+	}
 	inside, after, bracketed := strings.Cut(name, "]")
 	switch {
 	case len(name) > maxHost:
@@ -58,6 +59,9 @@ func urlHost(text string) (string, error) {
 	}
 	return domain(name)
 }
+
+// isOutside reports what browsers leave out of a URL at both its ends.
+func isOutside(r rune) bool { return r <= ' ' }
 
 func isPort(s string) bool {
 	if s == "" {
@@ -87,17 +91,27 @@ func ipv6(s string) (string, error) {
 // the rules about hyphens and about which letters of ASCII a name may have.
 var names = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.Transitional(false), idna.StrictDomainName(false), idna.CheckHyphens(false))
 
+// formerly is how readers of IDNA 2003 do, for whom ß is ss: another name.
+var formerly = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.Transitional(true), idna.StrictDomainName(false), idna.CheckHyphens(false))
+
 func domain(name string) (string, error) {
 	name, err := url.PathUnescape(name)
 	if err != nil || !utf8.ValidString(name) {
 		return "", errNoHost
 	}
 	name = lowerASCII(name)
-	foreign := strings.ContainsFunc(name, func(r rune) bool { return r >= utf8.RuneSelf })
+	foreign := strings.ContainsFunc(name, notASCII)
 	if foreign || strings.HasPrefix(name, "xn--") || strings.Contains(name, ".xn--") {
-		if name, err = names.ToASCII(name); err != nil {
+		ascii, err := names.ToASCII(name)
+		if err != nil {
 			return "", errNoHost
 		}
+		if foreign {
+			if former, err := formerly.ToASCII(name); err != nil || former != ascii {
+				return "", errNoHost
+			}
+		}
+		name = ascii
 		// What is encoded twice, or is nothing encoded, changes once more.
 		if again, err := names.ToASCII(name); err != nil || again != name {
 			return "", errNoHost
@@ -117,6 +131,8 @@ func domain(name string) (string, error) {
 	}
 	return ipv4(parts)
 }
+
+func notASCII(r rune) bool { return r >= utf8.RuneSelf }
 
 func lowerASCII(s string) string {
 	return strings.Map(func(r rune) rune {

@@ -16,9 +16,9 @@ import (
 func TestHost(t *testing.T) {
 	for in, want := range map[string]string{
 		"https://example.com/a?b=c": "example.com", "HTTPS://Example.COM.:443/": "example.com", "ws://h": "h", "wss://h?x": "h", "ftp://h#x": "h",
-		"http:example.com": "example.com", "http:/example.com": "example.com", "http:///example.com": "example.com", `http:\\example.com\x`: "example.com",
-		" \n\x00http://example.com": "example.com", "ht\ntp:/\t/exa\rmple.com": "example.com", "http://a_b--c.example": "a_b--c.example",
-		"http://me:secret@example.com:8080": "example.com", "http://a@b@c/": "c", `http://example.com\@127.0.0.1/`: "example.com", "http://a?@b": "a", "http://a#@b": "a", "http://a;@b": "b",
+		"http:example.com": "example.com", "http:/example.com": "example.com", "http:///example.com": "example.com", "http:example.com/\\@b": "example.com",
+		" \n\x00http://example.com\n": "example.com", "http://a_b--c.example": "a_b--c.example",
+		"http://me:secret@example.com:8080": "example.com", "http://a?@b": "a", "http://a#@b": "a", "http://a;@b": "b",
 		"http://x:0080/": "x", "http://x:/": "x",
 		// One address in many spellings.
 		"http://169.254.169.254/": "169.254.169.254", "http:///169.254.169.254/": "169.254.169.254", "http://169%2e254%2E169%2e254/": "169.254.169.254", "http://169.16689662/": "169.254.169.254",
@@ -30,7 +30,7 @@ func TestHost(t *testing.T) {
 		"http://[::1]": "::1", "http://[0:0::0:1]/": "::1", "http://[::]": "::", "http://[FD00:EC2:0::254]": "fd00:ec2::254", "http://[::2]": "::2",
 		// Names that are not ASCII, or that only look like numbers.
 		"http://LOCALHOST": "localhost", "http://ｌｏｃａｌｈｏｓｔ": "localhost", "http://ⓛocalhost": "localhost", "http://localhoſt": "localhost", "http://bücher.example": "xn--bcher-kva.example", "http://B%C3%9Ccher.example": "xn--bcher-kva.example",
-		"http://xn--bcher-kva.example": "xn--bcher-kva.example", "http://faß.de": "xn--fa-hia.de", "http://1.2.3.4.com": "1.2.3.4.com", "http://1.2.3.4x": "1.2.3.4x", "http://09.example": "09.example", "http://a.0xg": "a.0xg",
+		"http://xn--bcher-kva.example": "xn--bcher-kva.example", "http://xn--fa-hia.de": "xn--fa-hia.de", "http://1.2.3.4.com": "1.2.3.4.com", "http://1.2.3.4x": "1.2.3.4x", "http://09.example": "09.example", "http://a.0xg": "a.0xg",
 	} {
 		if got, d := outcome(t, "host(args.u) == args.want", urlArguments(t, in, want)); got != "true" {
 			t.Errorf("host(%q) is not %q: %s", in, want, d.Reason)
@@ -42,6 +42,9 @@ func TestHost(t *testing.T) {
 		"http://a b", "http://a%20b", "http://a%00b", "http://a%2fb", "http://a%", "http://%zz", "http://%ff", "http://a<b", "http://a|b", "http://a^b", "http://a％41", "http://a℀b", "http://a／b", "http://\ufffd", "http://\u00ad",
 		"http://x:99999", "http://x:8a", "http://x:-1", "http://x:80:80", "http://1.2.3.4.5", "http://256.1.1.1", "http://1.2.3.256", "http://4294967296", "http://1.2.65536", "http://08", "http://1.2.3.09", "http://99999999999999999999999", "http://0xffffffffffffffffff", "http://a.1", "http://1..2",
 		"http://[::1", "http://::1", "http://[::1]x", "http://x[::1]", "http://[1.2.3.4]", "http://[fe80::1%25eth0]", "http://[::1.2.3]", "http://[::01.2.3.4]", "http://[1:2:3]", "http://[]", "http://[::1]:x",
+		// What some read as an address of another host.
+		`http://example.com\@127.0.0.1/`, `http://example.com\.b/`, `http:\\example.com`, `http:/\example.com`, `http://\example.com`, `http://example.com\`, "http://a@b:80@c/", "http://a@b@c", "ht\ntp://example.com", "http:/\t/example.com", "http://exa\rmple.com", "http://a\n@b", "http://a b@c", "http://a\x00@b", "http://a\u212a@b", "http://a\uff0f@b",
+		"http://faß.de", "http://βόλος.com", "http://a.fa%C3%9F", "http://\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.com",
 		"http://xn--", "http://xn--a.example", "http://xn--ls8h--", "http://\u200d.example", "http://" + strings.Repeat("a", 2000),
 	} {
 		if got, d := outcome(t, `host(args.u) == "x"`, urlArguments(t, in, "")); got != "undecided" || !strings.Contains(d.Reason, "no address on the web") {
@@ -87,14 +90,14 @@ func TestHostKnowsEverySpellingOfAnAddress(t *testing.T) {
 			case 1:
 				b.WriteRune(r - '!' + '！') // the same in full width
 			case 2:
-				b.WriteString(rapid.SampledFrom([]string{"\t", "\n", "\u00ad", "\u200b"}).Draw(t, "nothing"))
+				b.WriteString(rapid.SampledFrom([]string{"\u00ad", "\u200b"}).Draw(t, "nothing"))
 				fallthrough
 			default:
 				b.WriteRune(r)
 			}
 		}
-		u := rapid.SampledFrom([]string{"http://", "https:", `HTTP:\\`, "http:/", "ftp:////", "\x00 ws://", "http://me@", "http://a:b@c@"}).Draw(t, "before") + b.String() +
-			rapid.SampledFrom([]string{"", ".", "%2e", "/", `\x`, "?@x", "#", ":80", ":0/"}).Draw(t, "behind")
+		u := rapid.SampledFrom([]string{"http://", "https:", "HTTP:", "http:/", "ftp:////", "\x00\t ws://", "http://me@", "http://a:b@"}).Draw(t, "before") + b.String() +
+			rapid.SampledFrom([]string{"", ".", "%2e", "/", `/\x`, "?@x", "#", ":80", ":0/"}).Draw(t, "behind")
 		if d := e.Decide(call("web/fetch", urlArguments(t, u, want)), free()); d.Policy != "deny" {
 			t.Fatalf("host(%q) is not %s: %s", u, want, d.Reason)
 		}

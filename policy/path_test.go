@@ -13,7 +13,7 @@ import (
 func TestClean(t *testing.T) {
 	for in, want := range map[string]string{
 		"/p/.env": "/p/.env", "/p/.env/": "/p/.env", "/p/.env/.": "/p/.env", "/p/./.env//.": "/p/.env", "/p/x/../.env": "/p/.env", "//p//.env": "/p/.env", "/../p": "/p",
-		`C:\Users\me\.ssh\id_rsa`: "C:/Users/me/.ssh/id_rsa", `C:\p\..\q`: "C:/q", `C:\p/../q\`: "C:/q", `\\?\C:\p\.env`: "/?/C:/p/.env", `.env\`: ".env",
+		`C:\Users\me\.ssh\id_rsa`: "C:/Users/me/.ssh/id_rsa", `C:\p\..\q`: "C:/q", "C:/p/../q/": "C:/q", `C:\..x`: "C:/..x", "C:x": "C:x", `\\?\C:\p\.env`: "/?/C:/p/.env", `.env\`: ".env",
 		"file:///p/.env/.": "/p/.env", "FILE:/p/%2eenv": "/p/.env", "file://localhost/p": "/p", "~/.ssh/./id_rsa": "~/.ssh/id_rsa",
 		"": "", ".": ".", "./": ".", "a/..": ".", "/": "/", "x/./y": "x/y", "..x": "..x", "...": "...", " /p": " /p",
 	} {
@@ -22,8 +22,10 @@ func TestClean(t *testing.T) {
 		}
 	}
 	for _, in := range []string{
-		"..", "../x", `..\x`, "a/../../x", "~/../x", `~\..\x`, "~me/..", "/a/b\\../c", `/home/me/.aws/x\..\..\../../credentials`,
-		"file:x", "file://server/p", "file:///x?/../../.env", "file:///x#/../../.env", "file:///.aws/%2e%2e/../credentials", "file:///%zz",
+		"..", "../x", `..\x`, "a\x00", "/a/.. /b", "/a/b/.. ", " /../a",
+		// A drive is a folder elsewhere, and so is what is before the root of a share.
+		`C:\p/../q\`, `a:/b\c\d/../../../../etc/passwd`, "a:/../x", "a:/b/../../x", "a:/b/..", "/a:/../x", `C:\..\x`, `C:\a\..\..\x`, `C:a\..\x`, "C:..", `\\server\share\..\x`, "//server/share/../x", `\\?\C:\a\..\x`, "a/../../x", "~/../x", `~\..\x`, "~me/..", "/a/b\\../c", `/home/me/.aws/x\..\..\../../credentials`,
+		"file:x", "file://server/p", "file:///x?/../../.env", "file:///x#/../../.env", "file:///.aws/%2e%2e/../credentials", "file:///a/../b", "file://me@localhost/p", "file:///C|/p", "fi\tle:///p", " file:///p", "file:///a%00", "file:///%zz",
 	} {
 		if got, d := outcome(t, `clean(args.p) == "x"`, pathArguments(t, in, "")); got != "undecided" {
 			t.Errorf("clean(%q) is decided: %s %s", in, got, d.Reason)
@@ -32,6 +34,65 @@ func TestClean(t *testing.T) {
 	for name, when := range map[string]string{"a number": `clean(args.n) == ""`, "null": `clean(args.z) == ""`, "a list": `clean(args.l) == ""`} {
 		if got, _ := outcome(t, when, `{"n":1,"z":null,"l":["a"]}`); got != "undecided" {
 			t.Errorf("clean of %s is %s", name, got)
+		}
+	}
+}
+
+// Where the readers of a path differ about its place, no rule decides by one of them.
+func TestUnderIsDecidedWhereReadersAgree(t *testing.T) {
+	for _, c := range []struct {
+		dir       string
+		in, out   []string
+		undecided []string
+	}{
+		{
+			dir: "/work",
+			in:  []string{"/work", "/work/", "/work/a", "/work/./a/../b", "//work//a", `/work/a\b`, `/work/a\`, "/work/Acme Inc./x", "/work/x\n", "/work/...", "/work/a:b", "file:///work/a", "file://localhost/work/a", "file:/work/a", "file:////work/a"},
+			out: []string{"", "work/a", "/", "/workers", "/a/work", "/a/../b", `C:\Windows`, `\\server\share`, "~/a", "/Acme Inc./x", "file:///a"},
+			undecided: []string{
+				`/work\a`, `\work\a`, `/work/a\..\b`, "/WORK/a", "/Work", "/work./a", "/work /a", "/work:x/a", " /work/a", "\n/work/a", "/work\n", `C:\work\a`, "file:///work/a/../b", "/work/../../x\x00",
+				"a:/../work/a", "/a:/../work", "/work/.. /x", "/work/../.. ",
+			},
+		},
+		{
+			dir:       ".",
+			in:        []string{"a", "./a", "a/b", `a\b`, ".", "a/../b", `a\..\b`, "a~", "...", "./...", "note:x"},
+			out:       []string{"", "/a", "//a", "/", "file:///a"},
+			undecided: []string{"..", `C:\a`, "C:/a", "C:a", "c:", `C:..\..\a`, `\a`, `\\server\share`, `\\?\C:\a`, "~", "~/a", "~me/a", " /a", "http://h/a", "fi\nle:///a", " file:///a", "a:/b\\c/../../../x"},
+		},
+		{
+			dir:       "src",
+			in:        []string{"src", "src/a", "./src/a", `src\a`, `src\..\src\a`},
+			out:       []string{"a", "/src/a", "srcs", ".", `a\src`, "~/src"},
+			undecided: []string{"SRC/a", "src./a", `src\a/b`, `C:src\a`, "C:src/a"},
+		},
+		{
+			dir:       `C:\Work`,
+			in:        []string{`C:\Work`, `C:\Work\a`, "C:/Work/a", "c:/work/a", `C:\WORK.\a`, "C:/Work /a", `C:\Work::$INDEX_ALLOCATION\a`, `\\?\C:\Work\a`, `\\.\c:\Work\a`, "//?/C:/Work/a", `\??\C:\Work\a`, "/C:/Work/a", "file:///c:/Work/a", "file:///C%3A/Work/a", `C:\a\..\Work`},
+			out:       []string{"", `C:\`, `C:\Works`, `D:\Work\a`, `Work\a`, "/a", `\a`, "/work2", "~/Work"},
+			undecided: []string{`C:Work\a`, "C:", "C:Work", `\Work\a`, "/work/a", `\\localhost\C$\Work`, `\\?\UNC\h\C$\Work`, `\\?\GLOBALROOT\x`, `C:\a\..\..\Work\a`, `C:\..\Work`, `C:..\..\Work\a`},
+		},
+		{
+			dir: "C:/",
+			in:  []string{`C:\`, `C:\a`, "c:/a"}, out: []string{`D:\a`, "a"}, undecided: []string{"C:", "C:a", "/a", `\a`, `\\h\s`},
+		},
+		{
+			dir: `\\server\share`,
+			in:  []string{`\\server\share`, `\\SERVER\share\a`, "//server/share/a"}, out: []string{`\\server\other`, `C:\a`, "a"}, undecided: []string{`\\server\share\a\..\b`, "/server/share/a"},
+		},
+		{
+			dir: `src\lib`,
+			in:  []string{`src\lib\a`, "src/lib/a"}, out: []string{`src\a`, "/src/lib"},
+		},
+		{dir: "file:///C:/Work", in: []string{`C:\Work\a`}, out: []string{`D:\Work`}},
+		{dir: "file://server/share", undecided: []string{"a", "/server/share"}},
+	} {
+		for want, paths := range map[string][]string{"true": c.in, "false": c.out, "undecided": c.undecided} {
+			for _, p := range paths {
+				if got, d := outcome(t, "under(args.p, args.want)", pathArguments(t, p, c.dir)); got != want {
+					t.Errorf("under(%q, %q) is %s, not %s: %s", p, c.dir, got, want, d.Reason)
+				}
+			}
 		}
 	}
 }

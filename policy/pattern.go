@@ -29,16 +29,19 @@ const (
 	prefix // text and then anything
 )
 
-const noSlash = "\x00"
+const (
+	noSlash = "\x00"
+	special = `*?[\`
+)
 
 func compileGlob(s string) (glob, error) {
 	if strings.Contains(s, noSlash) {
 		return glob{}, path.ErrBadPattern
 	}
-	if !strings.ContainsAny(s, `*?[\`) {
+	if !strings.ContainsAny(s, special) {
 		return glob{s, literal}, nil
 	}
-	if head, ok := strings.CutSuffix(s, "*"); ok && !strings.ContainsAny(head, `*?[\`) {
+	if head, ok := strings.CutSuffix(s, "*"); ok && !strings.ContainsAny(head, special) {
 		return glob{head, prefix}, nil
 	}
 	g := glob{text: strings.ReplaceAll(s, "/", noSlash)}
@@ -75,6 +78,75 @@ func compilePattern(s string) (p pattern, err error) {
 	}
 	p.tool, err = compileGlob(tool)
 	return p, err
+}
+
+// judged returns the pattern of a resource as it has to be to match the URIs that are meant,
+// in the spelling in which they are judged; ok is false where that is not another one. A
+// rule has both, since URIs that are none are judged as they are.
+func (p pattern) judged(text string) (_ pattern, ok bool) {
+	if p.kind != KindResource {
+		return p, false
+	}
+	text = strings.TrimPrefix(text, kindPrefixes[KindResource])
+	if p.both {
+		_, text, _ = strings.Cut(text, "/")
+	}
+	uri := canonicalPattern(text)
+	if uri == text {
+		return p, false
+	}
+	var err error
+	p.tool, err = compileGlob(uri)
+	return p, err == nil
+}
+
+// canonicalPattern is [CanonicalURI] for as much of a pattern as is certain: up to the last slash
+// before its first special character, or else the case of the scheme and of a host of the web.
+func canonicalPattern(s string) string {
+	scheme, rest, ok := strings.Cut(s, ":")
+	if !ok || strings.ContainsAny(scheme, special) {
+		return s
+	}
+	scheme = strings.ToLower(scheme)
+	_, web := ports[scheme]
+	if web && strings.ContainsAny(rest, special) {
+		rest, _, _ = strings.Cut(rest, "#")
+	}
+	s = scheme + ":" + rest
+	head, tail, from := s, "", 0
+	if address, _, ok := strings.Cut(strings.TrimPrefix(rest, "//["), "]"); ok && web {
+		if _, err := ipv6(address); err == nil { // and no class of letters
+			from = strings.IndexByte(s, ']')
+		}
+	}
+	if i := strings.IndexAny(s[from:], special); i >= 0 {
+		i = strings.LastIndexByte(s[:from+i], '/') + 1
+		head, tail = s[:i], s[i:]
+	}
+	uri, ok := CanonicalURI(head)
+	switch {
+	case ok && tail != "" && !strings.HasSuffix(uri, "/"):
+		uri += "/"
+		fallthrough
+	case ok:
+		return quoteGlob(uri) + tail
+	case web:
+		host := len(scheme) + len("://") + len(authority(s))
+		return lowerASCII(s[:min(host, len(s))]) + s[min(host, len(s)):]
+	}
+	return s
+}
+
+// quoteGlob returns the pattern of a text.
+func quoteGlob(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if strings.IndexByte(special, s[i]) >= 0 {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
 }
 
 func (p *pattern) match(upstream, tool string) bool {

@@ -99,6 +99,63 @@ func TestPatterns(t *testing.T) {
 	}
 }
 
+// A pattern of URIs matches what it means, though it is not written as URIs are judged, and
+// what is judged in its own spelling since a server lists it so.
+func TestPatternsOfURIsMatchInAnySpelling(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, uri string
+		want         bool
+	}{
+		{"https://intra", "https://intra", true},
+		{"HTTPS://Intra:0443#top", "https://intra/", true},
+		{"https://intra", "https://intra/x", false},
+		{"https://intra/x#part", "https://intra/x", true},
+		{"https://127.0.0.1:443/", "https://127.0.0.1", true},
+		{"https://[::FFFF:127.0.0.1]/*", "https://127.0.0.1/x", true},
+		{"https://[::1]", "https://[0::1]/", true},
+		{"https://[a-c]/*", "https://b/x", true},
+		{"https://münchen.de/*", "https://xn--mnchen-3ya.de/x", true},
+		{"https://münchen.de/*", "https://münchen.de/x", true},
+		{"HTTPS://*", "https://h/x", true},
+		{"https://Intra*", "https://intranet/x", true},
+		{"https://*.Intra:8080/X?", "https://a.intra:8080/X1", true},
+		{"https://*.Intra/X?", "https://a.intra/x1", false},
+		{"https://Intra:443/*", "https://intra/x", true},
+		{"https://Intra:443/a*b#c", "https://intra/axb", true},
+		{"https://intra/[#]*", "https://intra/%23x", true},
+		{"https://intra/my%20docs/*", "https://intra/my%20docs/x", true},
+		{"https://intra/a/../b*", "https://intra/bc", true},
+		{"https://intra/a%2Ab/*", "https://intra/a*b/c", true},
+		{"https://intra/a%2Ab/*", "https://intra/axb/c", false},
+		{"https://intra/a%3Fb", "https://intra/a%3Fb", true},
+		{"https://intra/a%3Fb", "https://intra/axb", false},
+		{"file:/etc/pass*", "file:///etc/passwd", true},
+		{"file:/*", "file:///etc", true},
+		{"FILE://localhost/etc/*", "file:///etc/passwd", true},
+		{"file:///etc/", "file:///etc", true},
+		{"file:///c:/Users/*", "file:///C:/Users/x", true},
+		{"file:///etc/%2a", "file:///etc/passwd", false},
+		{`file:///etc/\*`, "file:///etc/*", true},
+		{"demo://Host/*", "DEMO://Host/x", true},
+		{"demo://Host/*", "demo://host/x", false},
+		{"URN:x:*", "urn:x:1", true},
+		{"https://me@Intra/x", "https://me@Intra/x", true},
+		{"no uri", "no uri", true},
+		{"*", "https://intra/", true},
+	} {
+		uri, ok := policy.CanonicalURI(tt.uri)
+		if !ok {
+			uri = tt.uri
+		}
+		for _, at := range []string{"up", "*"} {
+			d := compile(t, rules(policy.Rule{Type: policy.TypeDeny, Tools: []string{"resource:" + at + "/" + tt.pattern}})).Decide(policy.Call{Kind: policy.KindResource, Upstream: "up", Tool: uri}, free())
+			if (d.Verdict == policy.Deny) != tt.want {
+				t.Errorf("%s/%s on %s: %s", at, tt.pattern, uri, seen(d))
+			}
+		}
+	}
+}
+
 func TestGlobsOfUpstreamsAndAgents(t *testing.T) {
 	tests := []struct {
 		name, glob, value string

@@ -9,10 +9,11 @@ import (
 // Expands returns what an enforced rule has against something that the URI template c.Tool
 // could become: a rule that denies, or has a person asked, and one of whose patterns could
 // match an expansion, whatever its condition. climbs says that values are given for the
-// template that may lead out of where it begins, so that an expansion may be any URI of its
-// scheme; an allow list must then have them all. What the rules say of the template itself
+// template that may lead out of where it begins, as dot segments of its own do as well, so that
+// an expansion may be any URI of its scheme; an allow list must then have them all. What the rules say of the template itself
 // is for [Engine.Decide].
 func (e *Engine) Expands(c Call, climbs bool) (f Finding, forbidden bool) {
+	climbs = climbs || climbsAfterAll(c.Tool)
 	heads := templateHeads(c.Tool, climbs)
 	for i := range e.rules {
 		r := &e.rules[i]
@@ -57,6 +58,27 @@ func templateHeads(template string, climbs bool) []string {
 	return []string{canonical, head}
 }
 
+// climbsAfterAll reports whether a URI template has dot segments that its head does not show,
+// where values are empty or end with a slash.
+func climbsAfterAll(template string) bool {
+	head, _, _ := strings.Cut(template, "{")
+	rest := template[strings.LastIndexByte(head, '/')+1:]
+	var texts []string
+	for rest != "" {
+		var text string
+		text, rest, _ = strings.Cut(rest, "{")
+		_, rest, _ = strings.Cut(rest, "}")
+		texts = append(texts, text)
+	}
+	for _, value := range []string{"", "/"} {
+		s, err := url.PathUnescape(strings.Join(texts, value))
+		if err != nil || climbs(s) {
+			return true
+		}
+	}
+	return false
+}
+
 // reach reports whether one of the patterns could match something that begins with one of
 // the heads.
 func (ps patterns) reach(c *Call, heads []string) bool {
@@ -99,5 +121,5 @@ func (g *glob) head() string {
 	if g.form != general {
 		return g.text
 	}
-	return strings.ReplaceAll(g.text[:strings.IndexAny(g.text, `*?[\`)], noSlash, "/")
+	return strings.ReplaceAll(g.text[:strings.IndexAny(g.text, special)], noSlash, "/")
 }

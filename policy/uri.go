@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"net/netip"
 	"net/url"
 	"path"
 	"strconv"
@@ -10,9 +9,10 @@ import (
 
 // CanonicalURI returns the spelling under which patterns judge a URI: the scheme in
 // lower case, percent-encoding undone in the path, no dot segments, files as
-// file:///path, and of one that the web knows the host in lower case, no port that is
-// meant without one, at least / as path and no fragment. ok is false for what is no URI that
-// every reader would read alike, such as one with spaces around it.
+// file:///path with a drive in upper case, and of one that the web knows the host in lower
+// case and ASCII, no port that is meant without one, at least / as path and no fragment. ok is
+// false for what is no URI that every reader would read alike, such as one with spaces
+// around it.
 //
 // Readers differ (RFC 3986 section 6, the WHATWG URL standard): file:/etc,
 // FILE:///etc and file://localhost/%65tc are all the directory /etc to some.
@@ -20,19 +20,19 @@ func CanonicalURI(s string) (uri string, ok bool) {
 	if strings.TrimSpace(s) != s {
 		return "", false
 	}
-	isFile := len(s) > 5 && strings.EqualFold(s[:5], "file:")
-	if isFile {
+	backslash := strings.Contains(s, `\`)
+	if isFile(s) {
 		s = strings.ReplaceAll(s, `\`, "/")
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme == "" {
+	if err != nil || u.Scheme == "" || !oneClimb(u.Path, u.EscapedPath(), backslash) {
 		return "", false
 	}
 	switch u.Scheme {
 	case "file":
-		return canonicalFile(u)
+		return canonicalFile(u, backslash)
 	case "http", "https", "ws", "wss", "ftp": // which browsers read with leniency
-		if u.Opaque != "" || u.User != nil || strings.Contains(s, `\`) {
+		if u.Opaque != "" || u.User != nil || backslash || strings.Contains(authority(s), "%") {
 			return "", false
 		}
 		if u.Host, ok = canonicalHost(u); !ok {
@@ -45,7 +45,7 @@ func CanonicalURI(s string) (uri string, ok bool) {
 	}
 	if u.Opaque != "" {
 		opaque, err := url.PathUnescape(u.Opaque)
-		if err != nil {
+		if err != nil || climbs(opaque) || strings.Contains("/"+opaque+"/", "/./") { // which some leave as it is
 			return "", false
 		}
 		return u.Scheme + ":" + opaque + suffix(u), true
@@ -56,7 +56,7 @@ func CanonicalURI(s string) (uri string, ok bool) {
 	}
 	p := u.Path
 	if p != "" {
-		slash := strings.HasSuffix(p, "/")
+		slash := strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.") || strings.HasSuffix(p, "/..")
 		if p = path.Clean("/" + p); slash && p != "/" {
 			p += "/"
 		}
@@ -64,63 +64,82 @@ func CanonicalURI(s string) (uri string, ok bool) {
 	return u.Scheme + "://" + user + u.Host + p + suffix(u), true
 }
 
-// canonicalHost is host and port of a URI of the web. Some readers map other letters
-// than those of ASCII to these, and read 127.1 and 0x7f000001 as an address.
+// oneClimb reports whether every reader would take the dot segments out of a path alike: some
+// take an empty segment for none, and an encoded slash, or a backslash, for a letter.
+func oneClimb(p, escaped string, backslash bool) bool {
+	if strings.Contains(p, "\x00") {
+		return false
+	}
+	escaped = strings.ToLower(escaped)
+	return !climbs(p) || !backslash && !strings.Contains(escaped, "//") && !strings.Contains(escaped, "%2f") && !strings.Contains(escaped, "%5c") && climbsAlike(p)
+}
+
+// authority is what a URI has between // and its path.
+func authority(uri string) string {
+	_, rest, _ := strings.Cut(uri, "//")
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		rest = rest[:end]
+	}
+	return rest
+}
+
+// canonicalHost is host and port of a URI of the web. Some readers map other letters than
+// IDNA leaves as they are, and read 127.1 and 0x7f000001 as an address.
 func canonicalHost(u *url.URL) (string, bool) {
-	name := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
-	addr, err := netip.ParseAddr(name)
-	isAddr := err == nil && addr.Zone() == ""
-	switch {
-	case strings.HasPrefix(u.Host, "["):
-		if !isAddr || !addr.Is6() {
+	name := lowerASCII(strings.TrimSuffix(u.Hostname(), "."))
+	var host string
+	var err error
+	if strings.HasPrefix(u.Host, "[") {
+		if host, err = ipv6(name); strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+	} else if host, err = domain(name); err == nil && host != name {
+		if foreign, err := names.ToUnicode(host); err != nil || foreign != name {
 			return "", false
 		}
-		name = "[" + addr.String() + "]"
-	case name == "" || strings.ContainsFunc(name, notASCII) || strings.Contains(name, ":"), numeric(name) && !isAddr:
-		return "", false
 	}
-	if u.Port() == "" {
-		return name, true
+	if err != nil || u.Port() == "" {
+		return host, err == nil
 	}
 	port, err := strconv.ParseUint(u.Port(), 10, 16)
 	if err != nil {
 		return "", false
 	}
 	if port == ports[u.Scheme] {
-		return name, true
+		return host, true
 	}
-	return name + ":" + strconv.FormatUint(port, 10), true
+	return host + ":" + strconv.FormatUint(port, 10), true
 }
-
-// numeric reports whether browsers take a host for an address of IPv4: its last label is
-// a number.
-func numeric(host string) bool {
-	label, digits := host[strings.LastIndexByte(host, '.')+1:], "0123456789"
-	if rest, hex := strings.CutPrefix(label, "0x"); hex {
-		label, digits = rest, digits+"abcdef"
-	}
-	return strings.Trim(label, digits) == ""
-}
-
-func notASCII(r rune) bool { return r >= 0x80 }
 
 // ports are those that are meant where a URI names none.
 var ports = map[string]uint64{"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
 
 // canonicalFile is for files of this machine only; readers drop a query, a
-// fragment or a host, or do not.
-func canonicalFile(u *url.URL) (string, bool) {
+// fragment or a host, or do not. On Windows they may drop the end of a name.
+func canonicalFile(u *url.URL, backslash bool) (string, bool) {
 	if u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || u.User != nil || u.Host != "" && !strings.EqualFold(u.Host, "localhost") {
 		return "", false
 	}
 	p := u.Path
 	if u.Opaque != "" {
 		var err error
-		if p, err = url.PathUnescape(u.Opaque); err != nil {
+		if p, err = url.PathUnescape(u.Opaque); err != nil || !oneClimb(p, u.Opaque, backslash) {
 			return "", false
 		}
 	}
-	return "file://" + path.Clean("/"+p), true
+	p = path.Clean("/" + strings.ReplaceAll(p, `\`, "/"))
+	if strings.HasPrefix(p, "/?") || len(p) > 2 && p[2] == '|' { // the prefix of a device, and what browsers take for a drive
+		return "", false
+	}
+	if hasDrive(p[1:]) {
+		for part := range strings.SplitSeq(p[3:], "/") {
+			if strings.Contains(part, ":") || strings.TrimRight(part, ". ") != part {
+				return "", false
+			}
+		}
+		p = strings.ToUpper(p[:3]) + p[3:]
+	}
+	return "file://" + p, true
 }
 
 func suffix(u *url.URL) string {
