@@ -59,6 +59,7 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 		over = true
 		if refused, ok := s.reconsider(r, attempt.Call, before); ok {
 			over = false
+			refused.Sent = before.sent
 			return refuse(refused), endRefused
 		}
 	} else {
@@ -97,6 +98,7 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 	s.taskRevoked(r, t)
 	if halt, ok := errors.AsType[*haltError](err); ok {
 		outcome = ledger.Outcome{Result: ledger.Unknown, Reason: s.o.Clean(halt.Error())}
+		halt.refusal.Sent = true
 		return refuse(halt.refusal), endKnown // who has asked for something is the one to answer, and nobody else is tried
 	}
 	if err != nil {
