@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,43 @@ func TestCompletionsAreJudged(t *testing.T) {
 				t.Errorf("%d on record, not %d", n, records)
 			}
 		})
+	}
+}
+
+// In a session that there is not a completion, and what is asked about tasks, is refused as a
+// call is: with what to do about it, and on record.
+func TestWhatIsNotCountedNeedsASession(t *testing.T) {
+	a := newLibrary("a", nil, []string{"file:///{+path}"}, []string{"greet"})
+	a.catalogue.Server = []byte(`{"capabilities":{"tools":{},"prompts":{},"resources":{},"completions":{},"tasks":{"list":{}}}}`)
+	h := serve(t, rig{fakes: []proxy.Upstream{a}, adjust: func(o *proxy.Options) { o.Use = ledger.Use{ID: "ses_gone"} }})
+	for _, ask := range [][2]string{
+		{"prompts/get", `{"name":"a__greet"}`},
+		{"completion/complete", ofPrompt}, {"completion/complete", ofTemplate}, {"tasks/list", `{}`}, {"tasks/get", `{"taskId":"x"}`},
+	} {
+		n := len(h.entries())
+		line := h.request(ask[0], ask[1])
+		if code, data := failureOf(t, line); code != proxy.CodeRefused || !strings.Contains(string(data), `"policy":"session","rule":"unknown"`) || !strings.Contains(line, "There is no session ses_gone; create one") {
+			t.Errorf("%s: %s", ask[0], line)
+		}
+		if len(h.entries()) != n+1 {
+			t.Errorf("%s is not on record", ask[0])
+		}
+	}
+	if calls := a.calls(); len(calls) != 0 {
+		t.Errorf("the upstream had %v", calls)
+	}
+}
+
+// Nor does a call go on in one that a recovery of the ledger has lost meanwhile.
+func TestACallThatGoesOnNeedsASession(t *testing.T) {
+	o := newOracle(t, "up", `{"resultType":"input_required","inputRequests":{"r":{"method":"roots/list"}},"requestState":"s"}`)
+	led := &faulty{}
+	h := serve(t, rig{fakes: []proxy.Upstream{o}, raw: true, ledger: led})
+	needs(t, h.first("up__tool", `{}`))
+	led.check = fmt.Errorf("%w: %s", ledger.ErrNoSession, session)
+	line := h.again("up__tool", `{}`, "s", map[string]string{"r": `{}`})
+	if why := parseResponse(t, line).refusal(t); why.Policy != "session" || why.Rule != "unknown" || why.Retryable {
+		t.Errorf("%+v", why)
 	}
 }
 
