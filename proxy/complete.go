@@ -94,6 +94,7 @@ func (s *Server) completed(r *request, kind policy.Kind, up Upstream, key string
 		c.Tool, c.Arguments = judged(key), fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(key))
 		return c
 	}
+	c.Partial = true
 	known, _ := wire.At(params, "context", "arguments")
 	if c.Arguments = known.Value; wire.KindOf(known.Value) != "an object" {
 		c.Arguments = json.RawMessage("{}")

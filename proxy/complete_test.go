@@ -35,20 +35,24 @@ func TestCompletionsAreJudged(t *testing.T) {
 		params string
 		rule   string // that refuses; it passes if it is empty
 	}{
-		"no rule":                     {params: ofTemplate},
-		"no rule, with dot segments":  {params: climbing},
-		"a rule about another prompt": {rules: one(policy.Rule{Type: policy.TypeDeny, Tools: []string{"prompt:a/other"}}), params: ofPrompt},
-		"a denied prompt":             {rules: one(policy.Rule{Type: policy.TypeDeny, Tools: []string{"prompt:a/greet"}}), params: ofPrompt, rule: "r"},
-		"a condition that holds":      {rules: when, params: ofPrompt, rule: "r"},
-		"a condition that does not":   {rules: when, params: strings.Replace(ofPrompt, `"value":"x"`, `"value":"y"`, 1)},
-		"a condition on the context":  {rules: when, params: `{"ref":{"type":"ref/prompt","name":"a__greet"},"argument":{"name":"b","value":""},"context":{"arguments":{"who":"x"}}}`, rule: "r"},
-		"a person to be asked":        {rules: one(policy.Rule{Type: policy.TypeApproval, Tools: []string{"prompt:*"}}), params: ofPrompt, rule: "r"},
-		"a limit that is not reached": {rules: one(policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 1, Window: time.Hour}), params: ofPrompt},
-		"a limit of nothing":          {rules: one(policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 0, Window: time.Hour}), params: ofPrompt, rule: "r"},
-		"names below what is denied":  {rules: secret, params: ofTemplate, rule: "r"},
-		"names beside what is denied": {rules: secret, params: ofPublic},
-		"names behind dot segments":   {rules: secret, params: climbing, rule: "r"},
-		"a uri that nobody lists":     {rules: secret, params: strings.Replace(ofTemplate, "{+path}", "{+other}", 1), rule: "r"},
+		"no rule":                          {params: ofTemplate},
+		"no rule, with dot segments":       {params: climbing},
+		"a rule about another prompt":      {rules: one(policy.Rule{Type: policy.TypeDeny, Tools: []string{"prompt:a/other"}}), params: ofPrompt},
+		"a denied prompt":                  {rules: one(policy.Rule{Type: policy.TypeDeny, Tools: []string{"prompt:a/greet"}}), params: ofPrompt, rule: "r"},
+		"a condition that holds":           {rules: when, params: ofPrompt, rule: "r"},
+		"a condition that does not":        {rules: when, params: strings.Replace(ofPrompt, `"value":"x"`, `"value":"y"`, 1)},
+		"a condition on the context":       {rules: when, params: `{"ref":{"type":"ref/prompt","name":"a__greet"},"argument":{"name":"b","value":""},"context":{"arguments":{"who":"x"}}}`, rule: "r"},
+		"a condition on what is to come":   {rules: when, params: strings.Replace(ofPrompt, `"name":"who"`, `"name":"b"`, 1)},
+		"a condition on a tool's name":     {rules: one(policy.Rule{Type: policy.TypeDeny, When: `tool == "delete_all"`}), params: ofPublic},
+		"a condition on a tool's argument": {rules: one(policy.Rule{Type: policy.TypeApproval, When: `has(args.force) && args.force == true`}), params: ofPublic},
+		"a condition on the uri":           {rules: one(policy.Rule{Type: policy.TypeDeny, When: `args.uri.startsWith("file:///public/secret/")`}), params: ofPublic, rule: "r"},
+		"a person to be asked":             {rules: one(policy.Rule{Type: policy.TypeApproval, Tools: []string{"prompt:*"}}), params: ofPrompt, rule: "r"},
+		"a limit that is not reached":      {rules: one(policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 1, Window: time.Hour}), params: ofPrompt},
+		"a limit of nothing":               {rules: one(policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 0, Window: time.Hour}), params: ofPrompt, rule: "r"},
+		"names below what is denied":       {rules: secret, params: ofTemplate, rule: "r"},
+		"names beside what is denied":      {rules: secret, params: ofPublic},
+		"names behind dot segments":        {rules: secret, params: climbing, rule: "r"},
+		"a uri that nobody lists":          {rules: secret, params: strings.Replace(ofTemplate, "{+path}", "{+other}", 1), rule: "r"},
 		"a stop": {before: func(h *host) {
 			if _, err := h.led.Stop(t.Context(), "enough"); err != nil {
 				t.Fatal(err)
