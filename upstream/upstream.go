@@ -48,6 +48,9 @@ type Options struct {
 	// Command is how a person runs haldir for this upstream's config, as far as to the
 	// verb; "" means haldir.
 	Command string
+	// Env are variables, as NAME=value, for a child that is a haldir, too, by its name. What
+	// others get is none of haldir's.
+	Env []string
 	// Changed is called after the catalogue has changed, from a goroutine of the
 	// upstream; it must not block for long.
 	Changed func()
