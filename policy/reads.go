@@ -58,6 +58,7 @@ func readsOf(checked *cel.Ast) (r reads) {
 			}
 		case ast.IdentKind: // a loop's own variable of that name is taken for it: that only refuses more
 			r.more = r.more || slices.Contains([]string{"args", "tool", "cost_usd", "now"}, e.AsIdent()) && !plain[e.ID()]
+		case ast.UnspecifiedExprKind, ast.ComprehensionKind, ast.ListKind, ast.LiteralKind, ast.MapKind, ast.StructKind:
 		}
 	}))
 	return r

@@ -105,7 +105,10 @@ func TestWhatIsNotCountedNeedsASession(t *testing.T) {
 	h := serve(t, rig{fakes: []proxy.Upstream{a}, adjust: func(o *proxy.Options) { o.Use = ledger.Use{ID: "ses_gone"} }})
 	for _, ask := range [][2]string{
 		{"prompts/get", `{"name":"a__greet"}`},
-		{"completion/complete", ofPrompt}, {"completion/complete", ofTemplate}, {"tasks/list", `{}`}, {"tasks/get", `{"taskId":"x"}`},
+		{"completion/complete", ofPrompt},
+		{"completion/complete", ofTemplate},
+		{"tasks/list", `{}`},
+		{"tasks/get", `{"taskId":"x"}`},
 	} {
 		n := len(h.entries())
 		line := h.request(ask[0], ask[1])
