@@ -24,6 +24,7 @@ type condition struct {
 	now     bool // it reads the clock, so its value is not known before the transaction
 	who     bool // it reads the session or the agent
 	args    bool // it reads the arguments, or what they say that the call costs
+	reads   reads
 }
 
 // What bounds one evaluation, in cel-go's units of about one a basic operation:
@@ -101,7 +102,7 @@ func (c *compiler) condition(text string) *condition {
 		whole(err)
 		return nil
 	}
-	return &condition{text: text, program: program, bounded: l.now || l.loops, now: l.now, who: l.who, args: l.args}
+	return &condition{text: text, program: program, bounded: l.now || l.loops, now: l.now, who: l.who, args: l.args, reads: readsOf(checked)}
 }
 
 // looks are what the text of a condition uses. One that does not loop, that is go

@@ -96,6 +96,9 @@ func (e *Engine) decide(c Call, s State, w *watch) Decision {
 		if r.asks(&c) {
 			ok, err := known.answer(i, r.when, act)
 			w.condition(ok, err)
+			if err != nil && c.Partial && r.when.awaits(&known.args) {
+				continue
+			}
 			if err != nil {
 				v.add(rankCondition, Finding{
 					Policy: PolicyCondition, Rule: r.id, Shadow: r.shadow,

@@ -77,6 +77,9 @@ type Call struct {
 	// ReadOnly says that the tool's annotations claim it changes nothing and
 	// that the config trusts this upstream's annotations.
 	ReadOnly bool
+	// Partial says that more arguments may come: a condition that is about others than
+	// those here says nothing against the call yet.
+	Partial bool
 
 	ready *ready // what Prepare found out; nil before
 }

@@ -3,14 +3,16 @@ package policy
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 )
 
 // Expands returns what an enforced rule has against something that the URI template c.Tool
 // could become: a rule that denies, or has a person asked, and one of whose patterns could
-// match an expansion, whatever its condition. climbs says that values are given for the
-// template that may lead out of where it begins, as dot segments of its own do as well, so that
-// an expansion may be any URI of its scheme; an allow list must then have them all. What the rules say of the template itself
+// match an expansion, unless its condition can be seen to hold for none. climbs says that
+// values are given for the template that may lead out of where it begins, as dot segments of
+// its own do as well, so that an expansion may be any URI of its scheme; an allow list must then
+// have them all. What the rules say of the template itself
 // is for [Engine.Decide].
 func (e *Engine) Expands(c Call, climbs bool) (f Finding, forbidden bool) {
 	climbs = climbs || climbsAfterAll(c.Tool)
@@ -22,7 +24,7 @@ func (e *Engine) Expands(c Call, climbs bool) (f Finding, forbidden bool) {
 		}
 		switch r.kind {
 		case TypeDeny, TypeApproval:
-			forbidden = r.all || r.tools.reach(&c, heads)
+			forbidden = (r.all || r.tools.reach(&c, heads)) && !r.when.spares(&c, heads)
 		case TypeAllow:
 			forbidden = climbs && !r.tools.cover(&c, heads)
 		case TypeSpendLimit, TypeRateLimit, TypeTimeWindow, TypeLoop:
@@ -82,15 +84,12 @@ func climbsAfterAll(template string) bool {
 // reach reports whether one of the patterns could match something that begins with one of
 // the heads.
 func (ps patterns) reach(c *Call, heads []string) bool {
-	return ps.any(c, func(g *glob) bool {
-		start := g.head()
-		for _, h := range heads {
-			if strings.HasPrefix(h, start) || strings.HasPrefix(start, h) {
-				return true
-			}
-		}
-		return false
-	})
+	return ps.any(c, func(g *glob) bool { return meet(heads, g.head()) })
+}
+
+// meet reports whether something can begin both with one of the heads and with start.
+func meet(heads []string, start string) bool {
+	return slices.ContainsFunc(heads, func(h string) bool { return strings.HasPrefix(h, start) || strings.HasPrefix(start, h) })
 }
 
 // cover reports whether one of the patterns matches everything that begins with the heads.

@@ -21,7 +21,7 @@ type As struct {
 
 // Reply is the answer to [Server.CallAs]. One of Refusal, Result and Error is set.
 type Reply struct {
-	Refusal *Refusal        // haldir let it not through
+	Refusal *Refusal        // haldir let it not through, or not go on: see [Refusal.Sent]
 	Result  json.RawMessage // of the upstream
 	Error   *wire.Error     // of the upstream, or what became of it
 }

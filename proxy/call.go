@@ -198,8 +198,9 @@ func (s *Server) govern(r *request, e Entry, call toolCall, attempt ledger.Attem
 }
 
 // Call makes a tools/call as the host would, for the command line, and returns
-// the response. refused, if it is haldir's own and nothing was called, is
-// [ErrRefused] or why the ledger could not record the call.
+// the response. refused, if it is haldir's own, is [ErrRefused] or why the ledger could
+// not record the call. Nothing was called then, unless the call was let through and not
+// let go on when the upstream wanted another round.
 func (s *Server) Call(ctx context.Context, tool string, arguments json.RawMessage) (m wire.Message, refused, err error) {
 	m, r, err := s.callOf(ctx, nil, s.rules(), tool, arguments)
 	if err != nil {

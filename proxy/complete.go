@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,6 +94,7 @@ func (s *Server) completed(r *request, kind policy.Kind, up Upstream, key string
 		c.Tool, c.Arguments = judged(key), fmt.Appendf(nil, `{"uri":%s}`, wire.Quote(key))
 		return c
 	}
+	c.Partial = true
 	known, _ := wire.At(params, "context", "arguments")
 	if c.Arguments = known.Value; wire.KindOf(known.Value) != "an object" {
 		c.Arguments = json.RawMessage("{}")
@@ -110,8 +110,7 @@ func (s *Server) completed(r *request, kind policy.Kind, up Upstream, key string
 // and one of a template could tell of whatever that may become.
 func (s *Server) againstCompletion(r *request, kind policy.Kind, up Upstream, key string, params json.RawMessage) (*policy.Finding, error) {
 	call := s.completed(r, kind, up, key, params)
-	r.rules.Engine.Prepare(&call)
-	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), r.rules.Use, call, r.rules.Engine)
+	d, err := s.check(r, &call)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -34,20 +35,24 @@ func TestCompletionsAreJudged(t *testing.T) {
 		params string
 		rule   string // that refuses; it passes if it is empty
 	}{
-		"no rule":                     {params: ofTemplate},
-		"no rule, with dot segments":  {params: climbing},
-		"a rule about another prompt": {rules: one(policy.Rule{Type: policy.TypeDeny, Tools: []string{"prompt:a/other"}}), params: ofPrompt},
-		"a denied prompt":             {rules: one(policy.Rule{Type: policy.TypeDeny, Tools: []string{"prompt:a/greet"}}), params: ofPrompt, rule: "r"},
-		"a condition that holds":      {rules: when, params: ofPrompt, rule: "r"},
-		"a condition that does not":   {rules: when, params: strings.Replace(ofPrompt, `"value":"x"`, `"value":"y"`, 1)},
-		"a condition on the context":  {rules: when, params: `{"ref":{"type":"ref/prompt","name":"a__greet"},"argument":{"name":"b","value":""},"context":{"arguments":{"who":"x"}}}`, rule: "r"},
-		"a person to be asked":        {rules: one(policy.Rule{Type: policy.TypeApproval, Tools: []string{"prompt:*"}}), params: ofPrompt, rule: "r"},
-		"a limit that is not reached": {rules: one(policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 1, Window: time.Hour}), params: ofPrompt},
-		"a limit of nothing":          {rules: one(policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 0, Window: time.Hour}), params: ofPrompt, rule: "r"},
-		"names below what is denied":  {rules: secret, params: ofTemplate, rule: "r"},
-		"names beside what is denied": {rules: secret, params: ofPublic},
-		"names behind dot segments":   {rules: secret, params: climbing, rule: "r"},
-		"a uri that nobody lists":     {rules: secret, params: strings.Replace(ofTemplate, "{+path}", "{+other}", 1), rule: "r"},
+		"no rule":                          {params: ofTemplate},
+		"no rule, with dot segments":       {params: climbing},
+		"a rule about another prompt":      {rules: one(policy.Rule{Type: policy.TypeDeny, Tools: []string{"prompt:a/other"}}), params: ofPrompt},
+		"a denied prompt":                  {rules: one(policy.Rule{Type: policy.TypeDeny, Tools: []string{"prompt:a/greet"}}), params: ofPrompt, rule: "r"},
+		"a condition that holds":           {rules: when, params: ofPrompt, rule: "r"},
+		"a condition that does not":        {rules: when, params: strings.Replace(ofPrompt, `"value":"x"`, `"value":"y"`, 1)},
+		"a condition on the context":       {rules: when, params: `{"ref":{"type":"ref/prompt","name":"a__greet"},"argument":{"name":"b","value":""},"context":{"arguments":{"who":"x"}}}`, rule: "r"},
+		"a condition on what is to come":   {rules: when, params: strings.Replace(ofPrompt, `"name":"who"`, `"name":"b"`, 1)},
+		"a condition on a tool's name":     {rules: one(policy.Rule{Type: policy.TypeDeny, When: `tool == "delete_all"`}), params: ofPublic},
+		"a condition on a tool's argument": {rules: one(policy.Rule{Type: policy.TypeApproval, When: `has(args.force) && args.force == true`}), params: ofPublic},
+		"a condition on the uri":           {rules: one(policy.Rule{Type: policy.TypeDeny, When: `args.uri.startsWith("file:///public/secret/")`}), params: ofPublic, rule: "r"},
+		"a person to be asked":             {rules: one(policy.Rule{Type: policy.TypeApproval, Tools: []string{"prompt:*"}}), params: ofPrompt, rule: "r"},
+		"a limit that is not reached":      {rules: one(policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 1, Window: time.Hour}), params: ofPrompt},
+		"a limit of nothing":               {rules: one(policy.Rule{Type: policy.TypeRateLimit, MaxCalls: 0, Window: time.Hour}), params: ofPrompt, rule: "r"},
+		"names below what is denied":       {rules: secret, params: ofTemplate, rule: "r"},
+		"names beside what is denied":      {rules: secret, params: ofPublic},
+		"names behind dot segments":        {rules: secret, params: climbing, rule: "r"},
+		"a uri that nobody lists":          {rules: secret, params: strings.Replace(ofTemplate, "{+path}", "{+other}", 1), rule: "r"},
 		"a stop": {before: func(h *host) {
 			if _, err := h.led.Stop(t.Context(), "enough"); err != nil {
 				t.Fatal(err)
@@ -89,6 +94,46 @@ func TestCompletionsAreJudged(t *testing.T) {
 				t.Errorf("%d on record, not %d", n, records)
 			}
 		})
+	}
+}
+
+// In a session that there is not a completion, and what is asked about tasks, is refused as a
+// call is: with what to do about it, and on record.
+func TestWhatIsNotCountedNeedsASession(t *testing.T) {
+	a := newLibrary("a", nil, []string{"file:///{+path}"}, []string{"greet"})
+	a.catalogue.Server = []byte(`{"capabilities":{"tools":{},"prompts":{},"resources":{},"completions":{},"tasks":{"list":{}}}}`)
+	h := serve(t, rig{fakes: []proxy.Upstream{a}, adjust: func(o *proxy.Options) { o.Use = ledger.Use{ID: "ses_gone"} }})
+	for _, ask := range [][2]string{
+		{"prompts/get", `{"name":"a__greet"}`},
+		{"completion/complete", ofPrompt},
+		{"completion/complete", ofTemplate},
+		{"tasks/list", `{}`},
+		{"tasks/get", `{"taskId":"x"}`},
+	} {
+		n := len(h.entries())
+		line := h.request(ask[0], ask[1])
+		if code, data := failureOf(t, line); code != proxy.CodeRefused || !strings.Contains(string(data), `"policy":"session","rule":"unknown"`) || !strings.Contains(line, "There is no session ses_gone; create one") {
+			t.Errorf("%s: %s", ask[0], line)
+		}
+		if len(h.entries()) != n+1 {
+			t.Errorf("%s is not on record", ask[0])
+		}
+	}
+	if calls := a.calls(); len(calls) != 0 {
+		t.Errorf("the upstream had %v", calls)
+	}
+}
+
+// Nor does a call go on in one that a recovery of the ledger has lost meanwhile.
+func TestACallThatGoesOnNeedsASession(t *testing.T) {
+	o := newOracle(t, "up", `{"resultType":"input_required","inputRequests":{"r":{"method":"roots/list"}},"requestState":"s"}`)
+	led := &faulty{}
+	h := serve(t, rig{fakes: []proxy.Upstream{o}, raw: true, ledger: led})
+	needs(t, h.first("up__tool", `{}`))
+	led.check = fmt.Errorf("%w: %s", ledger.ErrNoSession, session)
+	line := h.again("up__tool", `{}`, "s", map[string]string{"r": `{}`})
+	if why := parseResponse(t, line).refusal(t); why.Policy != "session" || why.Rule != "unknown" || why.Retryable {
+		t.Errorf("%+v", why)
 	}
 }
 

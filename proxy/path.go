@@ -59,6 +59,7 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 		over = true
 		if refused, ok := s.reconsider(r, attempt.Call, before); ok {
 			over = false
+			refused.Sent = before.sent
 			return refuse(refused), endRefused
 		}
 	} else {
@@ -91,12 +92,13 @@ func (s *Server) path(r *request, up Upstream, attempt ledger.Attempt, c upstrea
 	}
 	var t *task
 	if c.Task && err == nil {
-		t = s.made(up, before.ticket.Session, m.Result)
+		t = s.made(r, up, before.ticket.Session, m.Result)
 	}
 	done() // now that its task is there to be found
 	s.taskRevoked(r, t)
 	if halt, ok := errors.AsType[*haltError](err); ok {
 		outcome = ledger.Outcome{Result: ledger.Unknown, Reason: s.o.Clean(halt.Error())}
+		halt.refusal.Sent = true
 		return refuse(halt.refusal), endKnown // who has asked for something is the one to answer, and nobody else is tried
 	}
 	if err != nil {
@@ -184,8 +186,7 @@ func (e *haltError) Error() string { return e.why.Error() }
 // does that a person has to be asked, if one was by that rule or if the rules are those by
 // which the call began; by other ones it has to begin anew.
 func (s *Server) halts(r *request, c policy.Call, b *round) *haltError {
-	r.rules.Engine.Prepare(&c)
-	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), r.rules.Use, c, r.rules.Engine)
+	d, err := s.check(r, &c)
 	if err != nil {
 		return &haltError{Refusal{
 			Error: fmt.Sprintf("%s was not gone on with, since the ledger cannot be read: %v", c.Noun(), err), BlockedBy: "haldir",
@@ -210,6 +211,18 @@ func (s *Server) halts(r *request, c policy.Call, b *round) *haltError {
 		return &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, b.ticket), errors.New(f.Reason)}
 	}
 	return nil
+}
+
+// check decides about what is not reserved. That there is no such session is against it, as
+// it is against a call.
+func (s *Server) check(r *request, c *policy.Call) (policy.Decision, error) {
+	r.rules.Engine.Prepare(c)
+	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), r.rules.Use, *c, r.rules.Engine)
+	if errors.Is(err, ledger.ErrNoSession) {
+		f := r.rules.Use.Missing()
+		return policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason}, nil
+	}
+	return d, err
 }
 
 // recordStale puts on record that a host wanted to go on with what does not wait.

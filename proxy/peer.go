@@ -202,7 +202,7 @@ func (s *Server) Notify(from string, m wire.Message) {
 }
 
 func (s *Server) notice(from string, m wire.Message) {
-	if m.Method == "notifications/tasks/status" && !s.ownsTask(from, m.Params) {
+	if m.Method == "notifications/tasks/status" && !s.tellsOfTask(from, m.Params) {
 		return
 	}
 	if m.Method != "notifications/cancelled" {

@@ -27,6 +27,10 @@ type Refusal struct {
 	Retryable bool      `json:"retryable"`
 	RetryAt   time.Time `json:"retry_at,omitzero"`
 	AuditID   string    `json:"audit_id,omitempty"`
+
+	// Sent says that an earlier round of the call has reached the upstream, which may have
+	// done what it asks for.
+	Sent bool `json:"-"`
 }
 
 // noUse is added where trying again, or another way, cannot help.

@@ -132,11 +132,13 @@ func (s *Server) cancelCalls(session string) {
 			s.wg.Go(func() { s.expire(b, errRevoked) }) // an upstream may take its time to end it
 		}
 	}
+	var tasks []*task
 	for t := range s.pending {
 		if t.session == session {
-			s.cancelTask(t)
+			tasks = append(tasks, t)
 		}
 	}
+	s.cancelTasks(tasks...)
 }
 
 // taskRevoked ends the task that r has made, if r was cancelled with its session just before.
@@ -144,7 +146,7 @@ func (s *Server) taskRevoked(r *request, t *task) {
 	if t != nil && errors.Is(context.Cause(r.ctx), errRevoked) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.cancelTask(t)
+		s.cancelTasks(t)
 	}
 }
 

@@ -321,6 +321,7 @@ type request struct {
 	beats  int          // how often the client was told that it waits for a person
 	era    *envelope    // nil in the handshake era
 	up     Upstream     // who was asked last; guarded by the server's mu
+	over   []string     // tasks that have ended and that it may have made; guarded by the server's mu
 	after  []func()     // what the host need not wait for
 	answer wire.Message // whose memory nobody needs once that is done
 	round  *round       // not nil if the host is to go on with it

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,8 +38,15 @@ func (s *Server) task(r *request) []byte {
 		return s.invalid(r, "Unknown task: "+wire.Printable(id, longestName))
 	}
 	began := time.Now()
-	if refused := s.refusesTasks(r, owner); refused != nil {
-		return refused
+	call, f, err := s.againstTasks(r, owner)
+	switch {
+	case err == nil && f == nil:
+	case t != nil && r.msg.Method == "tasks/cancel":
+		return s.cancelUnheard(r, owner, t)
+	case err != nil:
+		return s.unjudged(err).failure(r.msg.ID)
+	default:
+		return s.refuseUncounted(r, owner, call, f)
 	}
 	defer s.underway(r, r.rules.Use.ID, began)() // it may wait for as long as the task runs
 	m, err := s.forward(r, owner, s.same(r, r.msg.Params), nil)
@@ -49,12 +57,41 @@ func (s *Server) task(r *request) []byte {
 		return s.broken(r, owner, err)
 	}
 	if t != nil && ended(r.msg.Method, m) {
-		s.mu.Lock()
-		delete(s.pending, t)
-		s.mu.Unlock()
+		s.over(t)
 	}
 	return m.WithID(r.msg.ID)
 }
+
+// cancelUnheard is tasks/cancel of a task that haldir has seen being made, by who may ask
+// about it no more: to end what runs needs no leave. Neither side has a word of the other's
+// by it.
+func (s *Server) cancelUnheard(r *request, up Upstream, t *task) []byte {
+	m, err := s.forward(r, up, upstream.Call{Method: r.msg.Method, Params: t.params()}, nil)
+	switch {
+	case err != nil:
+		return s.broken(r, up, err)
+	case m.Error != nil:
+		return wire.Failure(&wire.Error{Code: wire.ErrorOf(m).Code, Message: "upstream '" + up.Name() + "' did not cancel the task", ID: r.msg.ID})
+	}
+	s.over(t)
+	var told []wire.Field
+	for _, name := range []string{"taskId", "status", "createdAt", "lastUpdatedAt", "ttl", "pollInterval"} {
+		if m, ok := wire.At(m.Result, name); ok {
+			told = append(told, wire.Field{Name: name, Value: m.Value})
+		}
+	}
+	return wire.Result(r.msg.ID, wire.Edit(nil, told...))
+}
+
+// over notes that a task is.
+func (s *Server) over(t *task) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pending, t)
+}
+
+// params are those of a request about the task.
+func (t *task) params() json.RawMessage { return fmt.Appendf(nil, `{"taskId":%s}`, wire.Quote(t.id)) }
 
 // taskOwner returns a task and the upstream that it belongs to; no task if it is of an
 // earlier run, and no upstream if nobody can tell.
@@ -72,9 +109,11 @@ func (s *Server) taskOwner(id string) (*task, Upstream) {
 	return t, owner
 }
 
-// ownsTask reports whether the task that an upstream tells of is its own, to every
-// reader: it could call another's ended.
-func (s *Server) ownsTask(from string, params json.RawMessage) bool {
+// tellsOfTask reports whether an upstream may tell the host of a task, and notes if that is
+// over by its word. It may not of what is another's to any reader, nor of an id that two have
+// given: it could call another's task ended. Of a task that haldir knows nothing of it may:
+// its answer that names it can be on its way still, behind what it tells.
+func (s *Server) tellsOfTask(from string, params json.RawMessage) bool {
 	members, err := wire.Members(params)
 	if err != nil || blurred(members, "taskId") {
 		return false
@@ -83,8 +122,33 @@ func (s *Server) ownsTask(from string, params json.RawMessage) bool {
 	if !ok {
 		return false
 	}
-	_, owner := s.taskOwner(id)
-	return owner != nil && owner.Name() == from
+	has := slices.ContainsFunc(s.capable("tasks"), func(up Upstream) bool { return up.Name() == from })
+	status, _ := text(params, "status")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, known := s.tasks[id]
+	switch {
+	case known && (t == nil || t.up.Name() != from), !known && !has:
+		return false
+	case !final(status):
+	case known:
+		delete(s.pending, t)
+	default:
+		for r := range s.running { // one of these may be the call that makes it
+			if r.up != nil && r.up.Name() == from && len(r.over) < maxOver && len(id) <= longestName {
+				r.over = append(r.over, strings.Clone(id))
+			}
+		}
+	}
+	return true
+}
+
+// maxOver bounds how many tasks that have ended are noted with a call that may have made them.
+const maxOver = 100
+
+// final reports whether a task goes on no more.
+func final(status string) bool {
+	return status == "completed" || status == "failed" || status == "cancelled"
 }
 
 // ended reports whether an answer says that its task is over.
@@ -93,29 +157,26 @@ func ended(method string, m wire.Message) bool {
 		return false
 	}
 	status, _ := text(m.Result, "status")
-	return method != "tasks/get" || status == "completed" || status == "failed" || status == "cancelled"
+	return method != "tasks/get" || final(status)
 }
 
-// refusesTasks answers a request about tasks where everything is stopped, or the session is
-// over; nil where it is not. A task is what a call that was let through is at: the rules by
+// againstTasks returns what is against a request about tasks: that everything is stopped, or
+// the session is over. A task is what a call that was let through is at: the rules by
 // which that began go on to hold for it.
-func (s *Server) refusesTasks(r *request, up Upstream) []byte {
+func (s *Server) againstTasks(r *request, up Upstream) (policy.Call, *policy.Finding, error) {
 	call := policy.Call{Session: r.rules.Use.ID, Agent: r.rules.Agent, Tool: r.msg.Method}
 	if up != nil {
 		call.Upstream = up.Name()
 	}
-	_, d, err := s.o.Ledger.Check(context.WithoutCancel(r.ctx), r.rules.Use, call, r.rules.Engine)
-	switch {
-	case err != nil:
-		return s.unjudged(err).failure(r.msg.ID)
-	case d.Policy == policy.PolicySession, d.Policy == ledger.PolicyStopped:
-		return s.refuseUncounted(r, up, call, &policy.Finding{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason})
+	d, err := s.check(r, &call)
+	if err != nil || d.Policy != policy.PolicySession && d.Policy != ledger.PolicyStopped {
+		return call, nil, err
 	}
-	return nil
+	return call, &policy.Finding{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason}, nil
 }
 
-// made notes the task that a call of a session has made, and returns it; nil if there is none.
-func (s *Server) made(up Upstream, session string, result json.RawMessage) *task {
+// made notes the task that r, a call of a session, has made, and returns it; nil if there is none.
+func (s *Server) made(r *request, up Upstream, session string, result json.RawMessage) *task {
 	id, ok := text(result, "task", "taskId")
 	if !ok {
 		return nil
@@ -126,6 +187,7 @@ func (s *Server) made(up Upstream, session string, result json.RawMessage) *task
 			t.until = time.Now().Add(time.Duration(ms) * time.Millisecond)
 		}
 	}
+	status, _ := text(result, "task", "status")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t.up = s.heir(up)
@@ -133,7 +195,8 @@ func (s *Server) made(up Upstream, session string, result json.RawMessage) *task
 	if other != nil && other.up == t.up {
 		delete(s.pending, other) // its id is given anew
 	}
-	if len(s.pending) < maxTasks && len(id) <= longestName {
+	over := final(status) || slices.Contains(r.over, id)
+	if !over && len(s.pending) < maxTasks && len(id) <= longestName {
 		s.pending[t] = struct{}{}
 		s.watch()
 	}
@@ -145,30 +208,49 @@ func (s *Server) made(up Upstream, session string, result json.RawMessage) *task
 	return t
 }
 
-// cancelTask has an upstream end a task whose session was revoked with its calls, unless it
-// is over or was ended already. The lock is held.
-func (s *Server) cancelTask(t *task) {
-	if _, runs := s.pending[t]; !runs {
-		return
+// cancelTasks has upstreams end tasks whose session was revoked with its calls, but for those
+// that are over or were ended already. The lock is held.
+func (s *Server) cancelTasks(tasks ...*task) {
+	of := map[Upstream][]*task{}
+	for _, t := range tasks {
+		if _, runs := s.pending[t]; runs {
+			delete(s.pending, t)
+			of[t.up] = append(of[t.up], t)
+		}
 	}
-	delete(s.pending, t)
-	up := t.up
-	s.wg.Go(func() { // who asks for it is waited for by Serve
-		ctx, cancel := context.WithTimeout(s.work, cancelTime)
-		defer cancel()
-		m, err := up.Call(ctx, upstream.Call{Method: "tasks/cancel", Params: fmt.Appendf(nil, `{"taskId":%s}`, wire.Quote(t.id))})
-		if err == nil && m.Error != nil {
-			err = wire.ErrorOf(m)
+	for up, tasks := range of {
+		left := make(chan *task, len(tasks))
+		for _, t := range tasks {
+			left <- t
 		}
-		if err != nil {
-			s.o.Log.Warn().Str("upstream", up.Name()).Str("error", s.o.Clean(err.Error())).Msg("a task of a revoked session could not be cancelled")
+		close(left)
+		for range min(len(tasks), cancelAtOnce) {
+			s.wg.Go(func() { // who asks for it is waited for by Serve
+				for t := range left {
+					s.cancelTask(up, t)
+				}
+			})
 		}
-	})
+	}
+}
+
+func (s *Server) cancelTask(up Upstream, t *task) {
+	ctx, cancel := context.WithTimeout(s.work, cancelTime)
+	defer cancel()
+	m, err := up.Call(ctx, upstream.Call{Method: "tasks/cancel", Params: t.params()})
+	if err == nil && m.Error != nil {
+		err = wire.ErrorOf(m)
+	}
+	if err != nil {
+		s.o.Log.Warn().Str("upstream", up.Name()).Str("error", s.o.Clean(err.Error())).Msg("a task of a revoked session could not be cancelled")
+	}
 }
 
 const (
 	// cancelTime is how long an upstream may take to cancel a task.
 	cancelTime = 30 * time.Second
+	// cancelAtOnce is how many tasks one upstream is to cancel at a time.
+	cancelAtOnce = 8
 	// longestTask is from which ttl on a task is as one that is kept for ever.
 	longestTask = 365 * 24 * time.Hour
 )
@@ -179,8 +261,11 @@ const maxTasks = 100_000
 // listTasks is tasks/list: with one server that has tasks its pages are passed on,
 // with several their lists are put together.
 func (s *Server) listTasks(r *request) []byte {
-	if refused := s.refusesTasks(r, nil); refused != nil {
-		return refused
+	switch call, f, err := s.againstTasks(r, nil); {
+	case err != nil:
+		return s.unjudged(err).failure(r.msg.ID)
+	case f != nil:
+		return s.refuseUncounted(r, nil, call, f)
 	}
 	ups := s.capable("tasks")
 	if len(ups) == 1 {

@@ -36,7 +36,7 @@ func newWorker(t *testing.T) *worker {
 			return reply(`{"task":{"taskId":"t\u0031","status":"working","ttl":60000}}`)
 		case "tasks/cancel":
 			close(w.ended)
-			return reply(`{"taskId":"t1","status":"cancelled"}`)
+			return reply(`{"taskId":"t1","status":"cancelled","statusMessage":"SECRET","ttl":null}`)
 		case "tasks/result":
 			close(w.asked)
 			select {
@@ -66,7 +66,7 @@ func (h *host) makeTask() {
 }
 
 // What a revoked agent, or one that was stopped, has begun as a task it does not hear of any
-// more.
+// more; it may still end it, of which it hears no more than that.
 func TestTasksOfASessionThatIsOver(t *testing.T) {
 	for name, c := range map[string]struct {
 		end  func(h *host) error
@@ -86,22 +86,50 @@ func TestTasksOfASessionThatIsOver(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := w.methods()
-			methods := []string{"tasks/get", "tasks/result", "tasks/cancel", "tasks/list"}
-			for _, method := range methods {
-				line := h.request(method, `{"taskId":"t1"}`)
+			asks := [][2]string{{"tasks/get", "t1"}, {"tasks/result", "t1"}, {"tasks/list", "t1"}, {"tasks/cancel", "any words"}}
+			for _, ask := range asks {
+				line := h.request(ask[0], `{"taskId":"`+ask[1]+`"}`)
 				if code, data := failureOf(t, line); code != proxy.CodeRefused || !strings.Contains(string(data), `"rule":"`+c.rule+`"`) {
-					t.Errorf("%s: %s", method, line)
+					t.Errorf("%s: %s", ask[0], line)
 				}
 			}
 			if got := w.methods(); got != before {
 				t.Errorf("the upstream was sent %s", got)
 			}
-			for _, method := range methods {
-				if list := h.find(audit.Filter{Status: audit.StatusDenied, Tool: method}); len(list) != 1 {
-					t.Errorf("%s: %d on record", method, len(list))
+			for _, ask := range asks {
+				if list := h.find(audit.Filter{Status: audit.StatusDenied, Tool: ask[0]}); len(list) != 1 {
+					t.Errorf("%s: %d on record", ask[0], len(list))
 				}
 			}
+			line := h.request("tasks/cancel", `{"taskId":"t1","_meta":{"progressToken":1},"words":"to the server"}`)
+			if !strings.HasSuffix(line, `"result":{"taskId":"t1","status":"cancelled","ttl":null}}`) {
+				t.Errorf("tasks/cancel: %s", line)
+			}
+			if got := w.methods(); got != before+`; tasks/cancel {"taskId":"t1"}` {
+				t.Errorf("the upstream was sent %s", got)
+			}
 		})
+	}
+}
+
+// The words by which a server refuses to cancel a task are not for who hears of it no more.
+func TestATaskThatIsNotCancelledInAStop(t *testing.T) {
+	w := newWorker(t)
+	do := w.do
+	w.do = func(ctx context.Context, c upstream.Call) (wire.Message, error) {
+		if c.Method == "tasks/cancel" {
+			return wire.ParseLenient([]byte(`{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"SECRET","data":"SECRET"}}`))
+		}
+		return do(ctx, c)
+	}
+	h := serve(t, rig{fakes: []proxy.Upstream{w}})
+	h.makeTask()
+	if _, err := h.led.Stop(t.Context(), "enough"); err != nil {
+		t.Fatal(err)
+	}
+	line := h.request("tasks/cancel", `{"taskId":"t1"}`)
+	if code, _ := failureOf(t, line); code != wire.CodeInvalidParams || strings.Contains(line, "SECRET") {
+		t.Errorf("%s", line)
 	}
 }
 

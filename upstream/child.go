@@ -50,7 +50,7 @@ type child struct {
 	last string // the last line it wrote to stderr
 }
 
-func startChild(guard *Guard, cfg config.Upstream, r *config.Resolver, log zerolog.Logger, clean func(string) string) (*child, error) {
+func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resolver, log zerolog.Logger, clean func(string) string) (*child, error) {
 	texts := append([]string{cfg.Command, cfg.Cwd}, cfg.Args...)
 	for i, t := range texts {
 		v, err := r.Resolve(t)
@@ -59,7 +59,10 @@ func startChild(guard *Guard, cfg config.Upstream, r *config.Resolver, log zerol
 		}
 		texts[i] = v
 	}
-	env, err := environment(cfg, r)
+	if strings.TrimSuffix(filepath.Base(texts[0]), ".exe") != "haldir" {
+		own = nil
+	}
+	env, err := environment(cfg, own, r)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", cfg.Command, err)
 	}
@@ -211,9 +214,9 @@ var baseWindows = []string{
 	"HOMEPATH", "APPDATA", "LOCALAPPDATA", "ProgramData", "ProgramFiles", "ProgramFiles(x86)", "PROCESSOR_ARCHITECTURE", "NUMBER_OF_PROCESSORS", "OS",
 }
 
-// environment is exactly what a child gets: the base, what env_pass names, and
-// env, which wins.
-func environment(cfg config.Upstream, r *config.Resolver) ([]string, error) {
+// environment is exactly what a child gets: the base, what env_pass names, own, and env, which
+// wins.
+func environment(cfg config.Upstream, own []string, r *config.Resolver) ([]string, error) {
 	names := slices.Concat(base, cfg.EnvPass)
 	if runtime.GOOS == "windows" {
 		names = slices.Concat(names, baseWindows)
@@ -225,17 +228,24 @@ func environment(cfg config.Upstream, r *config.Resolver) ([]string, error) {
 			env = append(env, e)
 		}
 	}
+	set := func(name, value string) {
+		env = slices.DeleteFunc(env, func(have string) bool {
+			n, _, _ := strings.Cut(have, "=")
+			return sameVariable(n, name)
+		})
+		env = append(env, name+"="+value)
+	}
+	for _, e := range own {
+		name, value, _ := strings.Cut(e, "=")
+		set(name, value)
+	}
 	for _, e := range cfg.Env {
 		name, value, _ := strings.Cut(e, "=")
 		v, err := r.Resolve(value)
 		if err != nil {
 			return nil, fmt.Errorf("env %s: %w", name, err)
 		}
-		env = slices.DeleteFunc(env, func(have string) bool {
-			n, _, _ := strings.Cut(have, "=")
-			return sameVariable(n, name)
-		})
-		env = append(env, name+"="+v)
+		set(name, v)
 	}
 	return env, nil
 }

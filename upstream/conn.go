@@ -96,7 +96,7 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 func (u *Upstream) dial(c *conn) error {
 	cfg := u.o.Config
 	if cfg.Command != "" {
-		ch, err := startChild(u.guard, cfg, u.o.Resolver, u.o.Log, u.o.Clean)
+		ch, err := startChild(u.guard, cfg, u.o.Env, u.o.Resolver, u.o.Log, u.o.Clean)
 		if err != nil {
 			return err
 		}

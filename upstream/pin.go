@@ -469,22 +469,35 @@ func (u *Upstream) awaitAcceptance(ctx context.Context) {
 			return
 		}
 		u.mu.Lock()
-		pending, failed, before, listed, connected := len(u.pinned.Changes) > 0, u.unpinned, u.pinnedRaw, u.listed, u.conn != nil
+		pending, failed, before := len(u.pinned.Changes) > 0, u.unpinned, u.pinnedRaw
 		u.mu.Unlock()
-		if !pending && !failed || listed == nil {
+		if !pending && !failed {
 			continue
 		}
 		raw, err := u.o.Pins.LoadPins(ctx, u.Name())
 		if err != nil || bytes.Equal(raw, before) && !failed {
 			continue
 		}
-		o, err := decode(listed)
-		if err != nil {
-			continue
-		}
-		if c, err := u.hold(ctx, o.read(u.remote()), listed, failed && connected); err == nil {
-			u.retake(c, listed)
-		}
+		u.reconsider(ctx)
+	}
+}
+
+// reconsider compares what the server listed last with what is pinned by now.
+func (u *Upstream) reconsider(ctx context.Context) {
+	u.comparing.Lock()
+	defer u.comparing.Unlock()
+	u.mu.Lock()
+	failed, listed, connected := u.unpinned, u.listed, u.conn != nil
+	u.mu.Unlock()
+	if listed == nil {
+		return
+	}
+	o, err := decode(listed)
+	if err != nil {
+		return
+	}
+	if c, err := u.hold(ctx, o.read(u.remote()), listed, failed && connected); err == nil {
+		u.retake(c, listed)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -524,4 +525,63 @@ func TestAnotherProgramStaysSoWhenItsToolIsAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "it is offered once it is accepted", func() bool { return offered(r) == turned })
+}
+
+// gated are pins of which the next change waits at the gate.
+type gated struct {
+	board
+
+	loads     atomic.Int32
+	armed     atomic.Bool
+	in, leave chan struct{}
+}
+
+func (g *gated) LoadPins(ctx context.Context, name string) ([]byte, error) {
+	defer g.loads.Add(1)
+	return g.board.LoadPins(ctx, name)
+}
+
+func (g *gated) ChangePins(ctx context.Context, name string, change func([]byte) ([]byte, []pins.Note, error)) error {
+	if g.armed.CompareAndSwap(true, false) {
+		close(g.in)
+		<-g.leave
+	}
+	return g.board.ChangePins(ctx, name, change)
+}
+
+// Nor is it taken for the one that is pinned while it is being compared with that.
+func TestAnotherProgramStaysSoWhileItIsCompared(t *testing.T) {
+	g := &gated{in: make(chan struct{}), leave: make(chan struct{})}
+	ready(t, listing(t, "block", honest), pinnedBy(&g.board)).Close()
+	anotherProgram(t, &g.board)
+	cfg := listing(t, "block", turned)
+	cfg.StopWhenIdle = 100 * time.Millisecond
+	r := ready(t, cfg, func(o *upstream.Options) { o.Pins = g })
+	eventually(t, "it is stopped", func() bool { return r.Status().State == upstream.StateIdle })
+	if r.Catalogue().Blocked == "" {
+		t.Fatal("it is not blocked")
+	}
+	g.armed.Store(true)
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.Call(soon(t), upstream.Call{Method: "tools/call", Params: params("echo", `{"text":"secret"}`)})
+		done <- err
+	}()
+	<-g.in
+	before := g.loads.Load()
+	changes := slices.DeleteFunc(slices.Clone(r.Pinned().Changes), func(c pins.Change) bool { return c.Kind == pins.Server })
+	if err := r.Accept(soon(t), changes); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is seen that something is accepted", func() bool { return g.loads.Load() > before })
+	for end := time.Now().Add(moment); r.Catalogue().Blocked != "" && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	close(g.leave)
+	if err := <-done; !errors.Is(err, wire.ErrNotSent) {
+		t.Errorf("it was called: %v", err)
+	}
+	if r.Catalogue().Blocked == "" {
+		t.Errorf("it offers %s", offered(r))
+	}
 }

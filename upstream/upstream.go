@@ -48,6 +48,9 @@ type Options struct {
 	// Command is how a person runs haldir for this upstream's config, as far as to the
 	// verb; "" means haldir.
 	Command string
+	// Env are variables, as NAME=value, for a child that is a haldir, too, by its name. What
+	// others get is none of haldir's.
+	Env []string
 	// Changed is called after the catalogue has changed, from a goroutine of the
 	// upstream; it must not block for long.
 	Changed func()
@@ -82,6 +85,8 @@ type Upstream struct {
 	key   string        // of the catalogue; the host is part of it
 	mute  bool          // the child had nothing to say to server/discover; of the goroutine of run
 	wake  chan struct{} // a call cannot wait for the backoff
+
+	comparing sync.Mutex // held from when a catalogue is compared with what is pinned until it is taken
 
 	mu        sync.Mutex
 	catalogue Catalogue
@@ -176,6 +181,8 @@ func (u *Upstream) restore(ctx context.Context) error {
 	if ctx.Err() != nil { // it is another host's by now
 		return context.Cause(ctx)
 	}
+	u.comparing.Lock()
+	defer u.comparing.Unlock()
 	c, err := u.hold(ctx, o.read(u.remote()), cached, false)
 	if err != nil {
 		return err
@@ -655,6 +662,8 @@ func (e *cleanError) Unwrap() error { return e.err }
 // whoever it tells itself would be told of that even if they have not.
 func (u *Upstream) learn(o offers, told [len(lists)]bool, greeting bool) {
 	fresh := o.encode()
+	u.comparing.Lock()
+	defer u.comparing.Unlock()
 	u.mu.Lock()
 	same := bytes.Equal(fresh, u.listed)
 	now := u.catalogue

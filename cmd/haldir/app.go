@@ -274,6 +274,7 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 	return upstream.New(upstream.Options{
 		Config: c, Pins: pinned, Resolver: r, Cache: cache, Guard: a.guard, Secrets: a.vault(), SecretsDir: a.settings.StateDir, Log: a.log.With().Str("upstream", c.Name).Logger(),
 		Version: version(), MaxMessage: a.settings.MaxMessage, Changed: changed, Clean: a.secrets.clean, Command: a.command(),
+		Env: a.behind(),
 	})
 }
 

@@ -315,7 +315,7 @@ func TestVerbsAreNamedSomewhere(t *testing.T) {
 
 func TestVariablesOfThePages(t *testing.T) {
 	t.Parallel()
-	var known []string
+	known := []string{config.BehindVar}
 	for _, s := range config.AllSettings() {
 		known = append(known, s.Env)
 	}

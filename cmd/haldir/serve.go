@@ -60,6 +60,9 @@ func (a *app) serve(ctx context.Context) error {
 	// and must not end haldir in the middle of ending its children.
 	ctx, a.unsignal = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	srv, err := a.prepare(ctx)
+	if err == nil {
+		err = a.behindItself()
+	}
 	if err != nil {
 		// Hosts show what initialize answers and hide stderr and exit codes.
 		a.explain(err)

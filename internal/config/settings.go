@@ -306,10 +306,14 @@ func platformStateDir() (string, error) {
 	return filepath.Join(home, ".local", "state", "haldir"), nil
 }
 
+// BehindVar is no setting: in it a haldir tells those that it starts which configs it, and
+// those that it was started by, serve, as a list of paths.
+const BehindVar = "HALDIR_BEHIND"
+
 // UnknownVariables lists the HALDIR_* variables in environ that mean nothing,
 // with a suggestion each.
 func UnknownVariables(environ []string) []string {
-	var known []string
+	known := []string{BehindVar}
 	for _, s := range AllSettings() {
 		known = append(known, s.Env)
 	}

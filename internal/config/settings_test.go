@@ -335,7 +335,7 @@ func TestAFileThatCannotBeReadIsNoEmptyConfig(t *testing.T) {
 
 func TestUnknownVariablesAreReportedWithASuggestion(t *testing.T) {
 	got := config.UnknownVariables([]string{
-		"HALDIR_CONFIG=x", "HALDIR_LOG_LEVL=debug", "PATH=/bin", "HALDIR=1", "haldir_config=x", "XHALDIR_CONFIG=x", "HALDIR_POLICIES=[]", "HALDIR_STATEDIR=/x", "HALDIR_SESSION=s",
+		"HALDIR_CONFIG=x", config.BehindVar + "=/x", "HALDIR_LOG_LEVL=debug", "PATH=/bin", "HALDIR=1", "haldir_config=x", "XHALDIR_CONFIG=x", "HALDIR_POLICIES=[]", "HALDIR_STATEDIR=/x", "HALDIR_SESSION=s",
 	})
 	var names []string
 	for _, g := range got {

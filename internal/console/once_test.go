@@ -2,6 +2,7 @@ package console_test
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"strings"
 	"sync"
@@ -9,6 +10,9 @@ import (
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
+	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/proxy"
+	"github.com/haldir-mcp/haldir/upstream"
 )
 
 func idem(key string) header { return header{"Idempotency-Key", key} }
@@ -94,6 +98,60 @@ func TestARefusedCallCanBeMadeAgain(t *testing.T) {
 	again := w.call(key, s, "break", `{}`, idem("broken"))
 	if again.problem(http.StatusBadGateway, "upstream"); again.header.Get("Idempotency-Replayed") != "true" || string(again.body) != string(first.body) {
 		t.Errorf("%s", again.body)
+	}
+}
+
+// charger is a modern upstream that does the work at once and gives the answer in a round of
+// its own (MCP 2026-07-28: input_required without inputRequests).
+type charger struct {
+	proxy.Upstream
+
+	charged int
+	between func() // before that round
+}
+
+func (*charger) Name() string { return "pay" }
+func (*charger) Catalogue() upstream.Catalogue {
+	c := upstream.ReadCatalogue([]json.RawMessage{json.RawMessage(`{"name":"charge","inputSchema":{"type":"object"}}`)})
+	c.Modern, c.Server = true, json.RawMessage(`{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{}}}`)
+	return c
+}
+
+func (c *charger) Call(_ context.Context, call upstream.Call) (wire.Message, error) {
+	result := `{"resultType":"complete","content":[{"type":"text","text":"charged"}]}`
+	if _, goesOn := wire.At(call.Params, "requestState"); !goesOn {
+		c.charged++
+		result = `{"resultType":"input_required","requestState":"s"}`
+		c.between()
+	}
+	return wire.ParseLenient(wire.Result(json.RawMessage("1"), json.RawMessage(result)))
+}
+
+// A call that was sent and then not let go on may have done its work: the same key does not
+// make it again.
+func TestACallThatIsRefusedBetweenRoundsWasMade(t *testing.T) {
+	w := start(t, "")
+	key := w.key("all")
+	s := w.session(key, everything)
+	r := w.rules()
+	up := &charger{Upstream: r.Upstreams[0], between: func() {
+		if _, err := w.led.Stop(t.Context(), "enough"); err != nil {
+			t.Error(err)
+		}
+	}}
+	r.Upstreams = []proxy.Upstream{up}
+	w.srv.Adopt(r)
+	first := w.call(key, s, "pay/charge", `{}`, idem("order"))
+	first.problem(http.StatusForbidden, "refused")
+	if _, err := w.led.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := w.call(key, s, "pay/charge", `{}`, idem("order"))
+	if again.problem(http.StatusForbidden, "refused"); again.header.Get("Idempotency-Replayed") != "true" || string(again.body) != string(first.body) {
+		t.Errorf("%s", again.body)
+	}
+	if up.charged != 1 {
+		t.Errorf("one key has charged %d times", up.charged)
 	}
 }
 

@@ -93,12 +93,7 @@ func (t *tx) reserve(ticket *Ticket, a Attempt, d Decider) (policy.Decision, err
 	s, err := t.use(a.Use)
 	if errors.Is(err, ErrNoSession) {
 		s = &Session{ID: a.Use.ID}
-		reason := fmt.Sprintf("There is no session %s; create one with: haldir session create", s.ID)
-		if a.Use.Terms != nil { // it would have been made, but for the doubt
-			reason = fmt.Sprintf("What session %s had used, and whether it was revoked, was lost with a damaged ledger; "+
-				"begin another one, or let it begin anew with: haldir ledger trust", s.ID)
-		}
-		a.Refused = &policy.Finding{Policy: policy.PolicySession, Rule: "unknown", Reason: reason}
+		a.Refused = a.Use.Missing()
 	} else if err != nil {
 		return policy.Decision{}, err
 	}

@@ -62,6 +62,16 @@ type Use struct {
 	Fresh bool
 }
 
+// Missing is what is against a call in a session that there is not.
+func (u Use) Missing() *policy.Finding {
+	reason := fmt.Sprintf("There is no session %s; create one with: haldir session create", u.ID)
+	if u.Terms != nil { // it would have been made, but for the doubt
+		reason = fmt.Sprintf("What session %s had used, and whether it was revoked, was lost with a damaged ledger; "+
+			"begin another one, or let it begin anew with: haldir ledger trust", u.ID)
+	}
+	return &policy.Finding{Policy: policy.PolicySession, Rule: "unknown", Reason: reason}
+}
+
 func (s *Session) apply(t *Terms) {
 	s.Agent, s.AllScopes, s.Scopes, s.Limit = t.Agent, t.AllScopes, t.Scopes, t.SpendLimit
 	s.ExpiresAt = time.Time{}

@@ -23,7 +23,10 @@ type stored struct {
 // unchanged reports whether an error says that nothing was done, so that the request may
 // be made again under the same Idempotency-Key.
 func unchanged(p *Problem) bool {
-	return p.Refusal != nil || p.Status < http.StatusInternalServerError || p.Status == http.StatusServiceUnavailable
+	if p.Refusal != nil {
+		return !p.Refusal.Sent
+	}
+	return p.Status < http.StatusInternalServerError || p.Status == http.StatusServiceUnavailable
 }
 
 // once obeys an Idempotency-Key: a request that was made before gets the answer of
