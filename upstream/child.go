@@ -50,6 +50,22 @@ type child struct {
 	last string // the last line it wrote to stderr
 }
 
+// isHaldir reports whether a command is a haldir: by its name, or as the very program that
+// runs.
+func isHaldir(command string) bool {
+	if strings.TrimSuffix(filepath.Base(command), ".exe") == "haldir" {
+		return true
+	}
+	path, notFound := exec.LookPath(command)
+	self, unknown := os.Executable()
+	if notFound != nil || unknown != nil {
+		return false
+	}
+	a, errA := os.Stat(path)
+	b, errB := os.Stat(self)
+	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
 func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resolver, log zerolog.Logger, clean func(string) string) (*child, error) {
 	texts := append([]string{cfg.Command, cfg.Cwd}, cfg.Args...)
 	for i, t := range texts {
@@ -59,7 +75,7 @@ func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resol
 		}
 		texts[i] = v
 	}
-	if strings.TrimSuffix(filepath.Base(texts[0]), ".exe") != "haldir" {
+	if !isHaldir(texts[0]) {
 		own = nil
 	}
 	env, err := environment(cfg, own, r)
