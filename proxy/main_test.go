@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,7 +66,7 @@ type host struct {
 	led  *ledger.Ledger // nil with a ledger of the test's own
 	dir  string
 	ups  []*upstream.Upstream
-	log  *logBuffer
+	log  *mcptest.Buffer
 	in   *io.PipeWriter
 	stop context.CancelFunc
 	done chan struct{} // Serve has returned err
@@ -76,27 +75,22 @@ type host struct {
 	deaf atomic.Bool // it does not read
 	ids  atomic.Int64
 
+	inbox
+}
+
+// inbox is what a server has written to its host and nobody has taken.
+type inbox struct {
 	mu    sync.Mutex
-	lines []string // that nobody has taken
-	news  chan struct{}
+	lines []string
+	news  chan struct{} // closed and replaced with every line
 }
 
-// logBuffer keeps the log.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
+func (b *inbox) put(line string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+	b.lines = append(b.lines, line)
+	close(b.news)
+	b.news = make(chan struct{})
 }
 
 const (
@@ -108,7 +102,7 @@ const (
 // order of haldir serve: the server, the upstreams, the ledger.
 func serve(t *testing.T, r rig) *host {
 	t.Helper()
-	h := &host{t: t, log: &logBuffer{}, done: make(chan struct{}), lax: r.lax, news: make(chan struct{})}
+	h := &host{t: t, log: &mcptest.Buffer{}, done: make(chan struct{}), lax: r.lax, inbox: inbox{news: make(chan struct{})}}
 	engine, err := policy.Compile(r.rules)
 	if err != nil {
 		t.Fatal(err)
@@ -237,11 +231,7 @@ func (h *host) read(out io.Reader) {
 				h.t.Errorf("the host was sent a line that is no JSON-RPC message (%s): %s", why, clip(string(line)))
 			}
 		}
-		h.mu.Lock()
-		h.lines = append(h.lines, string(line))
-		close(h.news)
-		h.news = make(chan struct{})
-		h.mu.Unlock()
+		h.put(string(line))
 	}
 }
 
@@ -305,18 +295,18 @@ func (h *host) send(lines ...string) {
 
 // wait takes the first line that match accepts, or returns "" when none comes
 // in time.
-func (h *host) wait(d time.Duration, match func(string) bool) string {
+func (b *inbox) wait(d time.Duration, match func(string) bool) string {
 	deadline := time.After(d)
 	for {
-		h.mu.Lock()
-		i := slices.IndexFunc(h.lines, match)
+		b.mu.Lock()
+		i := slices.IndexFunc(b.lines, match)
 		var line string
 		if i >= 0 {
-			line = h.lines[i]
-			h.lines = slices.Delete(h.lines, i, i+1)
+			line = b.lines[i]
+			b.lines = slices.Delete(b.lines, i, i+1)
 		}
-		news := h.news
-		h.mu.Unlock()
+		news := b.news
+		b.mu.Unlock()
 		if i >= 0 {
 			return line
 		}

@@ -57,10 +57,8 @@ type process struct {
 	err    error
 
 	readOut, readErr sync.Once
-	mu               sync.Mutex
-	lines            []string
-	news             chan struct{}
-	log              logBuffer
+	log              mcptest.Buffer
+	inbox
 }
 
 // world is what a haldir process is started in.
@@ -76,7 +74,7 @@ func launch(t *testing.T, w world) *process {
 	t.Helper()
 	bin := mcptest.Build(t)
 	dir := t.TempDir()
-	p := &process{t: t, exited: make(chan struct{}), news: make(chan struct{}), state: w.state}
+	p := &process{t: t, exited: make(chan struct{}), inbox: inbox{news: make(chan struct{})}, state: w.state}
 	if p.state == "" {
 		p.state = filepath.Join(dir, "state")
 	}
@@ -135,13 +133,9 @@ func (p *process) listenOut() {
 			r := bufio.NewReaderSize(p.out, 1<<20)
 			for {
 				line, err := r.ReadString('\n')
-				p.mu.Lock()
 				if line != "" {
-					p.lines = append(p.lines, strings.TrimSuffix(line, "\n"))
+					p.put(strings.TrimSuffix(line, "\n"))
 				}
-				close(p.news)
-				p.news = make(chan struct{})
-				p.mu.Unlock()
 				if err != nil {
 					return
 				}
@@ -154,29 +148,6 @@ func (p *process) send(lines ...string) {
 	p.t.Helper()
 	if _, err := io.WriteString(p.in, strings.Join(lines, "\n")+"\n"); err != nil {
 		p.t.Fatalf("haldir reads no more: %v; its log: %s", err, clip(p.log.String()))
-	}
-}
-
-func (p *process) wait(d time.Duration, match func(string) bool) string {
-	deadline := time.After(d)
-	for {
-		p.mu.Lock()
-		i := slices.IndexFunc(p.lines, match)
-		var line string
-		if i >= 0 {
-			line = p.lines[i]
-			p.lines = slices.Delete(p.lines, i, i+1)
-		}
-		news := p.news
-		p.mu.Unlock()
-		if i >= 0 {
-			return line
-		}
-		select {
-		case <-news:
-		case <-deadline:
-			return ""
-		}
 	}
 }
 

@@ -57,24 +57,6 @@ const patience = 30 * time.Second
 // moment is how long a test waits for what must not happen.
 const moment = 150 * time.Millisecond
 
-// logBuffer keeps the log.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // memory is a cache in memory.
 type memory struct {
 	mu    sync.Mutex
@@ -107,7 +89,7 @@ func (m *memory) SaveCatalogue(_ context.Context, key string, raw []byte) error 
 type rig struct {
 	*upstream.Upstream
 	t     *testing.T
-	log   *logBuffer
+	log   *mcptest.Buffer
 	cache *memory
 
 	mu      sync.Mutex
@@ -117,7 +99,7 @@ type rig struct {
 // open makes an upstream; it is closed with the test.
 func open(t *testing.T, cfg config.Upstream, adjust ...func(*upstream.Options)) *rig {
 	t.Helper()
-	r := &rig{t: t, log: &logBuffer{}, cache: &memory{}}
+	r := &rig{t: t, log: &mcptest.Buffer{}, cache: &memory{}}
 	o := upstream.Options{
 		Config: cfg, Resolver: config.NewResolver("/root/of/it", nil, nil), Cache: r.cache, Log: zerolog.New(r.log), Version: "test",
 		Changed: func() {

@@ -116,7 +116,7 @@ func TestTheArgumentsGoUpstreamAsTheyWereWritten(t *testing.T) {
 	var list struct {
 		Entries []struct{ Arguments json.RawMessage }
 	}
-	w.do(key, "GET", "/v1/audit?limit=1", "").want(http.StatusOK).into(&list)
+	w.do(key, "GET", "/v1/audit?limit=1&tool=scan_domain", "").want(http.StatusOK).into(&list)
 	if got := string(list.Entries[0].Arguments); !strings.Contains(got, "12345678901234567890") || !strings.Contains(got, "1.50") || strings.Index(got, `"z"`) > strings.Index(got, `"a"`) {
 		t.Errorf("%s", got)
 	}

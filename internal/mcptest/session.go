@@ -104,7 +104,7 @@ type Session struct {
 	t      testing.TB
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
-	stderr *buffer
+	stderr *Buffer
 	lastID int
 	exit   chan error // the process's end, after all its output was read
 
@@ -115,19 +115,21 @@ type Session struct {
 	news chan struct{} // closed and replaced with every message
 }
 
-// buffer keeps the stderr of a process.
-type buffer struct {
+// Buffer keeps what is written to it, such as a log. It is safe for concurrent use.
+type Buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (b *buffer) Write(p []byte) (int, error) {
+// Write implements [io.Writer].
+func (b *Buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.Write(p)
 }
 
-func (b *buffer) String() string {
+// String returns all that was written.
+func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
@@ -137,7 +139,7 @@ func (b *buffer) String() string {
 // sends first.
 func Start(t testing.TB, cmd *exec.Cmd) *Session {
 	t.Helper()
-	s := &Session{t: t, cmd: cmd, stderr: &buffer{}, exit: make(chan error, 1), news: make(chan struct{})}
+	s := &Session{t: t, cmd: cmd, stderr: &Buffer{}, exit: make(chan error, 1), news: make(chan struct{})}
 	cmd.Stderr = s.stderr
 	cmd.WaitDelay = 5 * time.Second
 	var err error
