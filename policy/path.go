@@ -17,7 +17,7 @@ func under(p, dir string) (below, undecided bool) {
 	if !known || !ok {
 		return false, true
 	}
-	if _, ok = clean(p); !ok {
+	if !certain(p) {
 		return false, true
 	}
 	if p == "" {
@@ -110,23 +110,26 @@ func cleanPath(p string) (cleaned string, ok bool) {
 	return clean(p)
 }
 
-// clean does so for what is no URL. A path could be anywhere that climbs out of where it
-// starts, or out of a home directory, or that climbs and is read in two ways; and so could
-// one that ends for some readers at a zero byte.
+// clean does so for what is no URL.
 func clean(p string) (cleaned string, ok bool) {
-	switch {
-	case strings.Contains(p, "\x00"):
-		return "", false
-	case p == "":
-		return "", true
-	case climbs(p) && !climbsAlike(p):
-		return "", false
+	if p == "" || !certain(p) {
+		return "", p == ""
 	}
 	return path.Clean(strings.ReplaceAll(p, `\`, "/")), true
 }
 
+// certain reports that a path leads all readers to one place. It could be anywhere if it
+// climbs out of where it starts, or out of a home directory, or if it climbs and is read in
+// two ways; and so could one that ends for some readers at a zero byte.
+func certain(p string) bool {
+	return strings.IndexByte(p, 0) < 0 && (!climbs(p) || climbsAlike(p))
+}
+
 // climbs reports that a part of p is "..", or is for a reader that leaves out spaces.
 func climbs(p string) bool {
+	if !strings.Contains(p, "..") {
+		return false
+	}
 	for part := range strings.FieldsFuncSeq(p, isSlash) {
 		if hasDrive(part) {
 			part = part[2:]
@@ -166,7 +169,7 @@ func isSlash(r rune) bool { return r == '/' || r == '\\' }
 // leaves out what browsers do takes for one.
 func filePath(s string) (p string, ok bool) {
 	if !isFile(s) {
-		return s, !isFile(asBrowsersDo(s))
+		return s, strings.IndexByte(s, ':') < 0 || !isFile(asBrowsersDo(s))
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Opaque != "" || u.User != nil || u.Host != "" && !strings.EqualFold(u.Host, "localhost") || u.RawQuery != "" || u.ForceQuery || strings.ContainsAny(s, "#|") {
