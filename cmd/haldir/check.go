@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strconv"
+
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/internal/config"
@@ -46,7 +48,7 @@ func checkCommand(a *app) *cobra.Command {
 			for _, p := range problems {
 				a.say("%s", p)
 			}
-			return a.printf("%s: ok: %d upstream(s), %d polic(ies)\n", path, len(cfg.Upstreams), len(cfg.Ruleset.Policies))
+			return a.printf("%s: ok: %s\n", path, contents(cfg))
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
@@ -66,4 +68,16 @@ func schemaCommand(a *app) *cobra.Command {
 			return a.printf("%s\n", s)
 		},
 	}
+}
+
+// contents says in a few words what is in a config.
+func contents(cfg *config.Config) string {
+	return count(len(cfg.Upstreams), "upstream", "upstreams") + ", " + count(len(cfg.Ruleset.Policies), "policy", "policies")
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + many
 }

@@ -86,7 +86,7 @@ var readme = map[string]struct {
 	"haldir init":              {instead: "haldir init --yes", prints: "with a starter policy"},
 	"haldir doctor":            {prints: "some"},
 	"haldir policy packs":      {prints: "postgres"},
-	"haldir check":             {prints: "haldir.yaml: ok: 2 upstream(s), 3 polic(ies)"},
+	"haldir check":             {prints: "haldir.yaml: ok: 2 upstreams, 3 policies"},
 	"haldir tools":             {prints: "files__list_directory"},
 	`haldir call files__list_directory --args '{"path":"."}'`: {prints: "[FILE] README.md"},
 	"claude mcp add haldir -- haldir serve":                   {exempt: "needs Claude Code"},

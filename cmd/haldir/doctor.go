@@ -231,7 +231,7 @@ func (e *examination) config() bool {
 		for _, p := range e.cfg.Warnings {
 			e.problem(p)
 		}
-		about := fmt.Sprintf("%d upstream(s), %d polic(ies)", len(e.cfg.Upstreams), len(e.cfg.Ruleset.Policies))
+		about := contents(e.cfg)
 		switch {
 		case len(e.quick.upstreams) > 0:
 			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "the flags: %s", about)
@@ -331,12 +331,13 @@ func (e *examination) users() {
 		}
 	}
 	if len(shown) > 0 {
-		e.add(doctor.Processes, doctor.Fine, "processes", doctor.Fix{}, "%d other(s) use this ledger: %s", len(shown), strings.Join(shown, "; "))
+		e.add(doctor.Processes, doctor.Fine, "processes", doctor.Fix{}, "also using this ledger: %s", strings.Join(shown, "; "))
 	}
 	// A console that died has left both. What writes for them brings an older file up to
 	// date, which is a step of its own.
 	if dead := max(e.view.Dead, e.ledger.DeadWatchers()); dead > 0 && e.view.Format >= ledger.FormatVersion {
-		e.add(doctor.Leftovers, doctor.Note, "ledger", doctor.Run(e.command()+" doctor --fix"), "%d process(es) ended without a word, with %d call(s) under way", dead, e.view.Orphans)
+		e.add(doctor.Leftovers, doctor.Note, "ledger", doctor.Run(e.command()+" doctor --fix"), "%s ended without a word, with %s under way",
+			count(dead, "process", "processes"), count(e.view.Orphans, "call", "calls"))
 	}
 }
 
@@ -366,7 +367,7 @@ func (e *examination) affairs(ctx context.Context) {
 		e.add(doctor.Stopped, doctor.Warning, "ledger", doctor.Run(e.command()+" resume"), "haldir was stopped at %s: %s", when(s.At), plain(s.Reason, 200))
 	}
 	if list, err := e.ledger.Approvals(ctx); err == nil && len(list) > 0 {
-		e.add(doctor.ApprovalsPending, doctor.Note, "approval", doctor.Run(e.command()+" approvals"), "%d call(s) wait for a person", len(list))
+		e.add(doctor.ApprovalsPending, doctor.Note, "approval", doctor.Run(e.command()+" approvals"), "waiting for a person: %s", count(len(list), "call", "calls"))
 	}
 	if e.cfg == nil {
 		return

@@ -468,7 +468,7 @@ var illnesses = map[string]illness{
 		},
 	},
 	"a process that was killed": {
-		id: doctor.Leftovers, text: `1 process\(es\) ended without a word`,
+		id: doctor.Leftovers, text: `1 process ended without a word`,
 		sicken: func(p *patient) { p.killed() },
 	},
 	"a stop that was forgotten": {
@@ -595,7 +595,7 @@ var illnesses = map[string]illness{
 		mend: func(p *patient, f doctor.Finding) { p.must("printf x | " + f.Commands[0]) },
 	},
 	"a definition that has changed": {
-		id: doctor.PinsChanged, text: `1 definition\(s\) are not as they are pinned`,
+		id: doctor.PinsChanged, text: `not as pinned: 1 definition`,
 		sicken: func(p *patient) { p.edit("tools.json", "Adds numbers.", "Adds two numbers.") },
 		mend: func(p *patient, f doctor.Finding) {
 			if out, _, status := p.sh(f.Commands[0]); status != 1 || !strings.Contains(out, "+ Adds two numbers.") {

@@ -120,7 +120,7 @@ func (e *examination) pinned(u *upstream.Upstream) {
 	p, name := u.Pinned(), u.Name()
 	if n := len(p.Changes); n > 0 {
 		e.add(doctor.PinsChanged, doctor.Warning, name, doctor.Do("read what has changed: %s; and if it is meant so: %s", e.command()+" pins diff "+name, e.command()+" pins accept "+name),
-			"%d definition(s) are not as they are pinned", n)
+			"not as pinned: %s", count(n, "definition", "definitions"))
 	}
 	for _, f := range p.Found {
 		fix := doctor.Do("read it, and if it is not meant well, take the server out: %s", e.takeOut(name))

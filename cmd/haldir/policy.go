@@ -173,13 +173,6 @@ func policyList(a *app) *cobra.Command {
 	return cmd
 }
 
-func plural(n int64) string {
-	if n == 1 {
-		return ""
-	}
-	return "s"
-}
-
 // sentence says what a rule does.
 func sentence(r policy.Rule) string {
 	var b strings.Builder
@@ -195,7 +188,7 @@ func sentence(r policy.Rule) string {
 		}
 		fmt.Fprintf(&b, "at most %s per %s", r.MaxUSD, per)
 	case policy.TypeRateLimit:
-		fmt.Fprintf(&b, "at most %d call%s in %s", r.MaxCalls, plural(r.MaxCalls), policy.Span(r.Window))
+		fmt.Fprintf(&b, "at most %s in %s", count(int(r.MaxCalls), "call", "calls"), policy.Span(r.Window))
 		if r.Per != "" && r.Per != policy.PerTotal {
 			b.WriteString(" per " + r.Per)
 		}
@@ -211,7 +204,7 @@ func sentence(r policy.Rule) string {
 	case policy.TypeApproval:
 		b.WriteString("ask a person before")
 	case policy.TypeLoop:
-		fmt.Fprintf(&b, "at most %d same call%s or failure%[2]s in a row in %[3]s", r.MaxRepeats, plural(r.MaxRepeats), policy.Span(r.Window))
+		fmt.Fprintf(&b, "at most %s in a row in %s", count(int(r.MaxRepeats), "same call or failure", "same calls or failures"), policy.Span(r.Window))
 	}
 	if r.Type == policy.TypeAllow || len(r.Tools) > 0 {
 		b.WriteString(" " + strings.Join(r.Tools, ", "))

@@ -68,7 +68,7 @@ func (a *app) explain(err error) int {
 		for _, p := range problems {
 			a.say("%s", p)
 		}
-		a.say("haldir: %d problem(s) in the config; docs/policies.md and `haldir schema` describe it", len(problems))
+		a.say("haldir: %s in the config; docs/policies.md and `haldir schema` describe it", count(len(problems), "problem", "problems"))
 		return code
 	}
 	a.say("haldir: %s", strings.ReplaceAll(a.secrets.clean(err.Error()), "\n", "\nhaldir: "))
