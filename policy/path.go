@@ -84,9 +84,11 @@ const (
 // the prefix of a device. Space around the path is left out, as some readers do.
 func onWindows(p string) (volume, rest string) {
 	p = strings.ReplaceAll(strings.TrimSpace(p), `\`, "/")
-	for _, before := range [...]string{"//?/", "//./", device, "/", ""} {
-		if drive, ok := strings.CutPrefix(p, before); ok && hasDrive(drive) {
-			return drive[:2], path.Clean(drive[2:])
+	if strings.IndexByte(p, ':') >= 0 {
+		for _, before := range [...]string{"//?/", "//./", device, "/", ""} {
+			if drive, ok := strings.CutPrefix(p, before); ok && hasDrive(drive) {
+				return drive[:2], path.Clean(drive[2:])
+			}
 		}
 	}
 	if strings.HasPrefix(p, network) || strings.HasPrefix(p, device) {
