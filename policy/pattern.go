@@ -123,7 +123,7 @@ func canonicalPattern(s string) string {
 		i = strings.LastIndexByte(s[:from+i], '/') + 1
 		head, tail = s[:i], s[i:]
 	}
-	uri, ok := CanonicalURI(head)
+	uri, ok := canonicalURI(head, true)
 	switch {
 	case ok && tail != "" && !strings.HasSuffix(uri, "/"):
 		uri += "/"

@@ -61,7 +61,7 @@ func templateHeads(template string, climbs bool) []string {
 }
 
 // climbsAfterAll reports whether a URI template has dot segments that its head does not show,
-// where values are empty or end with a slash.
+// where values are texts or end with a slash.
 func climbsAfterAll(template string) bool {
 	head, _, _ := strings.Cut(template, "{")
 	rest := template[strings.LastIndexByte(head, '/')+1:]
@@ -72,7 +72,7 @@ func climbsAfterAll(template string) bool {
 		_, rest, _ = strings.Cut(rest, "}")
 		texts = append(texts, text)
 	}
-	for _, value := range []string{"", "/"} {
+	for _, value := range []string{"x", "/"} { // {major}.{minor}.{patch} climbs nowhere
 		s, err := url.PathUnescape(strings.Join(texts, value))
 		if err != nil || climbs(s) {
 			return true

@@ -18,6 +18,7 @@ func TestExpandsFindsWhatATemplateCouldBecome(t *testing.T) {
 		{"above the template", "file:///secret/{x}", policy.Rule{Tools: []string{"resource:up/file:///*"}}, false, true},
 		{"beside the template", "file:///public/{x}", policy.Rule{Tools: []string{"resource:up/file:///secret/*"}}, false, false},
 		{"beside it, with dot segments", "file:///public/{x}", policy.Rule{Tools: []string{"resource:up/file:///secret/*"}}, true, true},
+		{"beside it, of three parts", "file:///logs/{y}.{m}.{d}", policy.Rule{Tools: []string{"resource:up/file:///secret/*"}}, false, false},
 		{"beside it, with dot segments of its own", "file:///public/{a}/../../secret/{b}", policy.Rule{Tools: []string{"resource:up/file:///secret/*"}}, false, true},
 		{"beside it, with dot segments in percent", "file:///public/{a}/%2e./%2E%2e%2fsecret/{b}", policy.Rule{Tools: []string{"resource:up/file:///secret/*"}}, false, true},
 		{"beside it, with a dot segment where a value is empty", "file:///public/{a}../{b}", policy.Rule{Tools: []string{"resource:up/file:///secret/*"}}, false, true},

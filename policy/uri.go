@@ -9,14 +9,19 @@ import (
 
 // CanonicalURI returns the spelling under which patterns judge a URI: the scheme in
 // lower case, percent-encoding undone in the path, no dot segments, files as
-// file:///path with a drive in upper case, and of one that the web knows the host in lower
-// case and ASCII, no port that is meant without one, at least / as path and no fragment. ok is
+// file:///path, and of one that the web knows the host in lower
+// case, no port that is meant without one, at least / as path and no fragment. ok is
 // false for what is no URI that every reader would read alike, such as one with spaces
 // around it.
 //
 // Readers differ (RFC 3986 section 6, the WHATWG URL standard): file:/etc,
 // FILE:///etc and file://localhost/%65tc are all the directory /etc to some.
-func CanonicalURI(s string) (uri string, ok bool) {
+func CanonicalURI(s string) (uri string, ok bool) { return canonicalURI(s, false) }
+
+// canonicalURI is CanonicalURI, which also has the ASCII form of a foreign name for a
+// pattern. A URI with one is none that all read alike: patterns with globs in its name would
+// not match that form.
+func canonicalURI(s string, pattern bool) (uri string, ok bool) {
 	if strings.TrimSpace(s) != s {
 		return "", false
 	}
@@ -35,7 +40,7 @@ func CanonicalURI(s string) (uri string, ok bool) {
 		if u.Opaque != "" || u.User != nil || backslash || strings.Contains(authority(s), "%") {
 			return "", false
 		}
-		if u.Host, ok = canonicalHost(u); !ok {
+		if u.Host, ok = canonicalHost(u, pattern); !ok {
 			return "", false
 		}
 		u.Fragment = "" // which stays with the reader
@@ -85,7 +90,7 @@ func authority(uri string) string {
 
 // canonicalHost is host and port of a URI of the web. Some readers map other letters than
 // IDNA leaves as they are, and read 127.1 and 0x7f000001 as an address.
-func canonicalHost(u *url.URL) (string, bool) {
+func canonicalHost(u *url.URL, pattern bool) (string, bool) {
 	name := lowerASCII(strings.TrimSuffix(u.Hostname(), "."))
 	var host string
 	var err error
@@ -94,7 +99,7 @@ func canonicalHost(u *url.URL) (string, bool) {
 			host = "[" + host + "]"
 		}
 	} else if host, err = domain(name); err == nil && host != name {
-		if foreign, err := names.ToUnicode(host); err != nil || foreign != name {
+		if foreign, err := names.ToUnicode(host); !pattern || err != nil || foreign != name {
 			return "", false
 		}
 	}
@@ -137,7 +142,6 @@ func canonicalFile(u *url.URL, backslash bool) (string, bool) {
 				return "", false
 			}
 		}
-		p = strings.ToUpper(p[:3]) + p[3:]
 	}
 	return "file://" + p, true
 }
