@@ -81,8 +81,8 @@ type Ledger struct {
 	presence *presence
 	healed   time.Time // when it was last looked for dead processes
 	seen     tidiness
-	damaged  *damaged // what this process found the file to be
-	recent   recent
+	damaged  *damaged  // what this process found the file to be
+	recent   recent    // spares reading the same session anew for each call
 	began    string    // the id of the ledger that it used first
 	moved    bool      // it uses another one now
 	owedAt   time.Time // when owed settlements are due; zero when none
