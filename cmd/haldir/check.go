@@ -61,11 +61,7 @@ func schemaCommand(a *app) *cobra.Command {
 		Short: "Print the JSON Schema of haldir.yaml, for editors",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			s, err := config.Schema()
-			if err != nil {
-				return err
-			}
-			return a.printf("%s\n", s)
+			return a.printf("%s", config.Schema())
 		},
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 
@@ -29,6 +30,10 @@ type decoder struct {
 	texts    map[string]*token.Token    // path → the scalar whose value its text is
 	anchors  map[string]ast.Node
 	values   int // how many were decoded
+}
+
+func newDecoder(file string) *decoder {
+	return &decoder{file: file, places: map[string]*token.Position{}, texts: map[string]*token.Token{}, anchors: map[string]ast.Node{}}
 }
 
 // maxValues bounds what a few anchors and many aliases can stand for. Lists in
@@ -251,12 +256,12 @@ func (d *decoder) text(n ast.Node, path, what string) (string, bool) {
 	return "", false
 }
 
-var wholeNumber = regexp.MustCompile(`^[-+]?[0-9]+$`)
+var wholeNumber = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[-+]?[0-9]+$`) })
 
 // zeroFirst refuses numbers that are another in YAML 1.1 (and in C).
 func zeroFirst(text string) error {
 	digits := strings.TrimLeft(text, "+-")
-	if wholeNumber.MatchString(text) && len(digits) > 1 && digits[0] == '0' {
+	if wholeNumber().MatchString(text) && len(digits) > 1 && digits[0] == '0' {
 		return fmt.Errorf("%s begins with a zero, which makes it octal for some readers; write %s", text, cmp.Or(strings.TrimLeft(digits, "0"), "0"))
 	}
 	return nil
@@ -266,7 +271,7 @@ func (d *decoder) integer(n ast.Node, v reflect.Value, path string) {
 	text := n.GetToken().Value
 	i, err := strconv.ParseInt(text, 10, 64)
 	switch {
-	case quoted(n.GetToken()) || !wholeNumber.MatchString(text):
+	case quoted(n.GetToken()) || !wholeNumber().MatchString(text):
 		d.problem(d.at(path), path, "must be a whole number, not %s", kind(n))
 	case zeroFirst(text) != nil:
 		d.problem(d.at(path), path, "%v", zeroFirst(text))

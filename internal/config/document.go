@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/invopop/jsonschema"
-
 	"github.com/haldir-mcp/haldir/policy"
 )
 
@@ -154,11 +152,6 @@ func (u *usd) setText(text string) error {
 	return err
 }
 
-// JSONSchema implements the schema of an amount.
-func (usd) JSONSchema() *jsonschema.Schema {
-	return &jsonschema.Schema{OneOf: []*jsonschema.Schema{{Type: "number", Minimum: "0"}, {Type: "string", Pattern: `^[0-9]+(\.[0-9]+)?$`}}}
-}
-
 // duration is a time such as 90s or 8h, or a number of seconds.
 type duration time.Duration
 
@@ -197,14 +190,6 @@ func ParseDuration(text string) (time.Duration, error) {
 	return n, nil
 }
 
-// JSONSchema implements the schema of a duration.
-func (duration) JSONSchema() *jsonschema.Schema {
-	return &jsonschema.Schema{OneOf: []*jsonschema.Schema{
-		{Type: "integer", Minimum: "0"},
-		{Type: "string", Pattern: `^([0-9]+d|([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+|[0-9]+)$`},
-	}}
-}
-
 // clock is a time of day in minutes after midnight.
 type clock int
 
@@ -225,13 +210,6 @@ func (c *clock) setText(text string) error {
 	return nil
 }
 
-// JSONSchema implements the schema of a time of day.
-func (clock) JSONSchema() *jsonschema.Schema {
-	return &jsonschema.Schema{OneOf: []*jsonschema.Schema{
-		{Type: "string", Pattern: `^([01]?[0-9]|2[0-4]):[0-5][0-9]$`}, {Type: "integer", Minimum: "0", Maximum: "24"},
-	}}
-}
-
 // day is a day of the week.
 type day time.Weekday
 
@@ -248,13 +226,4 @@ func (d *day) setText(text string) error {
 		}
 	}
 	return errors.New(strconv.Quote(text) + " is no day" + Suggest(text, dayNames))
-}
-
-// JSONSchema implements the schema of a day.
-func (day) JSONSchema() *jsonschema.Schema {
-	s := &jsonschema.Schema{Type: "string"}
-	for _, n := range dayNames {
-		s.Enum = append(s.Enum, n)
-	}
-	return s
 }

@@ -18,11 +18,7 @@ import (
 // schema compiles what haldir schema prints with another's validator.
 func schema(t *testing.T) *jsonschema.Schema {
 	t.Helper()
-	text, err := config.Schema()
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(config.Schema()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,10 +138,6 @@ func TestTheSchemaRefusesWhatDoesNotLoad(t *testing.T) {
 
 // An editor shows the description of each key.
 func TestTheSchemaDescribesEveryKey(t *testing.T) {
-	text, err := config.Schema()
-	if err != nil {
-		t.Fatal(err)
-	}
 	type node struct {
 		Schema      string          `json:"$schema"`
 		Title       string          `json:"title"`
@@ -156,7 +148,7 @@ func TestTheSchemaDescribesEveryKey(t *testing.T) {
 		Defs        map[string]node `json:"$defs"`
 	}
 	var top node
-	if err := json.Unmarshal(text, &top); err != nil {
+	if err := json.Unmarshal(config.Schema(), &top); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(top.Schema, "2020-12") || top.Title != "haldir.yaml" {
