@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -16,12 +17,9 @@ import (
 	"github.com/haldir-mcp/haldir/proxy"
 )
 
-// gcPercent makes the first collection come at 2 MiB of heap instead of 4. Not before the
+// gcPercent makes the next collection come at 2 MiB of heap instead of 4. Not before the
 // host is greeted, since with many upstreams to read of it would be the tenth by then.
-const (
-	startPercent = 200
-	gcPercent    = 50
-)
+const gcPercent = 50
 
 // stopGrace is how long the calls may take to end after a signal. The host
 // kills haldir half a second after its first one.
@@ -49,9 +47,13 @@ func (a *app) serve(ctx context.Context) error {
 	// What lives long in serve is small, 1 or 2 MiB: Go would let twice the
 	// garbage gather before it looks, in each of a person's windows.
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(startPercent)
 		a.greeted = sync.OnceFunc(func() { debug.SetGCPercent(gcPercent) })
 	}
+	// What the packages' own beginnings left is two thirds of the heap until here. Its
+	// place is used again, if it is free before the rest is wanted.
+	var swept sync.WaitGroup
+	swept.Go(runtime.GC)
+	defer swept.Wait()
 	// A host that is gone shows as an error of a write, not as the end of haldir
 	// before it has ended its children.
 	// Caught, not ignored: that would be passed on to the children.
