@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -30,11 +31,15 @@ const MaxArguments = 8 << 10
 const Redacted = "[redacted]"
 
 // secretKey matches names whose values are not recorded.
-var secretKey = regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|secret|token|api[-_]?key|authorization|(^|[^a-z])auth([^a-z]|$)|credential|private[-_]?key|cookie|session[-_]?key|bearer|signature)`)
+var secretKey = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|secret|token|api[-_]?key|authorization|(^|[^a-z])auth([^a-z]|$)|credential|private[-_]?key|cookie|session[-_]?key|bearer|signature)`)
+})
 
 // secretValue matches texts that are secrets by their looks: keys of well-known
 // services, JSON web tokens, PEM blocks, credentials in URLs.
-var secretValue = regexp.MustCompile(`(sk-[A-Za-z0-9_-]{16,}|sk_(live|test)_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{30,}|hld_[A-Za-z0-9]{16,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^/\s@"]*:[^/\s@"]+@|(?i:bearer)\s+[A-Za-z0-9._~+/-]{16,})`)
+var secretValue = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(sk-[A-Za-z0-9_-]{16,}|sk_(live|test)_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{30,}|hld_[A-Za-z0-9]{16,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^/\s@"]*:[^/\s@"]+@|(?i:bearer)\s+[A-Za-z0-9._~+/-]{16,})`)
+})
 
 // Body is what a record keeps of arguments.
 type Body struct {
@@ -117,10 +122,10 @@ func (r redactor) redact(raw json.RawMessage) (redacted []byte, whole bool) {
 		case '"':
 			s, cut := clip(tok.String())
 			switch {
-			case containsAny(s, r.known), r.looks && !isName && secretValue.MatchString(s):
+			case containsAny(s, r.known), r.looks && !isName && secretValue().MatchString(s):
 				s, cut = Redacted, true
 			case isName && r.looks:
-				hide = secretKey.MatchString(s)
+				hide = secretKey().MatchString(s)
 			}
 			if cut {
 				tok = jsontext.String(s)
@@ -172,7 +177,7 @@ func clip(s string) (string, bool) {
 // suspicious reports whether there could be anything to redact: one look over
 // the bytes instead of a rewrite for most calls. Escaped text always counts.
 func (r redactor) suspicious(raw []byte) bool {
-	return bytes.IndexByte(raw, '\\') >= 0 || r.looks && hinted(raw) && (secretKey.Match(raw) || secretValue.Match(raw)) ||
+	return bytes.IndexByte(raw, '\\') >= 0 || r.looks && hinted(raw) && (secretKey().Match(raw) || secretValue().Match(raw)) ||
 		containsAny(string(raw), r.known)
 }
 

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/yosida95/uritemplate/v3"
 
@@ -105,12 +106,12 @@ func (s *Server) malformed(r *request, uri, why string) []byte {
 const codeNoResource = -32002
 
 // lengths are the prefix modifiers of a URI template that make it large.
-var lengths = regexp.MustCompile(`:[0-9]{3,}`)
+var lengths = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`:[0-9]{3,}`) })
 
 // template compiles a URI template. One that is malformed, or so large that to
 // match it would take memory without bound, matches nothing.
 func template(text string) *uritemplate.Template {
-	if len(text) > 1024 || strings.Count(text, "{") > 16 || strings.Count(text, ",") > 32 || lengths.MatchString(text) {
+	if len(text) > 1024 || strings.Count(text, "{") > 16 || strings.Count(text, ",") > 32 || lengths().MatchString(text) {
 		return nil
 	}
 	t, err := uritemplate.New(text)

@@ -458,7 +458,7 @@ func (u *Upstream) ended(ctx context.Context, err error) error {
 func (u *Upstream) rest(ctx context.Context, wait time.Duration, why error) bool {
 	level := zerolog.DebugLevel // a server that stays away for hours is told of once
 	u.set(func() {
-		reason := changing.ReplaceAllString(why.Error(), "")
+		reason := changing().ReplaceAllString(why.Error(), "")
 		if u.told != reason {
 			level, u.told = zerolog.WarnLevel, reason
 		}
@@ -477,7 +477,7 @@ func (u *Upstream) rest(ctx context.Context, wait time.Duration, why error) bool
 }
 
 // changing are parts of a reason that are others each time: ports, dates, request ids.
-var changing = regexp.MustCompile(`[0-9a-fA-F-]*[0-9][0-9a-fA-F-]*`)
+var changing = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[0-9a-fA-F-]*[0-9][0-9a-fA-F-]*`) })
 
 // sleep waits for a call, and reports whether there is one.
 func (u *Upstream) sleep(ctx context.Context) bool {

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/spf13/cobra"
@@ -211,13 +212,13 @@ func (p *pairs) put(key string, value any) error {
 // number puts a value without quotes if it is one that YAML takes for a number, so that it
 // stands so in the file.
 func (p *pairs) number(key, value string) error {
-	if decimal.MatchString(value) {
+	if decimal().MatchString(value) {
 		*p = append(*p, fmt.Sprintf("%q: %s", key, value))
 		return nil
 	}
 	return p.put(key, value)
 }
 
-var decimal = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?$`)
+var decimal = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?$`) })
 
 func (p pairs) entry() []byte { return []byte("{" + strings.Join(p, ", ") + "}") }

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rogpeppe/go-internal/diff"
@@ -239,7 +240,9 @@ func onPath(name string) string {
 
 // passing are the directories that go run, pnpm dlx and bunx put a program into, which goes
 // with the next cleaning of a cache: one of them, or Go's name for what it has built.
-var passing = regexp.MustCompile(`/(go-build[^/]*|dlx(-[^/]*)?|bunx-[^/]*|[0-9a-f]{2}/[0-9a-f]{64}-d)/`)
+var passing = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`/(go-build[^/]*|dlx(-[^/]*)?|bunx-[^/]*|[0-9a-f]{2}/[0-9a-f]{64}-d)/`)
+})
 
 // started is how the program at own is started, where haldir and npx are on PATH.
 func started(own, found, npx, system string) (terminal, window clients.Entry, err error) {
@@ -252,7 +255,7 @@ func started(own, found, npx, system string) (terminal, window clients.Entry, er
 			return e, e, nil
 		}
 		return e, clients.Entry{Command: cmp.Or(npx, "npx"), Args: e.Args}, nil
-	case passing.MatchString(place):
+	case passing().MatchString(place):
 		return terminal, window, usage("this haldir is at %s, which is there for this run only, and clients must find it later: install it first (go install ./cmd/haldir, or npm install -g haldir), and then run haldir init", own)
 	case found != "" && sameFile(own, found): // found stays when a package manager moves what it links to
 		return clients.Entry{Command: "haldir"}, clients.Entry{Command: found}, nil

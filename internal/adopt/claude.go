@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/clients"
@@ -49,13 +50,13 @@ func Rules(h clients.Host, config, stateDir string) (rules []string) {
 // called are the names by which the shell may start haldir, as far as a rule can have them.
 func called(h clients.Host) []string {
 	names := []string{"haldir"}
-	if own := filepath.Base(h.Own); plainName.MatchString(own) && own != names[0] {
+	if own := filepath.Base(h.Own); plainName().MatchString(own) && own != names[0] {
 		names = append(names, own)
 	}
 	return names
 }
 
-var plainName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+var plainName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`) })
 
 // pattern is a path as the rules have it: from the home directory, or from the root, which
 // is written with two slashes.

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/clients"
@@ -303,7 +304,7 @@ func (u *Upstream) timeout() (longest time.Duration) {
 // longest name of an upstream.
 const longest = 32
 
-var foreign = regexp.MustCompile(`[^a-z0-9]+`)
+var foreign = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^a-z0-9]+`) })
 
 // name finds the name of an upstream, or the upstream that it already is.
 func (p *Plan) name(u *Upstream, cfg *config.Config) {
@@ -320,7 +321,7 @@ func (p *Plan) name(u *Upstream, cfg *config.Config) {
 		}
 	}
 	own := u.From[0].Name
-	base := strings.Trim(foreign.ReplaceAllString(strings.ToLower(own), "-"), "-")
+	base := strings.Trim(foreign().ReplaceAllString(strings.ToLower(own), "-"), "-")
 	base = strings.TrimRight(base[:min(len(base), longest)], "-")
 	base = cmp.Or(base, "server")
 	u.Name = base
@@ -336,7 +337,7 @@ func (p *Plan) name(u *Upstream, cfg *config.Config) {
 // is reports whether an upstream that is there is this server.
 func (p *Plan) is(s *clients.Server, u config.Upstream) bool {
 	open := func(text string) string { // with the secrets that it refers to
-		return keyring.ReplaceAllStringFunc(text, func(m string) string {
+		return keyring().ReplaceAllStringFunc(text, func(m string) string {
 			v, err := p.o.Store.Get(m[len("${keyring:") : len(m)-1])
 			if err != nil {
 				return m
@@ -369,7 +370,7 @@ func (p *Plan) is(s *clients.Server, u config.Upstream) bool {
 		slices.Equal(set(env), set(u.Env)) && slices.Equal(set(headers), set(theirs))
 }
 
-var keyring = regexp.MustCompile(`\$\{keyring:[^}]*\}`)
+var keyring = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\$\{keyring:[^}]*\}`) })
 
 // swaps plans the changes of the clients' files.
 func (p *Plan) swaps(files []*clients.File) error {
@@ -493,7 +494,9 @@ func (p *Plan) advise(cfg *config.Config) {
 }
 
 // script is how the names of programs end that another program runs.
-var script = regexp.MustCompile(`(?i)\.([cm]?[jt]sx?|py|pyz|rb|php|pl|lua|jar|sh|bash|zsh|ps1|cmd|bat|exe|dll|wasm)$`)
+var script = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)\.([cm]?[jt]sx?|py|pyz|rb|php|pl|lua|jar|sh|bash|zsh|ps1|cmd|bat|exe|dll|wasm)$`)
+})
 
 // adrift is what a server starts by a path from wherever haldir is started; "" if it starts
 // nothing so.
@@ -506,7 +509,7 @@ func adrift(s *clients.Server) string {
 	}
 	for _, a := range s.Args {
 		a = a[strings.IndexByte(a, '=')+1:] // of --script=x.js
-		if (script.MatchString(a) || strings.HasPrefix(a, "./") || strings.HasPrefix(a, "../")) && !settled(a) {
+		if (script().MatchString(a) || strings.HasPrefix(a, "./") || strings.HasPrefix(a, "../")) && !settled(a) {
 			return a
 		}
 	}
@@ -516,8 +519,8 @@ func adrift(s *clients.Server) string {
 // settled reports whether a path leads to one place, wherever haldir is started. Paths of all
 // systems count, as do the references of which a person says what they stand for.
 func settled(path string) bool {
-	return strings.HasPrefix(path, "/") || strings.HasPrefix(path, `\`) || drive.MatchString(path) || strings.Contains(path, "://") ||
+	return strings.HasPrefix(path, "/") || strings.HasPrefix(path, `\`) || drive().MatchString(path) || strings.Contains(path, "://") ||
 		strings.HasPrefix(path, "${") && !strings.HasPrefix(path, "${root}") || strings.HasPrefix(path, "@")
 }
 
-var drive = regexp.MustCompile(`^[A-Za-z]:[/\\]`)
+var drive = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z]:[/\\]`) })

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
@@ -39,7 +40,7 @@ func (p *Plan) held(u *Upstream) (out []rule) {
 		to := map[string]*rule{"deny": &deny, "ask": &ask}[c.Kind]
 		for _, s := range u.From {
 			tools, ok := c.Concerns(s)
-			if to == nil || !ok || !plainTools.MatchString(tools) {
+			if to == nil || !ok || !plainTools().MatchString(tools) {
 				continue
 			}
 			to.add(u.Name + "/" + strings.ReplaceAll(tools, "_", "?")) // Claude Code has _ for . and / as well
@@ -55,7 +56,7 @@ func (p *Plan) held(u *Upstream) (out []rule) {
 var quoted = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 
 // plainTools is what a rule of Claude Code may say of tools so that haldir can say it.
-var plainTools = regexp.MustCompile(`^[A-Za-z0-9_.*-]+$`)
+var plainTools = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_.*-]+$`) })
 
 // uncarried tells what Claude Code holds of the servers that move, and haldir cannot: their
 // tools are mcp__haldir__NAME__TOOL there now. Where a rule of another project allowed, Claude
@@ -66,7 +67,7 @@ func (p *Plan) uncarried() {
 			carried := c.Kind == "deny" || c.Kind == "ask"
 			if !slices.ContainsFunc(u.From, func(s *clients.Server) bool {
 				tools, ok := c.Concerns(s)
-				return ok && (!carried || !plainTools.MatchString(tools)) && (c.Kind != "allow" || c.Here || c.Dir == s.List.Dir)
+				return ok && (!carried || !plainTools().MatchString(tools)) && (c.Kind != "allow" || c.Here || c.Dir == s.List.Dir)
 			}) {
 				continue
 			}

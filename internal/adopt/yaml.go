@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
@@ -130,14 +131,14 @@ func reason(err error) string {
 	return strings.Join(out, "; ")
 }
 
-var word = regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_/.@-]*$`)
+var word = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_/.@-]*$`) })
 
 // words that YAML takes for something else than a text.
 var notWords = []string{"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 // scalar is a text in YAML.
 func scalar(s string) string {
-	if word.MatchString(s) && !slices.Contains(notWords, strings.ToLower(s)) {
+	if word().MatchString(s) && !slices.Contains(notWords, strings.ToLower(s)) {
 		return s
 	}
 	var b strings.Builder
@@ -280,14 +281,14 @@ func secretive(name, value string) bool {
 
 var switches = []string{"true", "false", "none", "null", "auto", "enabled", "disabled", "required", "optional"}
 
-var scheme = regexp.MustCompile(`^(?i:bearer|basic|token|digest|apikey) +`)
+var scheme = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?i:bearer|basic|token|digest|apikey) +`) })
 
 // safe is a value without what is secret in it, which is kept.
 func (p *Plan) safe(u *Upstream, what, name, value string) string {
 	if !secretive(name, value) {
 		return value
 	}
-	word := scheme.FindString(value)
+	word := scheme().FindString(value)
 	return word + p.keep(u, what, name, value[len(word):])
 }
 
@@ -296,7 +297,7 @@ func (p *Plan) safe(u *Upstream, what, name, value string) string {
 func hidden(args []string) (out []string) {
 	for _, a := range edit.Arguments(args) {
 		if v := a.In(args); secretive(a.Name, v) {
-			out = append(out, v[len(scheme.FindString(v)):])
+			out = append(out, v[len(scheme().FindString(v)):])
 		}
 	}
 	return out
@@ -326,7 +327,7 @@ func (p *Plan) safeURL(u *Upstream, address string) string {
 	return out
 }
 
-var unnamed = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
+var unnamed = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^A-Za-z0-9._-]+`) })
 
 // maxName is the longest name of a secret.
 const maxName = 64
@@ -334,7 +335,7 @@ const maxName = 64
 // keep puts a value among the secrets and returns the reference to it.
 func (p *Plan) keep(u *Upstream, what, name, value string) string {
 	value = strings.ReplaceAll(value, "$${", "${") // as it is, not as haldir.yaml has it
-	base := u.Name + "." + strings.Trim(unnamed.ReplaceAllString(name, "-"), "-.")
+	base := u.Name + "." + strings.Trim(unnamed().ReplaceAllString(name, "-"), "-.")
 	base = base[:min(len(base), maxName-3)]
 	s := Secret{Name: base, What: what, value: value}
 	for n := 2; ; n++ {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
@@ -139,13 +140,15 @@ func (q *Question) summary() string {
 // one, or for what is no text.
 func word(text string) string {
 	shown := cut(Visible(text), valueLength)
-	if unquoted.MatchString(shown) && !json.Valid([]byte(shown)) {
+	if unquoted().MatchString(shown) && !json.Valid([]byte(shown)) {
 		return shown
 	}
 	return strconv.Quote(shown)
 }
 
-var unquoted = regexp.MustCompile(`^[\p{L}\p{N}_./@+#,…\[\]-]+( [\p{L}\p{N}_./@+#,…\[\]-]+)*$`)
+var unquoted = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[\p{L}\p{N}_./@+#,…\[\]-]+( [\p{L}\p{N}_./@+#,…\[\]-]+)*$`)
+})
 
 // cut shortens a text to so many characters.
 func cut(s string, limit int) string {

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf16"
 
 	"github.com/tailscale/hujson"
@@ -104,12 +105,12 @@ func matchers(events *hujson.Object) (out []string) {
 	return out
 }
 
-var unspoken = regexp.MustCompile(`[^A-Za-z0-9_-]`)
+var unspoken = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^A-Za-z0-9_-]`) })
 
 // spoken is the name of a server as Claude Code has it in those of its tools, which are
 // changed unit by unit of UTF-16.
 func spoken(server string) string {
-	return unspoken.ReplaceAllStringFunc(server, func(c string) string {
+	return unspoken().ReplaceAllStringFunc(server, func(c string) string {
 		return strings.Repeat("_", len(utf16.Encode([]rune(c))))
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tailscale/hujson"
@@ -373,15 +374,15 @@ func (l *List) project() string {
 }
 
 var (
-	reference = regexp.MustCompile(`\$\{([^}]*)\}`)
-	variable  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	reference = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\$\{([^}]*)\}`) })
+	variable  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`) })
 )
 
 // said says a text as haldir does.
 func (r *reading) said(s string) string {
 	var b strings.Builder
 	at := 0
-	for _, m := range reference.FindAllStringSubmatchIndex(s, -1) {
+	for _, m := range reference().FindAllStringSubmatchIndex(s, -1) {
 		b.WriteString(literal(s[at:m[0]]))
 		ref := r.reference(s[m[2]:m[3]])
 		if m[0] > 0 && s[m[0]-1] == '$' && strings.HasPrefix(ref, "${") {
@@ -404,19 +405,19 @@ func (r *reading) reference(name string) string {
 	switch r.client {
 	case ClaudeDesktop: // it knows none
 	case ClaudeCode:
-		if variable.MatchString(name) {
+		if variable().MatchString(name) {
 			return "${env:" + name + "}"
 		}
-		if variable.MatchString(kind) && strings.HasPrefix(rest, "-") {
+		if variable().MatchString(kind) && strings.HasPrefix(rest, "-") {
 			r.no("it has a default for the variable %s, which haldir cannot say", kind)
 		}
 	case Windsurf:
-		if kind == "env" && variable.MatchString(rest) || kind == "file" && rest != "" {
+		if kind == "env" && variable().MatchString(rest) || kind == "file" && rest != "" {
 			return "${" + name + "}"
 		}
 	case Cursor, VSCode:
 		switch {
-		case kind == "env" && variable.MatchString(rest):
+		case kind == "env" && variable().MatchString(rest):
 			return "${" + name + "}"
 		case name == "userHome":
 			return literal(r.host.Home)
@@ -440,12 +441,14 @@ func (r *reading) reference(name string) string {
 // haldirs are the names of the program: its own, with what release pages put behind one
 // (haldir-linux-amd64, haldir_1.2.0_windows_arm64.exe), and a version as npx and Docker have it. Not any
 // name that begins so: haldir-notes may be somebody's server.
-var haldirs = regexp.MustCompile(`(?i)^haldir([-_.]?v?\d[\w.]*|[-_.](` +
-	`linux|darwin|macos|windows|win32|freebsd|openbsd|netbsd|musl|gnu|amd64|x64|x86|x86_64|arm64|armv[67]l?|aarch64|386|i386|riscv64|ppc64le|s390x|universal|all` +
-	`))*(\.exe)?([@:][^/\\]*)?$`)
+var haldirs = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)^haldir([-_.]?v?\d[\w.]*|[-_.](` +
+		`linux|darwin|macos|windows|win32|freebsd|openbsd|netbsd|musl|gnu|amd64|x64|x86|x86_64|arm64|armv[67]l?|aarch64|386|i386|riscv64|ppc64le|s390x|universal|all` +
+		`))*(\.exe)?([@:][^/\\]*)?$`)
+})
 
 // named are the names that init gives the entry for haldir.
-var named = regexp.MustCompile(`^haldir(-\d+)?$`)
+var named = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^haldir(-\d+)?$`) })
 
 // guard tells what an entry that starts haldir says to it; nil if it starts something else. A
 // program of any name counts that is the one that runs, and so does what an entry of haldir's
@@ -459,7 +462,7 @@ func (h Host) guard(as *Server, s Server) *Guard {
 			rest, ok = h.serves(strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\n;&|()\"'", r) }))
 		}
 	}
-	if !ok && as.List.Scope != Project && named.MatchString(as.Name) && len(s.Args) > 0 && s.Args[0] == "serve" {
+	if !ok && as.List.Scope != Project && named().MatchString(as.Name) && len(s.Args) > 0 && s.Args[0] == "serve" {
 		rest, ok = s.Args, true
 	}
 	if !ok {
@@ -490,7 +493,7 @@ func (h Host) guard(as *Server, s Server) *Guard {
 func (h Host) serves(words []string) (rest []string, ok bool) {
 	for i, w := range words {
 		own := (i == 0 || filepath.IsAbs(w)) && h.own(w)
-		if !own && !haldirs.MatchString(w[strings.LastIndexAny(w, `/\`)+1:]) {
+		if !own && !haldirs().MatchString(w[strings.LastIndexAny(w, `/\`)+1:]) {
 			continue
 		}
 		rest = words[i+1:]

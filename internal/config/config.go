@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -196,11 +197,11 @@ func (c *checker) version() {
 }
 
 // scopeName is what a scope may be called.
-var scopeName = regexp.MustCompile(`^[a-z][a-z0-9:_.-]{0,63}$`)
+var scopeName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9:_.-]{0,63}$`) })
 
 func (c *checker) scopeNames(path string, names []string) {
 	for i, n := range names {
-		if !scopeName.MatchString(n) {
+		if !scopeName().MatchString(n) {
 			c.fail(fmt.Sprintf("%s[%d]", path, i), "%q is no scope; use lower-case names such as read, execute, spend", n)
 		}
 	}
@@ -246,7 +247,7 @@ func CheckID(id string) error {
 const ownName = "haldir"
 
 // upstreamName is what an upstream may be called.
-var upstreamName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+var upstreamName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`) })
 
 func (c *checker) upstreams() []Upstream {
 	var out []Upstream
@@ -258,7 +259,7 @@ func (c *checker) upstreams() []Upstream {
 		switch {
 		case d.Name == "":
 			c.fail(path, "has no name")
-		case !upstreamName.MatchString(d.Name):
+		case !upstreamName().MatchString(d.Name):
 			c.fail(path+".name", "%q is no upstream name: use up to 32 of a-z, 0-9 and -, not beginning with -", d.Name)
 		case d.Name == ownName:
 			c.fail(path+".name", "the name haldir is reserved for haldir's own tools")
@@ -324,7 +325,7 @@ func (c *checker) upstreams() []Upstream {
 		out = append(out, u)
 		c.names = append(c.names, d.Name)
 	}
-	if slices.ContainsFunc(c.names, func(name string) bool { return !upstreamName.MatchString(name) }) {
+	if slices.ContainsFunc(c.names, func(name string) bool { return !upstreamName().MatchString(name) }) {
 		c.names = nil
 	}
 	return out
@@ -396,7 +397,7 @@ func (c *checker) auth(path string, d *upstreamDoc, u *Upstream) {
 }
 
 // scopeToken is a scope (RFC 6749 section 3.3).
-var scopeToken = regexp.MustCompile(`^[\x21\x23-\x5b\x5d-\x7e]+$`)
+var scopeToken = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[\x21\x23-\x5b\x5d-\x7e]+$`) })
 
 func (c *checker) oauth(path string, a *authDoc, u *Upstream) {
 	u.OAuth = &OAuth{
@@ -413,7 +414,7 @@ func (c *checker) oauth(path string, a *authDoc, u *Upstream) {
 		c.fail(path+".redirect_port", "%d is no port: use 1 to 65535, or leave it out for a free one", a.RedirectPort)
 	}
 	for i, s := range a.Scopes {
-		if !scopeToken.MatchString(s) {
+		if !scopeToken().MatchString(s) {
 			c.fail(fmt.Sprintf("%s.scopes[%d]", path, i), "%q is no scope: it is empty, or has a space, a quote or a character beyond ASCII", s)
 		}
 	}
@@ -446,7 +447,7 @@ func (c *checker) url(path, text string) {
 		return // references says so
 	}
 	err = checkURL(plain)
-	if early := reference.FindStringIndex(text); early != nil && openHost.MatchString(text[:early[0]]) && !errors.Is(err, errCredentials) {
+	if early := reference().FindStringIndex(text); early != nil && openHost().MatchString(text[:early[0]]) && !errors.Is(err, errCredentials) {
 		return // where it leads is known at use only
 	}
 	switch {
@@ -458,7 +459,7 @@ func (c *checker) url(path, text string) {
 }
 
 // openHost matches the beginning of a URL whose host is not complete.
-var openHost = regexp.MustCompile(`(?i)^(https?://[^/?#]*)?$`)
+var openHost = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)^(https?://[^/?#]*)?$`) })
 
 // What may be wrong with a url. The messages do not show it: it may hold secrets.
 var (
@@ -509,7 +510,7 @@ func loopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
 }
 
-var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var variableName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`) })
 
 func (c *checker) local(path string, d *upstreamDoc) {
 	for _, key := range []string{"headers", "auth", "tls"} {
@@ -518,12 +519,12 @@ func (c *checker) local(path string, d *upstreamDoc) {
 		}
 	}
 	for i, e := range d.Env {
-		if name, _, ok := strings.Cut(e, "="); !ok || !variableName.MatchString(name) {
+		if name, _, ok := strings.Cut(e, "="); !ok || !variableName().MatchString(name) {
 			c.fail(fmt.Sprintf("%s.env[%d]", path, i), `must be written as "NAME=value"`)
 		}
 	}
 	for i, e := range d.EnvPass {
-		if !variableName.MatchString(e) {
+		if !variableName().MatchString(e) {
 			c.fail(fmt.Sprintf("%s.env_pass[%d]", path, i), "%q is no variable name", e)
 		}
 	}

@@ -39,7 +39,7 @@ func (c *checker) policy(i int) policy.Rule {
 		ID: d.ID, Type: policy.Type(d.Type), Tools: d.Tools, Upstreams: d.Upstreams, Agents: d.Agents, When: d.When, Per: d.Per,
 		Location: time.UTC,
 	}
-	if c.has(path+".id") && !scopeName.MatchString(d.ID) {
+	if c.has(path+".id") && !scopeName().MatchString(d.ID) {
 		c.fail(path+".id", "%q is no rule id: use up to 64 of a-z, 0-9, :, _, . and -, beginning with a letter", d.ID)
 	}
 	if c.has(path+".when") && strings.TrimSpace(d.When) == "" {

@@ -6,11 +6,12 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode"
 )
 
 // reference matches ${…}; $${ stands for a literal ${.
-var reference = regexp.MustCompile(`\$?\$\{([^}]*)\}?`)
+var reference = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\$?\$\{([^}]*)\}?`) })
 
 // CheckReferences reports the first reference in text that cannot be resolved
 // by anybody.
@@ -22,7 +23,7 @@ func CheckReferences(text string) error {
 // expand replaces the references in text by their values.
 func expand(text string, value func(kind, name string) (string, error)) (string, error) {
 	var first error
-	out := reference.ReplaceAllStringFunc(text, func(m string) string {
+	out := reference().ReplaceAllStringFunc(text, func(m string) string {
 		if strings.HasPrefix(m, "$${") {
 			return m[1:]
 		}
@@ -54,7 +55,7 @@ func parseReference(text string) (kind, name string, err error) {
 		err = fmt.Errorf("unknown reference ${%s}; known are ${env:NAME}, ${file:PATH}, ${keyring:NAME} and ${root}", inner)
 	case name == "":
 		err = fmt.Errorf("the reference ${%s:} names nothing", kind)
-	case kind == "env" && !variableName.MatchString(name):
+	case kind == "env" && !variableName().MatchString(name):
 		err = fmt.Errorf("the reference ${%s} names no variable: a name has letters, digits and _ only", inner)
 	case kind == "keyring" && strings.Contains(name, "/"):
 		err = fmt.Errorf("the reference ${%s} names no secret of yours: haldir's own have a slash", inner)
@@ -164,8 +165,8 @@ func (r *Resolver) Secret(v string) string {
 	}
 	parts := []string{v}
 	if strings.ContainsFunc(v, unicode.IsControl) {
-		for _, m := range material.FindAllString(v, maxParts) {
-			if upper.MatchString(m) && lower.MatchString(m) && digit.MatchString(m) {
+		for _, m := range material().FindAllString(v, maxParts) {
+			if upper().MatchString(m) && lower().MatchString(m) && digit().MatchString(m) {
 				parts = append(parts, m)
 			}
 		}
@@ -181,10 +182,10 @@ func (r *Resolver) Secret(v string) string {
 // material is text without a break that may be a key, if it is mixed: words and names
 // are not.
 var (
-	material = regexp.MustCompile(`[A-Za-z0-9+/=_-]{20,}`)
-	upper    = regexp.MustCompile(`[A-Z]`)
-	lower    = regexp.MustCompile(`[a-z]`)
-	digit    = regexp.MustCompile(`[0-9]`)
+	material = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[A-Za-z0-9+/=_-]{20,}`) })
+	upper    = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[A-Z]`) })
+	lower    = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[a-z]`) })
+	digit    = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[0-9]`) })
 )
 
 // maxParts bounds the parts of a value that are secrets by themselves; a private key of

@@ -7,6 +7,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 
@@ -218,7 +219,7 @@ func (s *source) within(t *token.Token, value string, line, column int) *token.P
 }
 
 // tabInside matches a tab inside a text.
-var tabInside = regexp.MustCompile(`\S[ \t]*\t[ \t]*\S`)
+var tabInside = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\S[ \t]*\t[ \t]*\S`) })
 
 // tabs returns the places of tabs inside texts, which YAML keeps. The lexer drops
 // those in texts without quotes without a word, and after one in double quotes
@@ -233,10 +234,10 @@ func (s *source) tabs(tokens token.Tokens) (places []*token.Position) {
 			block = true
 			continue
 		}
-		if !block && tabInside.MatchString(t.Origin) {
+		if !block && tabInside().MatchString(t.Origin) {
 			p := t.Position
 			if p.Offset >= 0 {
-				m := tabInside.FindStringIndex(s.text[p.Offset:])
+				m := tabInside().FindStringIndex(s.text[p.Offset:])
 				at := p.Offset + m[0]
 				p = s.position(at + strings.IndexByte(s.text[at:], '\t'))
 			}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/haldir-mcp/haldir/internal/wire"
@@ -126,7 +127,7 @@ func Weight(tools []Tool, deny func(upstream string) string) (found []Finding) {
 }
 
 // key is what Claude Code takes as the name of an argument.
-var key = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
+var key = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`) })
 
 // Schemas finds the tools of which hosts make something else than their servers give.
 func Schemas(tools []Tool, shown func(string) string) (found []Finding) {
@@ -142,7 +143,7 @@ func Schemas(tools []Tool, shown func(string) string) (found []Finding) {
 		}
 		name := shown(t.Name)
 		for k := range def.Schema.Properties {
-			if !key.MatchString(k) {
+			if !key().MatchString(k) {
 				found = append(found, New(SchemaSkipped, Warning, t.Upstream, Fix{Text: "ask its author to name arguments by letters, digits, _, . and - alone, at most 64 of them"},
 					"%s: it has an argument %q", name, shown(k)))
 				break

@@ -19,6 +19,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
@@ -68,8 +69,8 @@ func All() ([]Pack, error) {
 }
 
 var (
-	headLine = regexp.MustCompile(`^# ([a-z-]+): (.+)$`)
-	listLine = regexp.MustCompile(`^(policies|costs|scopes):$`)
+	headLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^# ([a-z-]+): (.+)$`) })
+	listLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(policies|costs|scopes):$`) })
 )
 
 // read takes a file of data apart.
@@ -79,7 +80,7 @@ func read(name, text string) (p Pack, err error) {
 	var above string
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
-		head := headLine.FindStringSubmatch(line)
+		head := headLine().FindStringSubmatch(line)
 		switch {
 		case line == "version: 1":
 		case head != nil && head[1] == name:
@@ -88,7 +89,7 @@ func read(name, text string) (p Pack, err error) {
 			p.Servers = strings.Split(head[2], ", ")
 		case head != nil:
 			p.Params = append(p.Params, Param{head[1], head[2]})
-		case listLine.MatchString(line):
+		case listLine().MatchString(line):
 			list = edit.List(strings.TrimSuffix(line, ":"))
 		case list != "" && strings.HasPrefix(line, "  # "):
 			above += line[2:] + "\n"
@@ -198,7 +199,7 @@ func Has(tools []string) bool {
 // tools are the patterns of an entry. Each entry of a pack has them in one line, and a test
 // looks whether these are they.
 func (e entry) tools(upstream string) (out []string) {
-	m := toolsLine.FindStringSubmatch(e.text)
+	m := toolsLine().FindStringSubmatch(e.text)
 	if m == nil {
 		return nil
 	}
@@ -208,7 +209,7 @@ func (e entry) tools(upstream string) (out []string) {
 	return out
 }
 
-var toolsLine = regexp.MustCompile(`(?m)^ *tools: \[(.*)\]$`)
+var toolsLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^ *tools: \[(.*)\]$`) })
 
 // Text returns the entries for an upstream as a haldir.yaml.
 func (p Pack) Text(u Use) string {

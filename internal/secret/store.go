@@ -54,12 +54,12 @@ func New(dir string, ring Keyring) *Store { return &Store{dir: dir, ring: ring} 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
 
 // name is what a person may call a secret.
-var name = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+var name = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`) })
 
 // CheckName reports what is wrong with a name for a secret. The names of haldir's own
 // have a slash, so that no reference in a config can mean them.
 func CheckName(n string) error {
-	if !name.MatchString(n) {
+	if !name().MatchString(n) {
 		return fmt.Errorf("%q is no name for a secret: use up to 64 letters, digits, dots, - and _", n)
 	}
 	return nil

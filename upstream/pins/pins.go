@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -320,14 +321,16 @@ func same(a, b json.RawMessage) bool {
 // surrogates are escapes of halves of characters, and pairs of them. Where a half stands
 // alone this reader makes it the same as any other.
 var (
-	surrogates = regexp.MustCompile(`\\u[dD][89a-fA-F][0-9a-fA-F]{2}`)
-	pairs      = regexp.MustCompile(`\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
+	surrogates = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\\u[dD][89a-fA-F][0-9a-fA-F]{2}`) })
+	pairs      = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
+	})
 )
 
 // ambiguous reports JSON that two readers may read differently: a name stands twice in
 // an object, or the text is no UTF-8.
 func ambiguous(raw json.RawMessage) bool {
-	if !utf8.Valid(raw) || surrogates.Match(pairs.ReplaceAll(raw, nil)) {
+	if !utf8.Valid(raw) || surrogates().Match(pairs().ReplaceAll(raw, nil)) {
 		return true
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 )
 
@@ -60,14 +61,18 @@ func texts(path string, v any, visit func(path, s string)) {
 var commands = []struct {
 	text  string
 	words []string
-	re    *regexp.Regexp
+	re    func() *regexp.Regexp
 }{
-	{"it tells the model to ignore what it was told", []string{"ignore", "disregard", "forget", "override"}, regexp.MustCompile(`\b(ignore|disregard|forget|override)\b[^.\n]{0,40}\b(previous|prior|above|earlier|all|other|system)\b[^.\n]{0,30}\b(instruction|prompt|rule|message|guideline)s?`)},
-	{"it tells the model to keep something from the user", []string{"user", "human", "person", "them"}, regexp.MustCompile(`\b(do not|don't|never|without)\b[^.\n]{0,40}\b(tell|mention|inform|reveal|show|notify|telling|mentioning|informing)\b[^.\n]{0,40}\b(user|human|person|them)\b`)},
-	{"it has a tag that models take for the system's", []string{"<"}, regexp.MustCompile(`<\s*/?\s*(important|system|instructions?|secret|hidden|admin|override)\s*>`)},
-	{"it claims to speak for the system", []string{"system", "assistant", "developer"}, regexp.MustCompile(`(?m)^\s*(system|assistant|developer)\s*(prompt|message|note)?\s*:`)},
-	{"it tells the model to read keys or settings", []string{"~/.ssh", "id_rsa", "id_ed25519", ".aws/credentials", ".env", "/etc/passwd", "mcp.json", ".npmrc", ".netrc"}, regexp.MustCompile(`(~/\.ssh|id_rsa|id_ed25519|\.aws/credentials|\.env\b|/etc/passwd|mcp\.json|\.npmrc|\.netrc)`)},
-	{"it tells the model what to do before or after another tool", []string{"tool"}, regexp.MustCompile(`\b(before|after|when(ever)?|instead of)\b[^.\n]{0,30}\b(using|calling|invoking|you (use|call|invoke))\b[^.\n]{0,30}\b(any|every|other|another|all)\b[^.\n]{0,15}\btools?\b`)},
+	{"it tells the model to ignore what it was told", []string{"ignore", "disregard", "forget", "override"}, lazily(`\b(ignore|disregard|forget|override)\b[^.\n]{0,40}\b(previous|prior|above|earlier|all|other|system)\b[^.\n]{0,30}\b(instruction|prompt|rule|message|guideline)s?`)},
+	{"it tells the model to keep something from the user", []string{"user", "human", "person", "them"}, lazily(`\b(do not|don't|never|without)\b[^.\n]{0,40}\b(tell|mention|inform|reveal|show|notify|telling|mentioning|informing)\b[^.\n]{0,40}\b(user|human|person|them)\b`)},
+	{"it has a tag that models take for the system's", []string{"<"}, lazily(`<\s*/?\s*(important|system|instructions?|secret|hidden|admin|override)\s*>`)},
+	{"it claims to speak for the system", []string{"system", "assistant", "developer"}, lazily(`(?m)^\s*(system|assistant|developer)\s*(prompt|message|note)?\s*:`)},
+	{"it tells the model to read keys or settings", []string{"~/.ssh", "id_rsa", "id_ed25519", ".aws/credentials", ".env", "/etc/passwd", "mcp.json", ".npmrc", ".netrc"}, lazily(`(~/\.ssh|id_rsa|id_ed25519|\.aws/credentials|\.env\b|/etc/passwd|mcp\.json|\.npmrc|\.netrc)`)},
+	{"it tells the model what to do before or after another tool", []string{"tool"}, lazily(`\b(before|after|when(ever)?|instead of)\b[^.\n]{0,30}\b(using|calling|invoking|you (use|call|invoke))\b[^.\n]{0,30}\b(any|every|other|another|all)\b[^.\n]{0,15}\btools?\b`)},
+}
+
+func lazily(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
 }
 
 // small is a text in small letters, with the long s for what it folds to.
@@ -111,7 +116,7 @@ func suspicious(s string) (reasons []string) {
 	}
 	lower := small(s)
 	for _, c := range commands {
-		if slices.ContainsFunc(c.words, func(w string) bool { return strings.Contains(lower, w) }) && c.re.MatchString(lower) {
+		if slices.ContainsFunc(c.words, func(w string) bool { return strings.Contains(lower, w) }) && c.re().MatchString(lower) {
 			add(c.text)
 		}
 	}

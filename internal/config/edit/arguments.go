@@ -3,6 +3,7 @@ package edit
 import (
 	"regexp"
 	"strings"
+	"sync"
 )
 
 // Argument is a value among the arguments of a program, args[At][Start:End]. Its name is that
@@ -17,19 +18,21 @@ type Argument struct {
 func (a Argument) In(args []string) string { return args[a.At][a.Start:a.End] }
 
 var (
-	argFlag = regexp.MustCompile(`^--?([A-Za-z][\w.-]*)$`)
+	argFlag = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^--?([A-Za-z][\w.-]*)$`) })
 	// argNext is a flag where a value was awaited. A secret may begin with one dash.
-	argNext = regexp.MustCompile(`^(--[A-Za-z]|-[A-Za-z]$)`)
+	argNext = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(--[A-Za-z]|-[A-Za-z]$)`) })
 	// argPair is --name=value and NAME=value.
-	argPair = regexp.MustCompile(`^(?:--?)?([A-Za-z_][\w.-]*)=`)
+	argPair = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?:--?)?([A-Za-z_][\w.-]*)=`) })
 	// argHeader is "Name: value", which an address is not.
-	argHeader = regexp.MustCompile(`^([A-Za-z][\w-]*):[ \t]*(?:[^/\s]|/[^/])`)
-	argMember = regexp.MustCompile(`"([^"\\]+)"\s*:\s*"((?:[^"\\]|\\.)*)"`)
+	argHeader = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([A-Za-z][\w-]*):[ \t]*(?:[^/\s]|/[^/])`) })
+	argMember = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"([^"\\]+)"\s*:\s*"((?:[^"\\]|\\.)*)"`) })
 	// argWord is a word of a command line in one argument, as in sh -c.
-	argWord = regexp.MustCompile(`(?:"[^"]*"|'[^']*'|[^\s"']|["'])+`)
+	argWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?:"[^"]*"|'[^']*'|[^\s"']|["'])+`) })
 
 	// about are names that say where a secret is, or whether there is one.
-	about = regexp.MustCompile(`(?i)([-_](file|path|dir|env|var|name|ur[il]|type|mode)|tokenizer)$|^(no|enable|disable|skip|require)[-_]`)
+	about = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?i)([-_](file|path|dir|env|var|name|ur[il]|type|mode)|tokenizer)$|^(no|enable|disable|skip|require)[-_]`)
+	})
 )
 
 // Arguments takes the arguments of a program apart into values, none of which overlap.
@@ -40,7 +43,7 @@ func Arguments(args []string) (out []Argument) {
 		if named = secretFlag(name, text); named != "" {
 			continue
 		}
-		if argNext.MatchString(text) {
+		if argNext().MatchString(text) {
 			name = ""
 		}
 		s := &argument{at: at, text: text}
@@ -53,17 +56,17 @@ func Arguments(args []string) (out []Argument) {
 // secretFlag is the name of a flag whose value stands behind it and is a secret; "" for none.
 // awaited is that of the flag before it.
 func secretFlag(awaited, text string) string {
-	if awaited != "" && !argNext.MatchString(text) {
+	if awaited != "" && !argNext().MatchString(text) {
 		return ""
 	}
-	if m := argFlag.FindStringSubmatch(text); m != nil && tells(m[1]) {
+	if m := argFlag().FindStringSubmatch(text); m != nil && tells(m[1]) {
 		return m[1]
 	}
 	return ""
 }
 
 // tells reports whether a name says that its value is a secret.
-func tells(name string) bool { return secretName.MatchString(name) && !about.MatchString(name) }
+func tells(name string) bool { return secretName().MatchString(name) && !about().MatchString(name) }
 
 // argument is one that is taken apart.
 type argument struct {
@@ -77,7 +80,7 @@ func (s *argument) value(name string, from, to int) {
 		from, to = from+1, to-1 // quotes of a shell
 	}
 	text := s.text[from:to]
-	switch pair, header := argPair.FindStringSubmatchIndex(text), argHeader.FindStringSubmatchIndex(text); {
+	switch pair, header := argPair().FindStringSubmatchIndex(text), argHeader().FindStringSubmatchIndex(text); {
 	case tells(name):
 		s.add(name, from, to)
 	case strings.HasPrefix(text, "{"):
@@ -106,8 +109,8 @@ func (s *argument) add(name string, from, to int) {
 // members takes JSON apart. Without names that tell it is one value.
 func (s *argument) members(from, to int) {
 	text, before := s.text[from:to], len(s.found)
-	for _, m := range argMember.FindAllStringSubmatchIndex(text, -1) {
-		if tells(text[m[2]:m[3]]) || secretValue.MatchString(text[m[4]:m[5]]) {
+	for _, m := range argMember().FindAllStringSubmatchIndex(text, -1) {
+		if tells(text[m[2]:m[3]]) || secretValue().MatchString(text[m[4]:m[5]]) {
 			s.add(text[m[2]:m[3]], from+m[4], from+m[5])
 		}
 	}
@@ -118,7 +121,7 @@ func (s *argument) members(from, to int) {
 
 func (s *argument) words(from, to int) {
 	text, named := s.text[from:to], ""
-	for _, m := range argWord.FindAllStringIndex(text, -1) {
+	for _, m := range argWord().FindAllStringIndex(text, -1) {
 		name := named
 		if named = secretFlag(name, text[m[0]:m[1]]); named != "" {
 			continue
@@ -127,7 +130,7 @@ func (s *argument) words(from, to int) {
 			s.add("", from, to)
 			return
 		}
-		if argNext.MatchString(text[m[0]:m[1]]) {
+		if argNext().MatchString(text[m[0]:m[1]]) {
 			name = ""
 		}
 		s.value(name, from+m[0], from+m[1])
@@ -137,7 +140,7 @@ func (s *argument) words(from, to int) {
 // address takes the parameters of a URL apart. One with a password in it is one value.
 func (s *argument) address(from, to int) {
 	head, query, _ := strings.Cut(s.text[from:to], "?")
-	if secretValue.MatchString(head) {
+	if secretValue().MatchString(head) {
 		s.add("", from, to)
 		return
 	}

@@ -4,20 +4,25 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/haldir-mcp/haldir/internal/config"
 )
 
 var (
 	// secretName is in the names of headers, variables and parameters that hold secrets.
-	secretName = regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|secret|token|api[-_]?key|authorization|(^|[^a-z])(auth|pat|key)([^a-z]|$)|credential|private[-_]?key|access[-_]?key|cookie|signature)`)
+	secretName = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|secret|token|api[-_]?key|authorization|(^|[^a-z])(auth|pat|key)([^a-z]|$)|credential|private[-_]?key|access[-_]?key|cookie|signature)`)
+	})
 	// secretValue is how tokens of known services begin, what else is one by its look, and an
 	// address with a password in it.
-	secretValue = regexp.MustCompile(`(^|[^A-Za-z0-9])(sk-[A-Za-z0-9_-]{8,}|(sk|rk|pk)_(live|test)_\w+|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]{10,}|xox[abeprs]-[\w-]+|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]+\.[\w-]+\.|hld_\w+|npm_\w{20,}|-----BEGIN)|://[^/\s:@]*:[^/\s@]+@`)
+	secretValue = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(^|[^A-Za-z0-9])(sk-[A-Za-z0-9_-]{8,}|(sk|rk|pk)_(live|test)_\w+|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]{10,}|xox[abeprs]-[\w-]+|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]+\.[\w-]+\.|hld_\w+|npm_\w{20,}|-----BEGIN)|://[^/\s:@]*:[^/\s@]+@`)
+	})
 
 	// counted are names of limits, whose values are numbers.
-	number  = regexp.MustCompile(`^[0-9]{1,6}(\.[0-9]+)?$`)
-	counted = regexp.MustCompile(`(?i)([-_]tokens|(^|[-_])max[-_]?tokens?)$`)
+	number  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]{1,6}(\.[0-9]+)?$`) })
+	counted = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)([-_]tokens|(^|[-_])max[-_]?tokens?)$`) })
 )
 
 // LooksSecret reports whether the value of a header, a variable or a parameter of that name
@@ -26,11 +31,11 @@ func LooksSecret(name, value string) bool {
 	if strings.Contains(strings.ReplaceAll(value, "$${", ""), "${") {
 		return false
 	}
-	if secretValue.MatchString(value) {
+	if secretValue().MatchString(value) {
 		return true
 	}
-	limit := number.MatchString(value) && counted.MatchString(name)
-	return secretName.MatchString(name) && len(value) > 3 && !limit
+	limit := number().MatchString(value) && counted().MatchString(name)
+	return secretName().MatchString(name) && len(value) > 3 && !limit
 }
 
 // exposed tells of values of an upstream that look like secrets in the clear. It does not

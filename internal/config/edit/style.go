@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/haldir-mcp/haldir/internal/config"
@@ -94,14 +95,14 @@ func (s *surgeon) learn(out *style, l *config.Node, own bool) {
 
 // key writes a key.
 func (y style) key(k string) string {
-	if y.json || !word.MatchString(k) {
+	if y.json || !word().MatchString(k) {
 		return double(k)
 	}
 	return k
 }
 
 // word is what needs no quotes wherever it stands.
-var word = regexp.MustCompile(`^[a-z_]+$`)
+var word = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z_]+$`) })
 
 // flow writes a value in one line.
 func (y style) flow(n *config.Node) string { return y.inline(n, true) }
@@ -199,10 +200,12 @@ func several(text string) bool {
 }
 
 // plainText is a text that means itself without quotes, in brackets too.
-var plainText = regexp.MustCompile(`^([A-Za-z_/][A-Za-z0-9_./=-]*(\*|[A-Za-z0-9_])|[A-Za-z_]|[1-9][0-9]*(ms|s|m|h|d))$`)
+var plainText = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([A-Za-z_/][A-Za-z0-9_./=-]*(\*|[A-Za-z0-9_])|[A-Za-z_]|[1-9][0-9]*(ms|s|m|h|d))$`)
+})
 
 // plainLine is one that does outside of them: what could end it are a colon and a hash.
-var plainLine = regexp.MustCompile(`^[A-Za-z_/](:?[ -9;-~])*[!-9;-~]$`)
+var plainLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_/](:?[ -9;-~])*[!-9;-~]$`) })
 
 // otherwise are words that some readers take for something else than a text.
 var otherwise = map[string]bool{
@@ -210,7 +213,7 @@ var otherwise = map[string]bool{
 }
 
 func (y style) text(t string, inside bool) string {
-	plain := plainText.MatchString(t) && !otherwise[strings.ToLower(t)] || !inside && outside(t)
+	plain := plainText().MatchString(t) && !otherwise[strings.ToLower(t)] || !inside && outside(t)
 	switch {
 	case y.json || y.safe:
 		return double(t)
@@ -224,7 +227,7 @@ func (y style) text(t string, inside bool) string {
 
 // outside reports whether a text means itself behind a key in a line of its own.
 func outside(t string) bool {
-	return plainLine.MatchString(t) && !strings.Contains(t, ": ") && !strings.Contains(t, " #") && !otherwise[strings.ToLower(t)]
+	return plainLine().MatchString(t) && !strings.Contains(t, ": ") && !strings.Contains(t, " #") && !otherwise[strings.ToLower(t)]
 }
 
 // double writes a text in double quotes, in what YAML and JSON have in common.

@@ -30,7 +30,7 @@ func CheckKey(t ledger.KeyTerms, now time.Time) error {
 		return malformed("%v", err)
 	}
 	for _, s := range t.SessionScopes {
-		if !scopeName.MatchString(s) {
+		if !scopeName().MatchString(s) {
 			return malformed("%q is no scope of a session; use lower-case names such as read, execute, spend", s)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -33,7 +34,7 @@ const (
 var defaultScopes = []string{"read", "browse"}
 
 // scopeName is what a scope of a session may be called, as in haldir.yaml.
-var scopeName = regexp.MustCompile(`^[a-z][a-z0-9:_.-]{0,63}$`)
+var scopeName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9:_.-]{0,63}$`) })
 
 // terms are what is asked for.
 func (b *sessionBody) terms() (t ledger.Terms, ttl int64, err error) {
@@ -58,7 +59,7 @@ func (b *sessionBody) terms() (t ledger.Terms, ttl int64, err error) {
 			}
 			s = "spend"
 		}
-		if !scopeName.MatchString(s) {
+		if !scopeName().MatchString(s) {
 			return t, 0, malformed("%q is no scope of a session; use lower-case names such as read, execute, spend", wire.Printable(s, 100))
 		}
 		if !slices.Contains(t.Scopes, s) {
