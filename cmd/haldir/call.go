@@ -11,6 +11,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/wire"
+	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/proxy"
 )
 
@@ -119,5 +120,15 @@ func (a *app) printResult(m wire.Message, refused error, asJSON bool) error {
 	if code == exitDone {
 		return nil
 	}
+	if code == exitRefused && a.session.Fresh && len(result.Content) > 0 && wantsApproval(result.Content[0].Text) {
+		a.say("haldir: once it is allowed, make it in the same session: %s call --session %s …", a.command(), a.session.ID)
+	}
 	return &exit{code: code, err: errors.New("the call did not succeed"), silent: true}
+}
+
+// wantsApproval reports a refusal that a person can lift: for the session that asked, which
+// is one for each haldir call that names none.
+func wantsApproval(refusal string) bool {
+	var r proxy.Refusal
+	return json.Unmarshal([]byte(refusal), &r) == nil && r.Policy == string(policy.TypeApproval)
 }

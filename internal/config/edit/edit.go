@@ -242,6 +242,9 @@ func (c *change) cut(path string, s *surgeon, r *Result) error {
 	if err := c.judge(path, s, way, r); err != nil {
 		return err
 	}
+	if err := c.named(path, r.New); err != nil {
+		return err
+	}
 	e := s.entries()[i]
 	r.Entry = s.Text[e.Start:e.End]
 	if r.above = way.above; r.above > 0 {
@@ -251,6 +254,24 @@ func (c *change) cut(path string, s *surgeon, r *Result) error {
 		r.Notes = append(r.Notes, renamed(r.Old, r.New, i)...)
 	}
 	return nil
+}
+
+// named reports policies that name the upstream which was the last. Beside others config
+// finds them; without any, which upstreams there are may be said elsewhere.
+func (c *change) named(path string, cfg *config.Config) error {
+	if c.list != Upstreams || len(cfg.Upstreams) > 0 {
+		return nil
+	}
+	var all config.Problems
+	for i, r := range cfg.Ruleset.Policies {
+		if j := slices.Index(r.Upstreams, c.remove); j >= 0 {
+			all = append(all, config.Problem{File: path, Where: fmt.Sprintf("policies[%d].upstreams[%d]", i, j), Message: fmt.Sprintf("there would be no upstream %q", c.remove)})
+		}
+	}
+	if all == nil {
+		return nil
+	}
+	return all
 }
 
 // less is what a text has that was has not.
