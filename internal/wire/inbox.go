@@ -15,10 +15,15 @@ type inbox struct {
 
 	mu      sync.Mutex
 	waiting map[string]chan Message // by [IDKey]
+	givenUp map[string]bool         // by [IDKey]: their answers may still come, which is no fault; maxGivenUp at most
 }
 
+// maxGivenUp is large enough for what is cancelled at once. A server need not answer what
+// was cancelled, so there is no other end to it.
+const maxGivenUp = 256
+
 func newInbox(handle Handler) inbox {
-	return inbox{handle: handle, waiting: map[string]chan Message{}}
+	return inbox{handle: handle, waiting: map[string]chan Message{}, givenUp: map[string]bool{}}
 }
 
 // expect makes room for the answer to the request with the given id, until it
@@ -32,9 +37,20 @@ func (b *inbox) expect(id string) <-chan Message {
 }
 
 func (b *inbox) forget(id string) {
+	key := IDKey(json.RawMessage(id))
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.waiting, IDKey(json.RawMessage(id)))
+	if _, ok := b.waiting[key]; !ok {
+		return
+	}
+	delete(b.waiting, key)
+	if len(b.givenUp) >= maxGivenUp {
+		for some := range b.givenUp {
+			delete(b.givenUp, some)
+			break
+		}
+	}
+	b.givenUp[key] = true
 }
 
 // take sorts one message, or each of a batch. The error says what of it is noise.
@@ -96,12 +112,16 @@ func (b *inbox) answer(m Message) error {
 	key := IDKey(m.ID)
 	b.mu.Lock()
 	ch, ok := b.waiting[key]
+	late := b.givenUp[key]
 	delete(b.waiting, key)
+	delete(b.givenUp, key)
 	b.mu.Unlock()
-	if !ok {
+	switch {
+	case ok:
+		ch <- m
+	case !late:
 		return errUnawaited(m)
 	}
-	ch <- m
 	return nil
 }
 
