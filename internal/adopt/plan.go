@@ -40,9 +40,8 @@ type Options struct {
 	Terminal, Window clients.Entry
 	Serves           clients.Guard
 
-	Trust       bool   // the annotations of the servers that move
-	Permissions bool   // deny rules for Claude Code
-	Claude      string // the path of its command line; "" for none
+	Trust       bool // the annotations of the servers that move
+	Permissions bool // deny rules for Claude Code
 	Now         time.Time
 }
 
@@ -86,14 +85,12 @@ type Change struct {
 	Kind          Kind
 	Client        clients.Client
 	Path          string
-	Before, After []byte     // Before is nil for a new file
-	Swaps         []Swapped  // of a client
-	Rules         []string   // of settings
-	Commands      [][]string // of Claude Code, that make the change; nil: the file is edited
+	Before, After []byte    // Before is nil for a new file
+	Swaps         []Swapped // of a client
+	Rules         []string  // of settings
 
 	file *clients.File
 	info fs.FileInfo
-	swap []clients.Swap
 }
 
 // Swapped is what has become of one list of servers.
@@ -384,6 +381,7 @@ func (p *Plan) swaps(files []*clients.File) error {
 	}
 	for _, f := range files {
 		c := &Change{Kind: KindClient, Client: f.Client, Path: f.Path, Before: f.Data, file: f, info: f.Info}
+		var swaps []clients.Swap
 		for _, l := range f.Lists {
 			s := clients.Swap{List: l, Name: "haldir", Keep: map[string][]string{}}
 			var guard *clients.Server
@@ -416,21 +414,18 @@ func (p *Plan) swaps(files []*clients.File) error {
 					s.Name = fmt.Sprintf("haldir-%d", n)
 				}
 			}
-			c.swap = append(c.swap, s)
+			swaps = append(swaps, s)
 			c.Swaps = append(c.Swaps, Swapped{l.Scope, l.Dir, s.Gone, s.Name, s.Entry != nil})
 			if l.Scope == clients.Project {
 				p.Notes = append(p.Notes, fmt.Sprintf("%s belongs to the project: who shares it needs haldir and the servers in their haldir.yaml as well", f.Path))
 			}
 		}
-		if len(c.swap) == 0 {
+		if len(swaps) == 0 {
 			continue
 		}
 		var err error
-		if c.After, err = p.o.Host.Swap(f, c.swap...); err != nil {
+		if c.After, err = p.o.Host.Swap(f, swaps...); err != nil {
 			return err
-		}
-		if f.Client == clients.ClaudeCode && f.Scope == clients.User && p.o.Claude != "" {
-			c.Commands = commands(c.swap)
 		}
 		p.Files = append(p.Files, c)
 	}
