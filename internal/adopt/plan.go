@@ -482,9 +482,23 @@ func (p *Plan) advise(cfg *config.Config) {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs, and stands in haldir.yaml in the clear: give it by env, as ${keyring:NAME}, if the program takes it so", u.Name))
 		}
 	}
+	p.unknownSecrets()
 	p.uncarried()
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
+	}
+}
+
+// unknownSecrets tells of clients of a sign-in whose secret may be with Claude Code alone, which
+// does not keep it in the file that has the client's id.
+func (p *Plan) unknownSecrets() {
+	for _, u := range p.Upstreams {
+		o := u.From[0].OAuth
+		if u.There || o == nil || o.ClientID == "" || o.ClientSecret != "" || !u.of(clients.ClaudeCode) {
+			continue
+		}
+		name := u.Name + ".client-secret"
+		p.Notes = append(p.Notes, fmt.Sprintf("%s: if its OAuth client has a secret, that stays in Claude Code's own store, and haldir needs it to sign in: store it by haldir secret set %s, and write client_secret: ${keyring:%s} beside the client_id in haldir.yaml", u.Name, name, name))
 	}
 }
 
