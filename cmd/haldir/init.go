@@ -128,6 +128,9 @@ func (i *adoption) run(ctx context.Context) error {
 	defer stop()
 	done, err := p.Do(ctx)
 	if err != nil {
+		if _, gone := os.Stat(done.Backup); done.Backup != "" && gone == nil {
+			a.say("haldir: copies are kept in %s, with the secrets of the files; only you can read them", home(done.Backup))
+		}
 		switch {
 		case errors.Is(err, adopt.ErrBegun):
 			return fmt.Errorf("%w; what it did before that stands: see it by %s init --undo --dry-run", err, a.command())

@@ -221,6 +221,9 @@ func (c *Change) write(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Dir(target), 0o700); err != nil {
 		return err
 	}
+	if err := replace.Sweep(target, c.Before, c.After); err != nil { // of an init that was killed
+		return err
+	}
 	return replace.File(target, c.Before, c.After, c.info)
 }
 

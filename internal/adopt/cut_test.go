@@ -89,6 +89,7 @@ func TestUndoOfAnInitThatWasKilled(t *testing.T) {
 		}
 	}
 	for n, cut := range cuts {
+		cut[filepath.Join(p.home, ".cursor", ".mcp.json-123")] = []byte(three[:len(three)/2]) // as a write that was cut leaves it
 		back(cut, "before a step")
 		p.same(before)
 		if n > 0 { // the files of this step, and what was noted of the one before
@@ -164,8 +165,11 @@ func TestInitAndClaudeCodeTakeTurns(t *testing.T) {
 	if err := os.Remove(lock); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; !errors.Is(err, replace.ErrChanged) {
+	if err := <-done; !errors.Is(err, replace.ErrChanged) || errors.Is(err, adopt.ErrBegun) {
 		t.Errorf("%v", err)
+	}
+	if left := disk(t, filepath.Join(p.o.StateDir, "init")); len(left) > 0 {
+		t.Errorf("copies are left: %d", len(left))
 	}
 	if got := p.all()[".claude.json"]; got != "-rw------- "+saved {
 		t.Errorf("Claude Code's file: %s", got)
@@ -283,5 +287,14 @@ func TestWhatAKilledRunHasLeft(t *testing.T) {
 	}
 	if got := len(disk(t, filepath.Join(p.o.StateDir, "init"))); got != 2 {
 		t.Errorf("%d files are there", got)
+	}
+
+	// The next init takes away half a file.
+	p.write(".cursor/.mcp.json-123", three[:len(three)/2])
+	if _, err := p.plan().Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if p.all()[filepath.FromSlash(".cursor/.mcp.json-123")] != "" {
+		t.Error("half of a file is there")
 	}
 }

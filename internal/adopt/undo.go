@@ -155,7 +155,11 @@ func (v Reversal) Original() string {
 	if v.Way != WayMerge || v.before == nil || bytes.Equal(v.before, v.After) {
 		return ""
 	}
-	return v.copies + ".original"
+	path := v.copies + ".original"
+	if _, err := os.Lstat(path); err != nil && v.settled() {
+		return ""
+	}
+	return path
 }
 
 // Aside is what is kept of a file as it was until an undo, this one or one that was cut off.
@@ -341,7 +345,10 @@ func (u *Undo) do(force bool) error {
 		return errors.New("files were changed since")
 	}
 	for _, v := range slices.Backward(u.Files) { // clients first: haldir serves as long as they ask it
-		if v.Way == WayNone {
+		if err := v.sweep(); err != nil {
+			return err
+		}
+		if v.settled() {
 			continue
 		}
 		for path, data := range map[string][]byte{v.Undone(): v.Now, v.Original(): v.before} {
@@ -368,6 +375,24 @@ func (u *Undo) do(force bool) error {
 		return err
 	}
 	return sweep(u.Dir)
+}
+
+// settled reports whether nothing is to be written: what others have saved has nothing of init.
+func (v Reversal) settled() bool {
+	return v.Way == WayNone || v.Now != nil && v.After != nil && bytes.Equal(v.Now, v.After)
+}
+
+// sweep removes what an init or an undo that was killed has left beside a file, which has its
+// secrets. Beside haldir.yaml others may be at work, and it has none.
+func (v Reversal) sweep() error {
+	if v.Kind == KindConfig {
+		return nil
+	}
+	target, err := replace.Follow(v.Path)
+	if err != nil {
+		return err
+	}
+	return replace.Sweep(target, v.before, v.Left, v.After)
 }
 
 // still is where a file is, if it is as the way back was found for.
