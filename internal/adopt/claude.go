@@ -101,7 +101,7 @@ func hold(ctx context.Context, p clients.Place) (release func() error, err error
 				return nil, err
 			}
 		case time.Now().After(deadline):
-			return nil, fmt.Errorf("Claude Code is changing %s and does not end; if it does not run, remove %s", p.Path, path)
+			return nil, fmt.Errorf("%s is kept by Claude Code, which is changing it; if it does not run, remove %s", p.Path, path)
 		}
 	}
 }
