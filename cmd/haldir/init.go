@@ -8,12 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rogpeppe/go-internal/diff"
@@ -87,7 +89,7 @@ func (i *adoption) run(ctx context.Context) error {
 		return err
 	}
 	if i.undo {
-		return i.takeBack(path)
+		return i.takeBack(ctx, path)
 	}
 	if !i.yes && !i.dryRun && terminal(a.in) == nil {
 		return usage("nobody is at a terminal to be asked; see what it would do by --dry-run, or say --yes")
@@ -122,10 +124,18 @@ func (i *adoption) run(ctx context.Context) error {
 			return i.failed(err)
 		}
 	}
+	ctx, stop := caught(ctx)
+	defer stop()
 	done, err := p.Do(ctx)
 	if err != nil {
-		if errors.Is(err, adopt.ErrBegun) {
+		if _, gone := os.Stat(done.Backup); done.Backup != "" && gone == nil {
+			a.say("haldir: copies are kept in %s, with the secrets of the files; only you can read them", home(done.Backup))
+		}
+		switch {
+		case errors.Is(err, adopt.ErrBegun):
 			return fmt.Errorf("%w; what it did before that stands: see it by %s init --undo --dry-run", err, a.command())
+		case errors.Is(err, adopt.ErrInterrupted):
+			return fmt.Errorf("%w; what it had begun is taken back, and nothing is changed", err)
 		}
 		return fmt.Errorf("%w; nothing else was changed", err)
 	}
@@ -133,6 +143,12 @@ func (i *adoption) run(ctx context.Context) error {
 		return i.printPlan(p, &done)
 	}
 	return i.done(p, done, o)
+}
+
+// caught ends a context when a person or the system wants haldir to end, which then takes back
+// what it has begun. Nobody waits long for that, so that no second signal is heeded.
+func caught(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 }
 
 // failed tells all that is wrong with the files.
@@ -183,9 +199,6 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 		return o, err
 	}
 	o.Terminal.Args, o.Window.Args = slices.Concat(o.Terminal.Args, args), slices.Concat(o.Window.Args, args)
-	if o.Claude, err = exec.LookPath("claude"); err != nil {
-		o.Claude = ""
-	}
 	return o, nil
 }
 
@@ -389,9 +402,6 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 				}
 				line("  %s (%s%s): %s in place of %s", c.Client, s.Scope, where, entry, plain(strings.Join(s.Gone, ", "), 200))
 			}
-			if c.Commands != nil {
-				line("  by `claude mcp`")
-			}
 		case adopt.KindSettings:
 			line("%s", home(c.Path))
 			line("  gets %d rules that deny Claude Code's shell and editor haldir's files and approvals", len(c.Rules))
@@ -441,23 +451,12 @@ func (i *adoption) diffs(p *adopt.Plan) string {
 	var b strings.Builder
 	for _, c := range p.Files {
 		b.WriteString(i.diff(c.Path, c.Before, c.After))
-		for _, args := range c.Commands {
-			fmt.Fprintf(&b, "# by: claude %s\n", words(args))
-		}
 	}
 	return b.String()
 }
 
 func (i *adoption) diff(path string, before, after []byte) string {
 	return lines(i.a.secrets.clean(string(diff.Diff(path, before, path, after))))
-}
-
-func words(args []string) string {
-	var out []string
-	for _, w := range args {
-		out = append(out, shellWord(w))
-	}
-	return strings.Join(out, " ")
 }
 
 // offer asks whether Claude Code is to be kept away from haldir's files.
@@ -480,9 +479,6 @@ func (i *adoption) offer(p *adopt.Plan, o adopt.Options) (*adopt.Plan, error) {
 // done says what was done and what comes next.
 func (i *adoption) done(p *adopt.Plan, d adopt.Done, o adopt.Options) error {
 	a := i.a
-	for _, n := range d.Notes {
-		a.say("haldir: %s", a.secrets.clean(plain(n, 0)))
-	}
 	if err := a.printf("done; what was before is in %s\n", home(d.Backup)); err != nil {
 		return err
 	}
@@ -538,12 +534,11 @@ func (i *adoption) printPlan(p *adopt.Plan, done *adopt.Done) error {
 		Why string `json:"why"`
 	}
 	type fileJSON struct {
-		Kind     string   `json:"kind"`
-		Client   string   `json:"client,omitempty"`
-		Path     string   `json:"path"`
-		New      bool     `json:"new"`
-		Diff     string   `json:"diff"`
-		Commands []string `json:"commands,omitempty"`
+		Kind   string `json:"kind"`
+		Client string `json:"client,omitempty"`
+		Path   string `json:"path"`
+		New    bool   `json:"new"`
+		Diff   string `json:"diff"`
 	}
 	ups, left, files, notes := []upstreamJSON{}, []leftJSON{}, []fileJSON{}, []string{}
 	for _, u := range p.Upstreams {
@@ -560,16 +555,11 @@ func (i *adoption) printPlan(p *adopt.Plan, done *adopt.Done) error {
 		left = append(left, leftJSON{found(l.Server), i.a.secrets.clean(l.Why)})
 	}
 	for _, c := range p.Files {
-		e := fileJSON{Kind: string(c.Kind), Client: string(c.Client), Path: c.Path, New: c.Before == nil, Diff: i.a.secrets.clean(string(diff.Diff(c.Path, c.Before, c.Path, c.After)))}
-		for _, args := range c.Commands {
-			e.Commands = append(e.Commands, "claude "+words(args))
-		}
-		files = append(files, e)
+		files = append(files, fileJSON{Kind: string(c.Kind), Client: string(c.Client), Path: c.Path, New: c.Before == nil, Diff: i.a.secrets.clean(string(diff.Diff(c.Path, c.Before, c.Path, c.After)))})
 	}
 	backup := ""
 	if done != nil {
 		backup = done.Backup
-		notes = append(notes, done.Notes...)
 	}
 	for _, n := range p.Notes {
 		notes = append(notes, i.a.secrets.clean(n))
@@ -580,7 +570,7 @@ func (i *adoption) printPlan(p *adopt.Plan, done *adopt.Done) error {
 }
 
 // takeBack undoes the last init.
-func (i *adoption) takeBack(path string) error {
+func (i *adoption) takeBack(ctx context.Context, path string) error {
 	a := i.a
 	if len(i.clients) > 0 || i.permissions || i.trust || i.places || i.project {
 		return usage("--undo takes all of the last init back; leave the other flags out")
@@ -597,6 +587,11 @@ func (i *adoption) takeBack(path string) error {
 	}
 	u, err := adopt.Last(a.settings.StateDir, host, a.vault())
 	if errors.Is(err, adopt.ErrNothing) {
+		if !i.dryRun {
+			if err := adopt.Tidy(a.settings.StateDir); err != nil {
+				return err
+			}
+		}
 		return usage("%w in %s", err, a.settings.StateDir)
 	}
 	if err != nil {
@@ -620,8 +615,8 @@ func (i *adoption) takeBack(path string) error {
 		}
 		e := fileJSON{string(f.Kind), f.Path, string(f.Way), f.Why, i.a.secrets.clean(string(diff.Diff(f.Path, f.Now, f.Path, after))), f.More}
 		files = append(files, e)
-		if i.asJSON {
-			continue
+		if i.asJSON || len(u.Conflicts()) > 0 && !i.force && f.Way != adopt.WayConflict {
+			continue // of the second nothing comes
 		}
 		word := map[adopt.Way]string{
 			adopt.WayNone: "is as it was before", adopt.WayRestore: "gets back what it was, byte for byte", adopt.WayMerge: "was changed since; init's part of it is taken back",
@@ -663,14 +658,12 @@ func (i *adoption) takeBack(path string) error {
 	case !i.yes && !a.asks("Take it back?", "; say --yes to take it back"):
 		return errors.New("nothing was changed")
 	default:
+		_, stop := caught(ctx) // it is short, and half of it is worse than all
+		defer stop()
 		if err := u.Do(i.force); err != nil {
 			return err
 		}
-		for _, f := range u.Files {
-			if kept := f.Undone(); kept != "" {
-				a.say("haldir: %s, as it was until now, is kept in %s", home(f.Path), home(kept))
-			}
-		}
+		i.kept(u)
 	}
 	if i.asJSON {
 		if u.Secrets == nil {
@@ -682,4 +675,16 @@ func (i *adoption) takeBack(path string) error {
 		a.say("start your clients anew")
 	}
 	return nil
+}
+
+// kept says what an undo has kept, and where.
+func (i *adoption) kept(u *adopt.Undo) {
+	for _, f := range u.Files {
+		for _, path := range f.Aside() {
+			i.a.say("haldir: %s, as it was until now, is kept in %s", home(f.Path), home(path))
+		}
+		if path := f.Original(); path != "" {
+			i.a.say("haldir: %s has kept what came since, and its bytes of before init are in %s, with the secrets that it had; only you can read it, and may remove it", home(f.Path), home(path))
+		}
+	}
 }

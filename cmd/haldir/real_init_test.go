@@ -2,7 +2,9 @@ package main_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -123,7 +125,7 @@ func TestRealClaudeCodeInit(t *testing.T) {
 	p := newNewcomer(t)
 	servers := p.servers(t)
 	said := p.run(t, "haldir", "init", "--yes")
-	if !strings.Contains(said, "by `claude mcp`") || strings.Contains(said, "instead") || strings.Contains(said, "k3y-") {
+	if strings.Contains(said, "k3y-") {
 		t.Errorf("init said: %s", said)
 	}
 	var now struct {
@@ -179,10 +181,14 @@ func TestRealClaudeCodeUndo(t *testing.T) {
 	t.Parallel()
 	p := newNewcomer(t)
 	before := p.read(t)
+	tokens := p.signIn(t)
 	p.run(t, "haldir", "init", "--yes")
 	p.run(t, "haldir", "init", "--undo", "--yes")
 	if got := p.read(t); got != before {
 		t.Errorf("undone:\n%s\nbefore:\n%s", got, before)
+	}
+	if raw, err := os.ReadFile(filepath.Join(p.home, ".claude", ".credentials.json")); err != nil || string(raw) != tokens {
+		t.Errorf("what Claude Code signs in with: %s, %v", raw, err)
 	}
 	p.run(t, "haldir", "init", "--yes")
 	p.run(t, "claude", "mcp", "add", "--scope", "user", "later", "--", "true")
@@ -206,6 +212,68 @@ func TestRealClaudeCodeUndo(t *testing.T) {
 		if now.Servers[name] == nil {
 			t.Errorf("%s is gone: %s", name, p.read(t))
 		}
+	}
+}
+
+// signIn makes what Claude Code keeps of a sign-in to its first server, which goes with a server
+// that Claude Code removes.
+func (p *newcomer) signIn(t *testing.T) string {
+	t.Helper()
+	var file struct {
+		Servers map[string]struct {
+			Type    string            `json:"type"`
+			URL     string            `json:"url"`
+			Headers map[string]string `json:"headers"`
+		} `json:"mcpServers"`
+	}
+	if err := json.Unmarshal([]byte(p.read(t)), &file); err != nil {
+		t.Fatal(err)
+	}
+	const name = "Security Tools"
+	raw, err := json.Marshal(file.Servers[name])
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := fmt.Sprintf("%s|%x", name, sha256.Sum256(raw))[:len(name)+1+16]
+	raw, err = json.Marshal(map[string]any{"mcpOAuth": map[string]any{key: map[string]any{
+		"serverName": name, "serverUrl": file.Servers[name].URL, "accessToken": "access", "refreshToken": "refresh", "expiresAt": 9999999999999,
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(p.home, ".claude"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.home, ".claude", ".credentials.json"), raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+// TestRealClaudeCodeInitWhileItRuns: what init and its undoing change under a Claude Code that
+// runs, and has its file in memory, stays when that ends.
+func TestRealClaudeCodeInitWhileItRuns(t *testing.T) {
+	t.Parallel()
+	p := newNewcomer(t)
+	servers := p.servers(t)
+	while := func(command string) {
+		t.Helper()
+		input, err := json.Marshal(map[string]string{"command": command, "description": "runs it"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := mcptest.LaunchClaude(t, p.dir, p.env, []string{"--allowedTools", "Bash"}, mcptest.ToolUse{Name: "Bash", Input: string(input)})
+		if results := c.End(); len(results) != 1 || strings.Contains(results[0], "haldir: ") && !strings.Contains(results[0], "is called") {
+			t.Fatalf("%s: %q", command, results)
+		}
+	}
+	while("haldir init --yes")
+	if got := p.servers(t); got != `{"haldir":{"args":["serve"],"command":"haldir","type":"stdio"}}` || !strings.Contains(p.read(t), `"firstStartVersion"`) {
+		t.Errorf("Claude Code's file: %s", p.read(t))
+	}
+	while("haldir init --undo --yes")
+	if got := p.servers(t); got != servers {
+		t.Errorf("undone:\n%s\nbefore:\n%s", got, servers)
 	}
 }
 

@@ -11,8 +11,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/clients"
@@ -44,12 +46,15 @@ type record struct {
 	Path   string         `json:"path"`
 	Mode   fs.FileMode    `json:"mode,omitempty"`
 	Before string         `json:"before,omitempty"` // SHA-256; "" for no file
-	After  string         `json:"after,omitempty"`  // "" while it is not known
+	After  string         `json:"after,omitempty"`  // "" while it is not known to be written
 	Swaps  []Swapped      `json:"swaps,omitempty"`
 	Rules  []string       `json:"rules,omitempty"`
 	Added  []string       `json:"added,omitempty"` // upstreams in a haldir.yaml that was there
 
 	Policies []string `json:"policies,omitempty"` // ids of those that it got for upstreams
+
+	// Planned is noted before it is written: an init that is cut off right then has made it.
+	Planned string `json:"planned,omitempty"`
 }
 
 func digest(data []byte) string {
@@ -65,12 +70,21 @@ const initDir = "init"
 
 // Done is what a plan has come to.
 type Done struct {
-	Backup string   // the directory of the copies
-	Notes  []string // what went another way
+	Backup string // the directory of the copies
 }
 
 // ErrBegun says that a plan has failed, and that what it had done by then stands.
 var ErrBegun = errors.New("what was begun could not be taken back")
+
+// ErrInterrupted says that a person has stopped it.
+var ErrInterrupted = errors.New("it was interrupted")
+
+func interrupted(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ErrInterrupted
+	}
+	return nil
+}
 
 // Do carries the plan out. After an error everything is as it was, or the error is ErrBegun
 // as well and says what is not.
@@ -85,9 +99,44 @@ func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 			return d, err
 		}
 	}
+	m := p.manifest()
+	if d.Backup, err = p.begin(m); err != nil {
+		return d, err
+	}
+	defer func() {
+		if err != nil {
+			if left := p.takeBack(d.Backup); left != nil {
+				err = errors.Join(err, fmt.Errorf("%w: %w", ErrBegun, left))
+			}
+		}
+	}()
+	if err := p.store(ctx, m, d.Backup); err != nil {
+		return d, err
+	}
+	for i, c := range p.Files {
+		if err := interrupted(ctx); err != nil {
+			return d, err
+		}
+		if err := c.write(ctx); err != nil {
+			return d, err
+		}
+		m.Files[i].After = m.Files[i].Planned
+		if err := m.save(d.Backup); err != nil {
+			return d, err
+		}
+	}
+	if err := interrupted(ctx); err != nil { // by somebody who does not know how far it is
+		return d, err
+	}
+	m.Done = true
+	return d, m.save(d.Backup)
+}
+
+// manifest is what a run is to do.
+func (p *Plan) manifest() *manifest {
 	m := &manifest{Version: 1, Made: p.o.Now.UTC(), Config: p.Config, Values: map[string]string{}}
 	for _, c := range p.Files {
-		r := record{Kind: c.Kind, Client: c.Client, Path: c.Path, Before: digest(c.Before), Swaps: c.Swaps, Rules: c.Rules}
+		r := record{Kind: c.Kind, Client: c.Client, Path: c.Path, Before: digest(c.Before), Planned: digest(c.After), Swaps: c.Swaps, Rules: c.Rules}
 		if c.file != nil {
 			r.Scope = c.file.Scope
 		}
@@ -104,137 +153,78 @@ func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 		}
 		m.Files = append(m.Files, r)
 	}
-	if d.Backup, err = makeDir(p.o.StateDir, p.o.Now); err != nil {
-		return d, err
+	return m
+}
+
+// begin makes the directory of a run, with a copy of every file as it is and as it is to be.
+// The manifest is last: what has none has done nothing.
+func (p *Plan) begin(m *manifest) (dir string, err error) {
+	if err := tidy(p.o.StateDir); err != nil {
+		return "", err
+	}
+	if dir, err = makeDir(p.o.StateDir, p.o.Now); err != nil {
+		return "", err
 	}
 	for i, c := range p.Files {
-		if c.Before != nil {
-			if err := writeNew(filepath.Join(d.Backup, strconv.Itoa(i)+".before"), c.Before); err != nil {
-				return d, err
+		for end, data := range map[string][]byte{".before": c.Before, ".after": c.After} {
+			if data == nil {
+				continue
+			}
+			if err := writeNew(filepath.Join(dir, strconv.Itoa(i)+end), data); err != nil {
+				return "", errors.Join(err, sweep(dir))
 			}
 		}
 	}
-	if err := m.save(d.Backup); err != nil {
-		return d, err
-	}
-	defer func() {
-		if err != nil {
-			if left := p.takeBack(d.Backup); left != nil {
-				err = errors.Join(err, fmt.Errorf("%w: %w", ErrBegun, left))
-			}
-		}
-	}()
+	return dir, m.save(dir)
+}
+
+// store stores the secrets.
+func (p *Plan) store(ctx context.Context, m *manifest, dir string) error {
 	for _, s := range p.secrets() {
 		if s.there || slices.Contains(m.Secrets, s.Name) {
 			continue
 		}
+		if err := interrupted(ctx); err != nil {
+			return err
+		}
 		m.Secrets = append(m.Secrets, s.Name)
 		m.Values[s.Name] = digest([]byte(s.value))
-		if err := m.save(d.Backup); err != nil { // first: what is stored must be known
-			return d, err
+		if err := m.save(dir); err != nil { // first: what is stored must be known
+			return err
 		}
 		if err := p.o.Store.Set(s.Name, s.value); err != nil {
-			return d, fmt.Errorf("store the secret %s: %w", s.Name, err)
+			return fmt.Errorf("store the secret %s: %w", s.Name, err)
 		}
 	}
-	for i, c := range p.Files {
-		note, err := p.change(ctx, c, func() error {
-			m.Files[i].Before = digest(c.Before)
-			if err := writeNew(filepath.Join(d.Backup, strconv.Itoa(i)+".before"), c.Before); err != nil {
-				return err
-			}
-			return m.save(d.Backup)
-		})
-		if err != nil {
-			return d, err
-		}
-		if note != "" {
-			d.Notes = append(d.Notes, note)
-		}
-		m.Files[i].After = digest(c.After)
-		if err := writeNew(filepath.Join(d.Backup, strconv.Itoa(i)+".after"), c.After); err != nil {
-			return d, err
-		}
-		if err := m.save(d.Backup); err != nil {
-			return d, err
-		}
-	}
-	m.Done = true
-	return d, m.save(d.Backup)
+	return nil
 }
 
-// change makes one change. keep notes what was there before, if that is not c.Before any more.
-func (p *Plan) change(ctx context.Context, c *Change, keep func() error) (note string, err error) {
-	if err := c.still(); err != nil {
-		return "", err
+// write makes the change, of what is still as it was planned on.
+func (c *Change) write(ctx context.Context) (err error) {
+	if c.file != nil {
+		release, err := hold(ctx, c.file.Place)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, release()) }()
 	}
-	switch {
-	case c.Kind == KindConfig:
-		return "", edit.Replace(c.Path, c.Before, c.After)
-	case c.Commands != nil:
-		err := p.tell(ctx, c)
-		if err == nil {
-			return "", nil
-		}
-		if ctx.Err() != nil {
-			return "", err
-		}
-		note = fmt.Sprintf("%v; %s was edited instead", err, c.Path)
-		return note, p.instead(c, keep)
+	if err := c.still(); err != nil {
+		return err
+	}
+	if c.Kind == KindConfig {
+		return edit.Replace(c.Path, c.Before, c.After)
 	}
 	target, err := replace.Follow(c.Path)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(target), 0o700); err != nil {
-		return "", err
-	}
-	return "", replace.File(target, c.Before, c.After, c.info)
-}
-
-// instead edits the file that Claude Code was to change, as it is now: Claude Code may have
-// saved other things in it, which stay, and have done a part of what it was told, which is
-// taken back first. What init goes from then is kept as what was before.
-func (p *Plan) instead(c *Change, keep func() error) error {
-	changed := func(err error) error {
-		return fmt.Errorf("%s: %w while claude mcp worked on it: %w; try again", c.Path, replace.ErrChanged, err)
-	}
-	now, info, err := replace.Read(c.file.Target)
-	if err != nil {
 		return err
 	}
-	if now == nil {
-		return changed(errors.New("it is gone"))
-	}
-	before := now
-	for _, s := range c.swap {
-		f, err := p.o.Host.With(c.file, before)
-		if err != nil {
-			return changed(err)
-		}
-		if before, err = p.o.Host.PutBack(f, s.List, s.Gone, s.Name, s.Entry != nil); err != nil {
-			return changed(err)
-		}
-	}
-	f, err := p.o.Host.With(c.file, before)
-	if err != nil {
-		return changed(err)
-	}
-	swaps := slices.Clone(c.swap)
-	for i, s := range swaps {
-		if swaps[i].List = f.Find(s.List.Scope, s.List.Dir); swaps[i].List == nil {
-			return changed(errors.New("the servers are gone"))
-		}
-	}
-	after, err := p.o.Host.Swap(f, swaps...)
-	if err != nil {
-		return changed(err)
-	}
-	c.Before, c.After, c.info = before, after, info
-	if err := keep(); err != nil {
+	if err := replace.Sweep(target, c.Before, c.After); err != nil { // of an init that was killed
 		return err
 	}
-	return replace.File(c.file.Target, now, after, info)
+	return replace.File(target, c.Before, c.After, c.info)
 }
 
 // still reports whether a file is as it was planned on.
@@ -263,6 +253,63 @@ func (p *Plan) takeBack(dir string) error {
 		return fmt.Errorf("%s is not as haldir left it; its copy is in %s", conflicts[0].Path, dir)
 	}
 	return u.do(false)
+}
+
+// copies are the files in the directory of a run that are of no use once it is taken back, and what
+// a cut has left of them. What is kept for a person has another end.
+var copies = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(\d+\.(before|after)|manifest\.json|\.(\d+(-\d+)?\.(before|after|undone|original)|manifest\.json)-\d+)$`)
+})
+
+// sweep removes the copies of a run, and its directory unless something is kept there.
+func sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	kept := false
+	for _, e := range entries {
+		if !copies().MatchString(e.Name()) {
+			kept = true
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	if kept {
+		return nil
+	}
+	return os.Remove(dir)
+}
+
+// Tidy removes what runs have left that were cut off before they began, or at their very end.
+func Tidy(state string) (err error) {
+	unlock, err := alone(state)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	return tidy(state)
+}
+
+// tidy is Tidy for one that is alone already.
+func tidy(state string) error {
+	root := filepath.Join(state, initDir)
+	entries, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		dir := filepath.Join(root, e.Name())
+		if _, err := os.Stat(filepath.Join(dir, manifestFile)); !e.IsDir() || !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := sweep(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // waits is how long one run waits for another, which mostly takes milliseconds.

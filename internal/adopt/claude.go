@@ -1,11 +1,11 @@
 package adopt
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/clients"
-	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
 // guarded are the verbs that are a person's: they say what agents may do, or show or change
@@ -71,80 +70,38 @@ func pattern(h clients.Host, path string) string {
 	return "/" + p
 }
 
-// commands are those of Claude Code that make a change.
-func commands(swaps []clients.Swap) (out [][]string) {
-	for _, s := range swaps {
-		scope := string(s.List.Scope)
-		if s.Entry != nil && !slices.Contains(s.Gone, s.Name) {
-			out = append(out, register(s, scope))
-		}
-		for _, name := range s.Gone {
-			out = append(out, []string{"mcp", "remove", "--scope", scope, name})
-		}
-		if s.Entry != nil && slices.Contains(s.Gone, s.Name) { // one of them is in its place
-			out = append(out, register(s, scope))
-		}
+// held is the directory that Claude Code makes beside its file while it changes it, and takes
+// for abandoned once nobody has touched it for abandoned.
+const (
+	held      = ".lock"
+	abandoned = 10 * time.Second
+)
+
+// hold keeps Claude Code from its own file while that is changed: it may be running, and what
+// it has read before would be written over what is changed, or the other way round.
+func hold(ctx context.Context, p clients.Place) (release func() error, err error) {
+	if p.Client != clients.ClaudeCode || p.Scope != clients.User {
+		return func() error { return nil }, nil
 	}
-	return out
-}
-
-func register(s clients.Swap, scope string) []string {
-	return slices.Concat([]string{"mcp", "add", "--scope", scope, s.Name, "--", s.Entry.Command}, s.Entry.Args)
-}
-
-// patience is how long Claude Code may take for one command.
-const patience = time.Minute
-
-// tell has Claude Code change its own file, and checks what has come of it.
-func (p *Plan) tell(ctx context.Context, c *Change) error {
-	for _, s := range c.swap {
-		dir := p.o.Host.Home
-		if s.List.Scope == clients.Local {
-			dir = s.List.Dir
+	path := p.Path + held
+	for deadline := time.Now().Add(2 * abandoned); ; time.Sleep(5 * time.Millisecond) {
+		err := os.Mkdir(path, 0o700)
+		if err == nil {
+			return func() error { return os.Remove(path) }, nil
 		}
-		for _, args := range commands([]clients.Swap{s}) {
-			if err := p.run(ctx, dir, args); err != nil {
-				return err
+		if !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		info, err := os.Stat(path)
+		switch {
+		case ctx.Err() != nil:
+			return nil, interrupted(ctx)
+		case err == nil && info.IsDir() && time.Since(info.ModTime()) > abandoned:
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
 			}
+		case time.Now().After(deadline):
+			return nil, fmt.Errorf("%s is kept by Claude Code, which is changing it; if it does not run, remove %s", p.Path, path)
 		}
 	}
-	data, _, err := replace.Read(c.file.Target)
-	if err != nil {
-		return err
-	}
-	now, err := p.o.Host.With(c.file, data)
-	if err != nil {
-		return err
-	}
-	for _, s := range c.swap {
-		l := now.Find(s.List.Scope, s.List.Dir)
-		entry := (*clients.Server)(nil)
-		if l != nil {
-			entry = l.Server(s.Name)
-		}
-		if entry == nil || entry.Guard == nil || !s.List.Alike(l, append(slices.Clone(s.Gone), s.Name)...) {
-			return errors.New("claude mcp has left something else in its file than it was told to")
-		}
-		for _, name := range s.Gone {
-			if name != s.Name && l.Server(name) != nil {
-				return fmt.Errorf("claude mcp remove has left %s where it was", name)
-			}
-		}
-	}
-	c.After = data
-	return nil
-}
-
-func (p *Plan) run(ctx context.Context, dir string, args []string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, p.o.Claude, args...)
-	cmd.Dir = dir
-	cmd.WaitDelay = time.Second
-	cmd.Env = append(cmd.Environ(), "DISABLE_AUTOUPDATER=1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		line, _, _ := strings.Cut(string(bytes.TrimSpace(out)), "\n")
-		return fmt.Errorf("claude %s: %w: %.200s", strings.Join(args[:2], " "), err, line)
-	}
-	return nil
 }

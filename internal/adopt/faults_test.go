@@ -1,9 +1,7 @@
 package adopt_test
 
 import (
-	"encoding/json"
 	"errors"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -113,115 +111,6 @@ func TestWhatFailsIsTakenBack(t *testing.T) {
 		t.Error("a file was written in a closed directory")
 	}
 	p.same(before)
-}
-
-// claude is a command line of Claude Code with a fault, a script.
-func (p *person) claude(script string) {
-	p.t.Helper()
-	if runtime.GOOS == "windows" {
-		p.t.Skip("the fault is a script of the shell")
-	}
-	p.write("bin/claude", "#!/bin/sh\n"+script)
-	p.o.Claude = filepath.Join(p.home, "bin", "claude")
-	if err := os.Chmod(p.o.Claude, 0o700); err != nil {
-		p.t.Fatal(err)
-	}
-}
-
-// Where Claude Code does not do what it is told, its file is edited as it is without it.
-func TestClaudeThatFails(t *testing.T) {
-	for name, script := range map[string]string{
-		"it ends with an error": "echo 'no such thing' >&2; exit 3\n",
-		"it does nothing":       "exit 0\n",
-	} {
-		t.Run(name, func(t *testing.T) {
-			p := newPerson(t)
-			p.write(".claude.json", three)
-			p.claude("CONFIG='" + filepath.Join(p.home, ".claude.json") + "'\n" + script)
-			before := p.all()
-			plan := p.plan()
-			done, err := plan.Do(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "was edited instead") {
-				t.Errorf("notes: %q", done.Notes)
-			}
-			want := "{\n  \"mcpServers\": {\n    \"haldir\": {\"type\": \"stdio\", \"command\": \"haldir\", \"args\": [\"serve\"]}\n  }\n}\n"
-			if got := p.all()[".claude.json"]; got != "-rw------- "+want {
-				t.Errorf("Claude Code's file: %s", got)
-			}
-			p.undo(false)
-			p.same(before)
-		})
-	}
-}
-
-// What Claude Code has saved while it failed stays, in the file and on the way back, however
-// much it has done of what it was told.
-func TestClaudeThatSavesAndFails(t *testing.T) {
-	const a = `"a": {"command": "a", "env": {"TOKEN": "ghp_0123456789abcdefghij"}}`
-	for name, servers := range map[string]string{
-		"it has done nothing": a + `, "b": {"command": "b"}`,
-		"it has done a part":  `"b": {"command": "b"}, "haldir": {"command": "haldir", "args": ["serve"]}`,
-		"it has done all":     `"haldir": {"command": "haldir", "args": ["serve"]}`,
-	} {
-		t.Run(name, func(t *testing.T) {
-			p := newPerson(t)
-			p.write(".claude.json", three)
-			config := filepath.Join(p.home, ".claude.json")
-			p.claude("printf '%s' '{\"oauthAccount\": \"me\", \"mcpServers\": {" + servers + ", \"c\": {\"command\": \"new\"}}}' >'" + config + "'\nexit 1\n")
-			done, err := p.plan().Do(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "was edited instead") {
-				t.Errorf("notes: %q", done.Notes)
-			}
-			holds := func(want ...string) {
-				t.Helper()
-				var now struct {
-					Account string                     `json:"oauthAccount"`
-					Servers map[string]json.RawMessage `json:"mcpServers"`
-				}
-				raw, err := os.ReadFile(config)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := json.Unmarshal(raw, &now); err != nil {
-					t.Fatal(err)
-				}
-				if got := slices.Sorted(maps.Keys(now.Servers)); now.Account != "me" || !slices.Equal(got, want) {
-					t.Errorf("Claude Code's file: %s", raw)
-				}
-			}
-			holds("c", "haldir")
-			p.undo(false)
-			holds("a", "b", "c")
-		})
-	}
-}
-
-// A file that Claude Code has left in a state that the plan does not fit is not written over.
-func TestClaudeThatSpoilsItsFile(t *testing.T) {
-	for name, left := range map[string]string{
-		"what is no JSON": "{",
-		"another server":  `{"mcpServers": {"a": {"command": "mine"}}}`,
-		"no servers":      `{"oauthAccount": "me"}`,
-	} {
-		t.Run(name, func(t *testing.T) {
-			p := newPerson(t)
-			p.write(".claude.json", three)
-			config := filepath.Join(p.home, ".claude.json")
-			p.claude("printf '%s' '" + left + "' >'" + config + "'\nexit 1\n")
-			if _, err := p.plan().Do(t.Context()); !errors.Is(err, replace.ErrChanged) || !errors.Is(err, adopt.ErrBegun) {
-				t.Errorf("%v", err)
-			}
-			if got := p.all()[".claude.json"]; got != "-rw------- "+left {
-				t.Errorf("Claude Code's file: %s", got)
-			}
-		})
-	}
 }
 
 // An init that was cut off can be undone, wherever that was.

@@ -40,9 +40,8 @@ type Options struct {
 	Terminal, Window clients.Entry
 	Serves           clients.Guard
 
-	Trust       bool   // the annotations of the servers that move
-	Permissions bool   // deny rules for Claude Code
-	Claude      string // the path of its command line; "" for none
+	Trust       bool // the annotations of the servers that move
+	Permissions bool // deny rules for Claude Code
 	Now         time.Time
 }
 
@@ -86,14 +85,12 @@ type Change struct {
 	Kind          Kind
 	Client        clients.Client
 	Path          string
-	Before, After []byte     // Before is nil for a new file
-	Swaps         []Swapped  // of a client
-	Rules         []string   // of settings
-	Commands      [][]string // of Claude Code, that make the change; nil: the file is edited
+	Before, After []byte    // Before is nil for a new file
+	Swaps         []Swapped // of a client
+	Rules         []string  // of settings
 
 	file *clients.File
 	info fs.FileInfo
-	swap []clients.Swap
 }
 
 // Swapped is what has become of one list of servers.
@@ -384,6 +381,7 @@ func (p *Plan) swaps(files []*clients.File) error {
 	}
 	for _, f := range files {
 		c := &Change{Kind: KindClient, Client: f.Client, Path: f.Path, Before: f.Data, file: f, info: f.Info}
+		var swaps []clients.Swap
 		for _, l := range f.Lists {
 			s := clients.Swap{List: l, Name: "haldir", Keep: map[string][]string{}}
 			var guard *clients.Server
@@ -416,21 +414,18 @@ func (p *Plan) swaps(files []*clients.File) error {
 					s.Name = fmt.Sprintf("haldir-%d", n)
 				}
 			}
-			c.swap = append(c.swap, s)
+			swaps = append(swaps, s)
 			c.Swaps = append(c.Swaps, Swapped{l.Scope, l.Dir, s.Gone, s.Name, s.Entry != nil})
 			if l.Scope == clients.Project {
 				p.Notes = append(p.Notes, fmt.Sprintf("%s belongs to the project: who shares it needs haldir and the servers in their haldir.yaml as well", f.Path))
 			}
 		}
-		if len(c.swap) == 0 {
+		if len(swaps) == 0 {
 			continue
 		}
 		var err error
-		if c.After, err = p.o.Host.Swap(f, c.swap...); err != nil {
+		if c.After, err = p.o.Host.Swap(f, swaps...); err != nil {
 			return err
-		}
-		if f.Client == clients.ClaudeCode && f.Scope == clients.User && p.o.Claude != "" {
-			c.Commands = commands(c.swap)
 		}
 		p.Files = append(p.Files, c)
 	}
@@ -487,9 +482,23 @@ func (p *Plan) advise(cfg *config.Config) {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs, and stands in haldir.yaml in the clear: give it by env, as ${keyring:NAME}, if the program takes it so", u.Name))
 		}
 	}
+	p.unknownSecrets()
 	p.uncarried()
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
+	}
+}
+
+// unknownSecrets tells of clients of a sign-in whose secret may be with Claude Code alone, which
+// does not keep it in the file that has the client's id.
+func (p *Plan) unknownSecrets() {
+	for _, u := range p.Upstreams {
+		o := u.From[0].OAuth
+		if u.There || o == nil || o.ClientID == "" || o.ClientSecret != "" || !u.of(clients.ClaudeCode) {
+			continue
+		}
+		name := u.Name + ".client-secret"
+		p.Notes = append(p.Notes, fmt.Sprintf("%s: if its OAuth client has a secret, that stays in Claude Code's own store, and haldir needs it to sign in: store it by haldir secret set %s, and write client_secret: ${keyring:%s} beside the client_id in haldir.yaml", u.Name, name, name))
 	}
 }
 

@@ -2,6 +2,7 @@ package adopt
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,6 +59,7 @@ type Reversal struct {
 	Left, Now, After []byte // as init left it, as it is, as it will be; nil for no file
 
 	before []byte
+	place  clients.Place
 	copies string // where its copies are, without their ends
 	mode   fs.FileMode
 }
@@ -121,17 +123,54 @@ func (u *Undo) ours(name string) bool {
 	return err != nil || digest([]byte(v)) == was
 }
 
-// Undone is where Do keeps what a file was until then: one that is put back by force, and a
-// haldir.yaml that goes or that upstreams are taken out of, as a person has worked on it; "" if
-// it keeps nothing.
+// Undone is where Do keeps what a file was until then: one that is put back by force, a
+// haldir.yaml that goes or that upstreams are taken out of, as a person has worked on it, and
+// one of which More says what it loses; "" if it keeps nothing. What an undo before has kept,
+// which was cut off, is not written over.
 func (v Reversal) Undone() string {
 	if v.Now == nil || bytes.Equal(v.Now, v.After) {
 		return ""
 	}
-	if v.Way == WayConflict || v.Way == WayAside || v.Way == WayMerge && v.Kind == KindConfig {
+	if v.Way != WayConflict && v.Way != WayAside && (v.Way != WayMerge || v.Kind != KindConfig && len(v.More) == 0) {
+		return ""
+	}
+	for n := 1; ; n++ {
+		path := v.undone(n)
+		if data, _, err := replace.Read(path); err != nil || data == nil || bytes.Equal(data, v.Now) {
+			return path
+		}
+	}
+}
+
+func (v Reversal) undone(n int) string {
+	if n == 1 {
 		return v.copies + ".undone"
 	}
-	return ""
+	return fmt.Sprintf("%s-%d.undone", v.copies, n)
+}
+
+// Original is where Do keeps the very bytes of before init, of a file that does not get them
+// back as they were; "" for one that does.
+func (v Reversal) Original() string {
+	if v.Way != WayMerge || v.before == nil || bytes.Equal(v.before, v.After) {
+		return ""
+	}
+	path := v.copies + ".original"
+	if _, err := os.Lstat(path); err != nil && v.settled() {
+		return ""
+	}
+	return path
+}
+
+// Aside is what is kept of a file as it was until an undo, this one or one that was cut off.
+func (v Reversal) Aside() (paths []string) {
+	for n := 1; ; n++ {
+		path := v.undone(n)
+		if _, err := os.Lstat(path); err != nil {
+			return paths
+		}
+		paths = append(paths, path)
+	}
 }
 
 // reverse finds the way back of one file.
@@ -156,7 +195,8 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 		return v, err
 	}
 	v.After = v.before
-	was := &clients.File{Place: clients.Place{Client: r.Client, Scope: r.Scope, Path: r.Path}, Target: target}
+	v.place = clients.Place{Client: r.Client, Scope: r.Scope, Path: r.Path}
+	was := &clients.File{Place: v.place, Target: target}
 	for _, data := range [][]byte{v.before, v.Now} {
 		if f, err := h.With(was, data); err == nil && r.Kind != KindConfig {
 			u.Masks = append(u.Masks, f.Secrets(secretive, hidden)...)
@@ -166,7 +206,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	case now == r.Before:
 		v.Way = WayNone
 		return v, nil
-	case r.After != "" && now == r.After:
+	case v.Now != nil && (now == r.After || now == r.Planned):
 		v.Way = WayRestore
 		return v, nil
 	}
@@ -175,7 +215,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	case v.Now == nil:
 		err = errors.New("the file is gone")
 	case r.Kind == KindClient:
-		v.After, err = putBack(h, was, v, r.Swaps)
+		v.After, v.More, err = putBack(h, was, v, r.Swaps)
 	case r.Kind == KindSettings:
 		v.After, err = clients.Undeny(r.Path, v.Now, r.Rules)
 	case r.Kind == KindConfig && v.before != nil:
@@ -194,26 +234,42 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 }
 
 // putBack puts the servers of a client back into its file as it is now.
-func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) ([]byte, error) {
+func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) (text []byte, notes []string, err error) {
 	before, err := h.With(place, v.before)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	text := v.Now
+	left, err := h.With(place, v.Left)
+	if err != nil {
+		return nil, nil, err
+	}
+	text = v.Now
 	for _, s := range swaps {
 		now, err := h.With(place, text)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		was := before.Find(s.Scope, s.Dir)
 		if was == nil {
-			return nil, errors.New("its copy has no such servers")
+			return nil, nil, errors.New("its copy has no such servers")
+		}
+		if s.Placed && altered(left.Find(s.Scope, s.Dir), now.Find(s.Scope, s.Dir), s.Name) {
+			notes = append(notes, fmt.Sprintf("the entry %s goes, and what was changed in it since init goes with it", s.Name))
 		}
 		if text, err = h.PutBack(now, was, s.Gone, s.Name, s.Placed); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return text, nil
+	return text, notes, nil
+}
+
+// altered reports whether haldir's entry says something else than init has written.
+func altered(left, now *clients.List, name string) bool {
+	if left == nil || now == nil {
+		return false
+	}
+	a, b := left.Server(name), now.Server(name)
+	return a != nil && b != nil && b.Guard != nil && !a.Alike(b)
 }
 
 // withdraw takes upstreams out of a haldir.yaml, first what was written for them, and with
@@ -266,7 +322,7 @@ func (u *Undo) Conflicts() (out []Reversal) {
 
 // Do takes the init back. force puts files with conflicts back as they were before it, and
 // those alone: what was saved since in a file that has another way back is not to be lost. The
-// directory of the copies goes, unless what a file was until now is kept there: see Undone.
+// directory of the copies goes, unless something is kept there: see Undone and Original.
 func (u *Undo) Do(force bool) (err error) {
 	unlock, err := alone(filepath.Dir(filepath.Dir(u.Dir)))
 	if err != nil {
@@ -288,14 +344,18 @@ func (u *Undo) do(force bool) error {
 	if len(u.Conflicts()) > 0 && !force {
 		return errors.New("files were changed since")
 	}
-	kept := false
 	for _, v := range slices.Backward(u.Files) { // clients first: haldir serves as long as they ask it
-		if v.Way == WayNone {
+		if err := v.sweep(); err != nil {
+			return err
+		}
+		if v.settled() {
 			continue
 		}
-		if path := v.Undone(); path != "" {
-			kept = true
-			if err := writeNew(path, v.Now); err != nil {
+		for path, data := range map[string][]byte{v.Undone(): v.Now, v.Original(): v.before} {
+			if path == "" {
+				continue
+			}
+			if err := writeNew(path, data); err != nil {
 				return err
 			}
 		}
@@ -314,10 +374,25 @@ func (u *Undo) do(force bool) error {
 	if err := os.Remove(filepath.Join(u.Dir, manifestFile)); err != nil {
 		return err
 	}
-	if kept {
+	return sweep(u.Dir)
+}
+
+// settled reports whether nothing is to be written: what others have saved has nothing of init.
+func (v Reversal) settled() bool {
+	return v.Way == WayNone || v.Now != nil && v.After != nil && bytes.Equal(v.Now, v.After)
+}
+
+// sweep removes what an init or an undo that was killed has left beside a file, which has its
+// secrets. Beside haldir.yaml others may be at work, and it has none.
+func (v Reversal) sweep() error {
+	if v.Kind == KindConfig {
 		return nil
 	}
-	return os.RemoveAll(u.Dir)
+	target, err := replace.Follow(v.Path)
+	if err != nil {
+		return err
+	}
+	return replace.Sweep(target, v.before, v.Left, v.After)
 }
 
 // still is where a file is, if it is as the way back was found for.
@@ -333,7 +408,12 @@ func (v Reversal) still() (target string, info fs.FileInfo, err error) {
 }
 
 // back writes what a file is to be.
-func (v Reversal) back() error {
+func (v Reversal) back() (err error) {
+	release, err := hold(context.Background(), v.place)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
 	target, info, err := v.still()
 	if err != nil {
 		return err

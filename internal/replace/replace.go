@@ -10,6 +10,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 )
 
 // ErrChanged says that a file is not any more as it was read.
@@ -46,6 +49,10 @@ func Follow(path string) (string, error) {
 
 // Read reads a file whole, and says what it is. Both results are nil if there is none.
 func Read(path string) ([]byte, fs.FileInfo, error) {
+	// First, since to open a pipe is to wait for who writes to it.
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is no file that can be replaced", path)
+	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
@@ -57,9 +64,6 @@ func Read(path string) ([]byte, fs.FileInfo, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is no file that can be replaced", path)
 	}
 	var b bytes.Buffer
 	if _, err := b.ReadFrom(f); err != nil {
@@ -103,6 +107,32 @@ func File(path string, before, after []byte, was fs.FileInfo) (err error) {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// Sweep removes what File has left beside a file when it was killed: what has a name as File
+// gives it, and nothing but the beginning of one of the texts.
+func Sweep(path string, texts ...[]byte) error {
+	left, err := os.ReadDir(filepath.Dir(path))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range left {
+		number, ok := strings.CutPrefix(e.Name(), "."+filepath.Base(path)+"-")
+		if _, err := strconv.ParseUint(number, 10, 64); !ok || err != nil || !e.Type().IsRegular() {
+			continue
+		}
+		name := filepath.Join(filepath.Dir(path), e.Name())
+		data, _, err := Read(name)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(texts, func(t []byte) bool { return bytes.HasPrefix(t, data) }) {
+			if err := remove(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // remove removes a file that may be gone already.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -39,5 +40,32 @@ func TestAChangedFileIsNotReplaced(t *testing.T) {
 	names, err := os.ReadDir(filepath.Dir(path))
 	if err != nil || len(names) != 0 {
 		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// What a killed File has left goes, and nothing that somebody else may have made.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"mcp.json": "after", ".mcp.json-123": "after", ".mcp.json-4": "aft", ".mcp.json-5": "", ".mcp.json-6": "before",
+		".mcp.json-7": "mine", ".mcp.json-old": "after", ".mcp.json": "after", "mcp.json-8": "after", ".other.json-9": "after",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(filepath.Join(dir, "mcp.json"), []byte("before"), []byte("after"), nil); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{".mcp.json", ".mcp.json-7", ".mcp.json-old", ".other.json-9", "mcp.json", "mcp.json-8"}; err != nil || !slices.Equal(left, want) {
+		t.Errorf("%v, %v", left, err)
+	}
+	if err := Sweep(filepath.Join(dir, "none", "mcp.json")); err != nil {
+		t.Error(err)
 	}
 }
