@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -19,6 +20,13 @@ import (
 type Config struct {
 	Traces, Metrics, Logs *Endpoint
 	Interval              time.Duration // between two exports of metrics
+	Batches               Batches
+}
+
+// Batches says how traces wait to be sent.
+type Batches struct {
+	Queue, Batch   int           // spans: that wait at most, and of one request
+	Delay, Timeout time.Duration // from one request to the next, and of one with its retries
 }
 
 // Off reports whether nothing is sent.
@@ -31,8 +39,20 @@ const (
 	defaultInterval = time.Minute
 )
 
-// Read reads the variables of the OpenTelemetry specification that concern exporters; those
-// about sampling, limits, batches and the resource are read by its SDK. A signal whose
+// What the SDK has for batches by default, and bounds: it would make any queue that it is
+// told to, and panic if it cannot, or send without a pause.
+const (
+	defaultQueue, maxQueue = 2048, 1 << 16
+	defaultBatch           = 512
+	defaultDelay, minDelay = 5 * time.Second, 10 * time.Millisecond
+	defaultSpansTimeout    = 30 * time.Second
+	// noLimit is what a timeout of 0 is, by which OpenTelemetry means none: with none at all a
+	// collector that hangs would be waited for until the end.
+	noLimit = 10 * time.Minute
+)
+
+// Read reads the variables of the OpenTelemetry specification that concern exporters and
+// batches; those about sampling, limits and the resource are read by its SDK. A signal whose
 // variables cannot be followed is not sent, and the error says which and why.
 func Read(getenv func(string) string) (c Config, err error) {
 	if strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true") {
@@ -50,8 +70,26 @@ func Read(getenv func(string) string) (c Config, err error) {
 		}
 		*s.to = e
 	}
-	c.Interval, err = millis(getenv, "OTEL_METRIC_EXPORT_INTERVAL", defaultInterval)
+	c.Interval, err = millis(getenv, "OTEL_METRIC_EXPORT_INTERVAL", 1, defaultInterval)
+	errs = append(errs, byDefault(err))
+	c.Batches, err = batches(getenv)
 	return c, errors.Join(append(errs, err)...)
+}
+
+// batches has a default for what is wrong.
+func batches(getenv func(string) string) (b Batches, err error) {
+	queue, noQueue := within(getenv, "OTEL_BSP_MAX_QUEUE_SIZE", 1, maxQueue, defaultQueue)
+	batch, noBatch := within(getenv, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, queue, min(defaultBatch, queue))
+	delay, noDelay := millis(getenv, "OTEL_BSP_SCHEDULE_DELAY", 0, defaultDelay)
+	timeout, noTimeout := limit(getenv, "OTEL_BSP_EXPORT_TIMEOUT", defaultSpansTimeout)
+	return Batches{int(queue), int(batch), max(delay, minDelay), timeout}, errors.Join(byDefault(noQueue), byDefault(noBatch), byDefault(noDelay), byDefault(noTimeout))
+}
+
+func byDefault(err error) error {
+	if err != nil {
+		err = fmt.Errorf("%w; it is taken as not set", err)
+	}
+	return err
 }
 
 func read(getenv func(string) string, signal, path string) (*Endpoint, error) {
@@ -92,7 +130,8 @@ func read(getenv func(string) string, signal, path string) (*Endpoint, error) {
 		u.Path = "/"
 	}
 	e := &Endpoint{url: u.String(), name: shown(u), header: http.Header{}}
-	if e.timeout, err = millis(func(string) string { v, _ := of("TIMEOUT"); return v }, "OTEL_EXPORTER_OTLP_TIMEOUT", defaultTimeout); err != nil {
+	_, from = of("TIMEOUT")
+	if e.timeout, err = limit(getenv, from, defaultTimeout); err != nil {
 		return nil, err
 	}
 	switch z, from := of("COMPRESSION"); z {
@@ -166,15 +205,33 @@ func trust(of func(string) (value, from string)) (*tls.Config, error) {
 	return conf, nil
 }
 
+// limit reads a timeout.
+func limit(getenv func(string) string, name string, otherwise time.Duration) (time.Duration, error) {
+	d, err := millis(getenv, name, 0, otherwise)
+	if d == 0 {
+		d = noLimit
+	}
+	return d, err
+}
+
 // millis reads a number of milliseconds.
-func millis(getenv func(string) string, name string, otherwise time.Duration) (time.Duration, error) {
+func millis(getenv func(string) string, name string, least int64, otherwise time.Duration) (time.Duration, error) {
+	n, err := within(getenv, name, least, math.MaxInt32, otherwise.Milliseconds())
+	if err != nil {
+		err = fmt.Errorf("%w, in milliseconds", err)
+	}
+	return time.Duration(n) * time.Millisecond, err
+}
+
+// within reads a number that has bounds.
+func within(getenv func(string) string, name string, least, most, otherwise int64) (int64, error) {
 	text := getenv(name)
 	if text == "" {
 		return otherwise, nil
 	}
-	n, err := strconv.ParseInt(text, 10, 32)
-	if err != nil || n <= 0 {
-		return otherwise, fmt.Errorf("%s is %q and must be milliseconds", name, text)
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < least || n > most {
+		return otherwise, fmt.Errorf("%s is %q and must be a whole number from %d to %d", name, text, least, most)
 	}
-	return time.Duration(n) * time.Millisecond, nil
+	return n, nil
 }

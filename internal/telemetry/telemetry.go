@@ -71,7 +71,7 @@ func Start(ctx context.Context, o Options) *Telemetry {
 	r := Resource(ctx, o.Version)
 	t := &Telemetry{o: o, about: Attributes(r)}
 	if to := o.Config.Traces; to != nil {
-		t.provider = sdk.NewTracerProvider(sdk.WithResource(r), sdk.WithBatcher(&exporter{to, &complaints{log: o.Log}}))
+		t.provider = sdk.NewTracerProvider(sdk.WithResource(r), sdk.WithBatcher(&exporter{to, &complaints{log: o.Log}}, o.Config.Batches.apply))
 		t.tracer = t.provider.Tracer(scopeName, trace.WithInstrumentationVersion(o.Version))
 	}
 	if o.Config.Metrics != nil {
@@ -81,6 +81,11 @@ func Start(ctx context.Context, o Options) *Telemetry {
 		t.wg.Go(func() { t.measure(ctx) })
 	}
 	return t
+}
+
+// apply puts itself in the place of what the SDK has read of the environment.
+func (b Batches) apply(o *sdk.BatchSpanProcessorOptions) {
+	o.MaxQueueSize, o.MaxExportBatchSize, o.BatchTimeout, o.ExportTimeout = b.Queue, b.Batch, b.Delay, b.Timeout
 }
 
 // Observe takes a request into account. It does not block.

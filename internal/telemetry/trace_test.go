@@ -77,7 +77,12 @@ func newSink(t *testing.T) *sink {
 // observe sends what is told of some requests, and returns when it was.
 func (s *sink) observe(t *testing.T, list ...*proxy.Seen) {
 	t.Helper()
-	x := telemetry.Start(context.Background(), telemetry.Options{Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), Log: zerolog.New(t.Output())})
+	s.send(t, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), zerolog.New(t.Output()), list...)
+}
+
+func (s *sink) send(t *testing.T, c telemetry.Config, log zerolog.Logger, list ...*proxy.Seen) {
+	t.Helper()
+	x := telemetry.Start(context.Background(), telemetry.Options{Config: c, Log: log})
 	for _, one := range list {
 		x.Observe(one)
 	}
