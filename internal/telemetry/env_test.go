@@ -51,7 +51,7 @@ func TestNoSizeOfABatchStopsHaldir(t *testing.T) {
 			if c.Batches != want {
 				t.Errorf("%+v", c.Batches)
 			}
-			s.send(t, c, zerolog.New(t.Output()), call("tool"))
+			send(t, c, zerolog.New(t.Output()), call("tool"))
 			if len(s.spans) != 2 {
 				t.Errorf("%d spans came", len(s.spans))
 			}

@@ -1,6 +1,7 @@
 package telemetry_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"maps"
@@ -77,10 +78,11 @@ func newSink(t *testing.T) *sink {
 // observe sends what is told of some requests, and returns when it was.
 func (s *sink) observe(t *testing.T, list ...*proxy.Seen) {
 	t.Helper()
-	s.send(t, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), zerolog.New(t.Output()), list...)
+	send(t, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), zerolog.New(t.Output()), list...)
 }
 
-func (s *sink) send(t *testing.T, c telemetry.Config, log zerolog.Logger, list ...*proxy.Seen) {
+// send sends what is told of some requests, and returns when that is over.
+func send(t *testing.T, c telemetry.Config, log zerolog.Logger, list ...*proxy.Seen) {
 	t.Helper()
 	x := telemetry.Start(context.Background(), telemetry.Options{Config: c, Log: log})
 	for _, one := range list {
@@ -221,7 +223,10 @@ func TestACallOfSeveralRoundsIsOneCall(t *testing.T) {
 // there twice.
 func TestTracesAreNotSentAgainAfterAnAnswer(t *testing.T) {
 	var n atomic.Int64
-	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { n.Add(1) }))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		n.Add(1)
+		_, _ = w.Write([]byte("<html>please sign in</html>"))
+	}))
 	t.Cleanup(s.Close)
 	x := telemetry.Start(context.Background(), telemetry.Options{Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL}), Log: zerolog.New(t.Output())})
 	x.Observe(call("tool"))
@@ -230,5 +235,17 @@ func TestTracesAreNotSentAgainAfterAnAnswer(t *testing.T) {
 	x.Close(ctx)
 	if n := n.Load(); n != 1 {
 		t.Errorf("they were sent %d times", n)
+	}
+}
+
+func TestBackendsThatSayNothingHaveTakenIt(t *testing.T) {
+	for _, status := range []int{http.StatusOK, http.StatusAccepted, http.StatusNoContent} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+		var log bytes.Buffer
+		send(t, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), zerolog.New(&log), call("tool"))
+		s.Close()
+		if log.Len() > 0 {
+			t.Errorf("%d: the log says %s", status, &log)
+		}
 	}
 }
