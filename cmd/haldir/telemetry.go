@@ -30,12 +30,16 @@ func (a *app) measure(ctx context.Context) func(*proxy.Seen) {
 	return a.telemetry.Observe
 }
 
+// unmeasureGrace is how long the last traces and metrics may take, whatever ends the program:
+// a host waits for that also where it has ended the input only.
+const unmeasureGrace = 300 * time.Millisecond
+
 // unmeasure sends what is left of traces and metrics.
-func (a *app) unmeasure(grace time.Duration) {
+func (a *app) unmeasure() {
 	if a.telemetry == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	ctx, cancel := context.WithTimeout(context.Background(), unmeasureGrace)
 	defer cancel()
 	a.telemetry.Close(ctx)
 	a.telemetry = nil

@@ -174,8 +174,10 @@ func newPause() pause {
 
 // wait waits, at least as long as the server has asked for. It reports whether ctx goes on.
 func (p pause) wait(ctx context.Context, after time.Duration) bool {
-	return sleep(ctx, max(p.b.NextBackOff(), after))
+	return sleep(ctx, p.next(after))
 }
+
+func (p pause) next(after time.Duration) time.Duration { return max(p.b.NextBackOff(), after) }
 
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
@@ -188,12 +190,20 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// deliver posts until it is taken, until that is certain not to be, or ctx ends.
-func (e *Endpoint) deliver(ctx context.Context, request, answer proto.Message) error {
+// deliver posts until it is taken, until that is certain not to be, or ctx ends. Once ended is
+// closed it does not try again: there is no time for that at the end of the process.
+func (e *Endpoint) deliver(ctx context.Context, ended <-chan struct{}, request, answer proto.Message) error {
 	for p := newPause(); ; {
 		err := e.post(ctx, request, answer)
 		r, ok := errors.AsType[*refusal](err)
-		if !ok || !r.passing() || !p.wait(ctx, r.after) {
+		if !ok || !r.passing() {
+			return err
+		}
+		select {
+		case <-time.After(p.next(r.after)):
+		case <-ctx.Done():
+			return err
+		case <-ended:
 			return err
 		}
 	}

@@ -42,8 +42,8 @@ type Telemetry struct {
 	about    []*common.KeyValue
 	provider *sdk.TracerProvider // nil if no traces are sent
 	tracer   trace.Tracer
-	meter    *meter // nil if no metrics are sent
-	stop     context.CancelFunc
+	meter    *meter             // nil if no metrics are sent
+	stop     context.CancelFunc // ends measuring, and trying again
 	wg       sync.WaitGroup
 }
 
@@ -69,16 +69,15 @@ func Attributes(r *resources.Resource) []*common.KeyValue { return pairs(r.Attri
 // Start begins to send traces and metrics, if the config has endpoints for them. Close it.
 func Start(ctx context.Context, o Options) *Telemetry {
 	r := Resource(ctx, o.Version)
-	t := &Telemetry{o: o, about: Attributes(r)}
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	t := &Telemetry{o: o, about: Attributes(r), stop: stop}
 	if to := o.Config.Traces; to != nil {
-		t.provider = sdk.NewTracerProvider(sdk.WithResource(r), sdk.WithBatcher(&exporter{to, &complaints{log: o.Log}}, o.Config.Batches.apply))
+		t.provider = sdk.NewTracerProvider(sdk.WithResource(r), sdk.WithBatcher(&exporter{to, &complaints{log: o.Log}, running.Done()}, o.Config.Batches.apply))
 		t.tracer = t.provider.Tracer(scopeName, trace.WithInstrumentationVersion(o.Version))
 	}
 	if o.Config.Metrics != nil {
 		t.meter = newMeter()
-		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		t.stop = cancel
-		t.wg.Go(func() { t.measure(ctx) })
+		t.wg.Go(func() { t.measure(running) })
 	}
 	return t
 }
@@ -98,18 +97,20 @@ func (t *Telemetry) Observe(s *proxy.Seen) {
 	}
 }
 
-// Close sends what is left, until ctx ends.
+// Close sends what is left, once, until ctx ends: traces and metrics at the same time, since
+// one of them may go to where nobody answers.
 func (t *Telemetry) Close(ctx context.Context) {
-	if t.stop != nil {
-		t.stop()
-		t.wg.Wait()
-		t.export(ctx, &complaints{log: t.o.Log})
+	t.stop()
+	t.wg.Wait()
+	if t.meter != nil {
+		t.wg.Go(func() { t.export(ctx, &complaints{log: t.o.Log}) })
 	}
 	if t.provider != nil {
 		if err := t.provider.Shutdown(ctx); err != nil {
 			t.o.Log.Debug().Err(err).Msg("the last traces were not sent")
 		}
 	}
+	t.wg.Wait()
 }
 
 func (t *Telemetry) measure(ctx context.Context) {

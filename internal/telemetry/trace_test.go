@@ -3,6 +3,7 @@ package telemetry_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -32,6 +33,7 @@ type sink struct {
 	mu      sync.Mutex
 	spans   []*spans.Span
 	metrics []map[string]*data.Metric // of each export
+	traced  func()                    // is told of traces
 	came    chan struct{}             // one for each export of metrics, as far as there is room
 }
 
@@ -53,6 +55,9 @@ func newSink(t *testing.T) *sink {
 				return
 			}
 			s.spans = append(s.spans, req.ResourceSpans[0].ScopeSpans[0].Spans...)
+			if s.traced != nil {
+				s.traced()
+			}
 		case "/v1/metrics":
 			var req colmetrics.ExportMetricsServiceRequest
 			if err := proto.Unmarshal(raw, &req); err != nil {
@@ -247,5 +252,67 @@ func TestBackendsThatSayNothingHaveTakenIt(t *testing.T) {
 		if log.Len() > 0 {
 			t.Errorf("%d: the log says %s", status, &log)
 		}
+	}
+}
+
+// There is no time for that at the end.
+func TestNothingIsTriedAgainAtTheEnd(t *testing.T) {
+	var n atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		n.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	t.Cleanup(s.Close)
+	send(t, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), zerolog.Nop(), call("tool"))
+	if n := n.Load(); n != 2 {
+		t.Errorf("there were %d requests, want one of each signal", n)
+	}
+}
+
+// What is tried again when the end comes is not waited for either.
+func TestTryingAgainEndsAtTheEnd(t *testing.T) {
+	refused := make(chan struct{}, 1)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "3600")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		select {
+		case refused <- struct{}{}:
+		default:
+		}
+	}))
+	t.Cleanup(s.Close)
+	x := telemetry.Start(context.Background(), telemetry.Options{Log: zerolog.Nop(), Config: config(t, map[string]string{
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1", "OTEL_BSP_EXPORT_TIMEOUT": "0",
+	})})
+	x.Observe(call("tool"))
+	<-refused
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	x.Close(ctx)
+	if err := ctx.Err(); err != nil {
+		t.Errorf("it was waited for: %v", err)
+	}
+}
+
+// Nobody answers where the metrics go to, and what there is for the end runs out: the traces
+// have come by then.
+func TestOneEndpointThatHangsCostsTheOtherNothing(t *testing.T) {
+	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	}))
+	t.Cleanup(hangs.Close)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	s := newSink(t)
+	s.traced = cancel
+	x := telemetry.Start(context.Background(), telemetry.Options{Log: zerolog.Nop(), Config: config(t, map[string]string{
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL + "/v1/traces", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": hangs.URL, "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "0",
+		"OTEL_BSP_SCHEDULE_DELAY": "3600000",
+	})})
+	x.Observe(call("tool"))
+	x.Close(ctx)
+	if err := ctx.Err(); !errors.Is(err, context.Canceled) {
+		t.Errorf("no traces came: %v", err)
 	}
 }
