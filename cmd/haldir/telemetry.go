@@ -86,19 +86,19 @@ const (
 
 // ship ships the audit until the program closes, if the environment says where to.
 func (a *app) ship(ctx context.Context) {
-	to := a.endpoints().Logs
-	if to == nil {
+	c := a.endpoints()
+	if c.Logs == nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { a.shipFor(ctx, to) })
+	wg.Go(func() { a.shipFor(ctx, &c) })
 	a.unship = func() { cancel(); wg.Wait() }
 }
 
 // shipFor ships whenever no other process does.
-func (a *app) shipFor(ctx context.Context, to *telemetry.Endpoint) {
-	s := a.shipper(ctx, to)
+func (a *app) shipFor(ctx context.Context, c *telemetry.Config) {
+	s := a.shipper(c)
 	s.News = news(a.ledger.Newest, shipLook)
 	for {
 		_, err := a.shipOnce(ctx, s)
@@ -113,8 +113,8 @@ func (a *app) shipFor(ctx context.Context, to *telemetry.Endpoint) {
 	}
 }
 
-func (a *app) shipper(ctx context.Context, to *telemetry.Endpoint) *telemetry.Shipper {
-	return &telemetry.Shipper{To: to, Resource: telemetry.Attributes(telemetry.Resource(ctx, version())), Log: a.log}
+func (a *app) shipper(c *telemetry.Config) *telemetry.Shipper {
+	return &telemetry.Shipper{To: c.Logs, Resource: c.About(version()), Log: a.log}
 }
 
 func (a *app) shipOnce(ctx context.Context, s *telemetry.Shipper) (sent uint64, err error) {
@@ -187,10 +187,10 @@ func auditShip(a *app) *cobra.Command {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			if follow {
-				a.shipFor(ctx, c.Logs)
+				a.shipFor(ctx, &c)
 				return nil
 			}
-			s := a.shipper(ctx, c.Logs)
+			s := a.shipper(&c)
 			s.Tries = shipTries
 			sent, err := a.shipOnce(ctx, s)
 			if errors.Is(err, ledger.ErrShipping) {

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
 )
 
 // Config is what the environment says. A nil endpoint is a signal that is not sent.
@@ -21,6 +23,7 @@ type Config struct {
 	Traces, Metrics, Logs *Endpoint
 	Interval              time.Duration // between two exports of metrics
 	Batches               Batches
+	about                 []attribute.KeyValue // what the environment says of this process
 }
 
 // Batches says how traces wait to be sent.
@@ -51,8 +54,8 @@ const (
 	noLimit = 10 * time.Minute
 )
 
-// Read reads the variables of the OpenTelemetry specification that concern exporters and
-// batches; those about sampling, limits and the resource are read by its SDK. A signal whose
+// Read reads the variables of the OpenTelemetry specification that concern exporters, batches
+// and the resource; those about sampling and limits are read by its SDK. A signal whose
 // variables cannot be followed is not sent, and the error says which and why.
 func Read(getenv func(string) string) (c Config, err error) {
 	if strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true") {
@@ -70,10 +73,39 @@ func Read(getenv func(string) string) (c Config, err error) {
 		}
 		*s.to = e
 	}
+	if c.Off() { // what is wrong with the rest harms nobody
+		return c, errors.Join(errs...)
+	}
 	c.Interval, err = millis(getenv, "OTEL_METRIC_EXPORT_INTERVAL", 1, defaultInterval)
 	errs = append(errs, byDefault(err))
 	c.Batches, err = batches(getenv)
+	errs = append(errs, err)
+	c.about, err = about(getenv)
 	return c, errors.Join(append(errs, err)...)
+}
+
+// about is what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say. What is wrong is left out,
+// and named by its place: it may be anything.
+func about(getenv func(string) string) (list []attribute.KeyValue, err error) {
+	n := 0
+	for pair := range strings.SplitSeq(getenv("OTEL_RESOURCE_ATTRIBUTES"), ",") {
+		n++
+		if strings.TrimSpace(pair) == "" {
+			continue
+		}
+		key, value, found := strings.Cut(pair, "=")
+		key = strings.TrimSpace(key)
+		value, bad := url.PathUnescape(strings.TrimSpace(value))
+		if !found || key == "" || bad != nil {
+			err = errors.Join(err, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES must be name=value pairs with commas between them, and %%25 for a percent sign; number %d is none and left out", n))
+			continue
+		}
+		list = append(list, attribute.String(key, value))
+	}
+	if name := strings.TrimSpace(getenv("OTEL_SERVICE_NAME")); name != "" {
+		list = append(list, attribute.String("service.name", name)) // which counts before the one above
+	}
+	return list, err
 }
 
 // batches has a default for what is wrong.

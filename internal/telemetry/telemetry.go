@@ -2,10 +2,14 @@ package telemetry
 
 import (
 	"context"
+	"errors"
+	"net/url"
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr/funcr"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	resources "go.opentelemetry.io/otel/sdk/resource"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
@@ -47,32 +51,27 @@ type Telemetry struct {
 	wg       sync.WaitGroup
 }
 
-// Resource is what is said of this process, with what OTEL_SERVICE_NAME and
-// OTEL_RESOURCE_ATTRIBUTES say.
-func Resource(ctx context.Context, version string) *resources.Resource {
-	own := resources.NewSchemaless(attribute.String("service.name", "haldir"), attribute.String("service.version", version),
-		attribute.String("telemetry.sdk.name", "opentelemetry"), attribute.String("telemetry.sdk.language", "go"))
-	env, err := resources.New(ctx, resources.WithFromEnv())
-	if err != nil || env == nil {
-		return own
-	}
-	all, err := resources.Merge(own, env)
-	if err != nil {
-		return own
-	}
-	return all
+// resource is what is said of this process; of two values the later one counts.
+func (c *Config) resource(version string) *resources.Resource {
+	return resources.NewSchemaless(append([]attribute.KeyValue{
+		attribute.String("service.name", "haldir"), attribute.String("service.version", version),
+		attribute.String("telemetry.sdk.name", "opentelemetry"), attribute.String("telemetry.sdk.language", "go"),
+	}, c.about...)...)
 }
 
-// Attributes are a resource's as the audit is shipped with.
-func Attributes(r *resources.Resource) []*common.KeyValue { return pairs(r.Attributes()) }
+// About is the same as the audit is shipped with.
+func (c *Config) About(version string) []*common.KeyValue {
+	return pairs(c.resource(version).Attributes())
+}
 
 // Start begins to send traces and metrics, if the config has endpoints for them. Close it.
 func Start(ctx context.Context, o Options) *Telemetry {
-	r := Resource(ctx, o.Version)
+	hear(o.Log)
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	t := &Telemetry{o: o, about: Attributes(r), stop: stop}
+	t := &Telemetry{o: o, about: o.Config.About(o.Version), stop: stop}
 	if to := o.Config.Traces; to != nil {
-		t.provider = sdk.NewTracerProvider(sdk.WithResource(r), sdk.WithBatcher(&exporter{to, &complaints{log: o.Log}, running.Done()}, o.Config.Batches.apply))
+		send := &exporter{to: to, about: t.about, log: &complaints{log: o.Log}, ended: running.Done()}
+		t.provider = sdk.NewTracerProvider(sdk.WithResource(o.Config.resource(o.Version)), sdk.WithBatcher(send, o.Config.Batches.apply))
 		t.tracer = t.provider.Tracer(scopeName, trace.WithInstrumentationVersion(o.Version))
 	}
 	if o.Config.Metrics != nil {
@@ -80,6 +79,18 @@ func Start(ctx context.Context, o Options) *Telemetry {
 		t.wg.Go(func() { t.measure(running) })
 	}
 	return t
+}
+
+// hear puts into the log what the SDK has to say, which it else writes to stderr. The SDK has
+// one handler for the whole program.
+func hear(log zerolog.Logger) {
+	otel.SetLogger(funcr.New(func(_, text string) { log.Warn().Str("words", text).Msg("OpenTelemetry") }, funcr.Options{Verbosity: 1})) // 1 is warnings
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		if _, escape := errors.AsType[url.EscapeError](err); escape || errors.Is(err, resources.ErrPartialResource) {
+			return // it reads the resource too, and Read has told of that
+		}
+		log.Error().Err(err).Msg("OpenTelemetry")
+	}))
 }
 
 // apply puts itself in the place of what the SDK has read of the environment.

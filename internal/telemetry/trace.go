@@ -183,6 +183,7 @@ func cost(s *proxy.Seen) policy.Micros {
 // reaches the SDK's handler of errors, which is everybody's.
 type exporter struct {
 	to    *Endpoint
+	about []*common.KeyValue // what is said of this process
 	log   *complaints
 	ended <-chan struct{} // closed at the end of the process
 }
@@ -198,7 +199,7 @@ func (x *exporter) ExportSpans(ctx context.Context, list []sdk.ReadOnlySpan) err
 	}
 	var answer coltrace.ExportTraceServiceResponse
 	err := x.to.deliver(ctx, x.ended, &coltrace.ExportTraceServiceRequest{ResourceSpans: []*spans.ResourceSpans{{
-		Resource: &resource.Resource{Attributes: pairs(list[0].Resource().Attributes())}, ScopeSpans: []*spans.ScopeSpans{scope},
+		Resource: &resource.Resource{Attributes: x.about}, ScopeSpans: []*spans.ScopeSpans{scope},
 	}}}, &answer)
 	x.log.tell("traces", err, answer.GetPartialSuccess().GetRejectedSpans(), answer.GetPartialSuccess().GetErrorMessage())
 	return nil

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 	colmetrics "go.opentelemetry.io/proto/slim/otlp/collector/metrics/v1"
 	coltrace "go.opentelemetry.io/proto/slim/otlp/collector/trace/v1"
+	common "go.opentelemetry.io/proto/slim/otlp/common/v1"
 	data "go.opentelemetry.io/proto/slim/otlp/metrics/v1"
 	spans "go.opentelemetry.io/proto/slim/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
@@ -33,6 +35,7 @@ type sink struct {
 	mu      sync.Mutex
 	spans   []*spans.Span
 	metrics []map[string]*data.Metric // of each export
+	about   map[string]string         // attributes of the last resource of traces
 	traced  func()                    // is told of traces
 	came    chan struct{}             // one for each export of metrics, as far as there is room
 }
@@ -55,6 +58,7 @@ func newSink(t *testing.T) *sink {
 				return
 			}
 			s.spans = append(s.spans, req.ResourceSpans[0].ScopeSpans[0].Spans...)
+			s.about = texts(req.ResourceSpans[0].Resource.Attributes)
 			if s.traced != nil {
 				s.traced()
 			}
@@ -315,4 +319,38 @@ func TestOneEndpointThatHangsCostsTheOtherNothing(t *testing.T) {
 	if err := ctx.Err(); !errors.Is(err, context.Canceled) {
 		t.Errorf("no traces came: %v", err)
 	}
+}
+
+// What one variable has wrong costs no other one, and the SDK writes nothing past the log.
+func TestAWrongVariableCostsNoOther(t *testing.T) {
+	s := newSink(t)
+	for name, value := range map[string]string{
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL + "/v1/traces", "OTEL_TRACES_SAMPLER": "bogus",
+		"OTEL_SERVICE_NAME": "mine", "OTEL_RESOURCE_ATTRIBUTES": "team=the%20red,s3cret,service.name=other,bad=%zz,",
+	} {
+		t.Setenv(name, value)
+	}
+	c, err := telemetry.Read(os.Getenv)
+	if err == nil || !strings.Contains(err.Error(), "number 2 ") || !strings.Contains(err.Error(), "number 4 ") || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("the error is: %v", err)
+	}
+	var log bytes.Buffer
+	send(t, c, zerolog.New(&log), call("tool"))
+	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "unsupported sampler: bogus") {
+		t.Errorf("the log says: %s", text)
+	}
+	for _, about := range []map[string]string{s.about, texts(c.About("v1"))} {
+		_, bad := about["bad"]
+		if about["service.name"] != "mine" || about["team"] != "the red" || about["telemetry.sdk.name"] == "" || bad {
+			t.Errorf("%v", about)
+		}
+	}
+}
+
+func texts(list []*common.KeyValue) map[string]string {
+	all := map[string]string{}
+	for _, a := range list {
+		all[a.Key] = a.Value.GetStringValue()
+	}
+	return all
 }
