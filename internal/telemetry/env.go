@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	"golang.org/x/net/http/httpguts"
 )
 
 // Config is what the environment says. A nil endpoint is a signal that is not sent.
@@ -23,7 +24,10 @@ type Config struct {
 	Traces, Metrics, Logs *Endpoint
 	Interval              time.Duration // between two exports of metrics
 	Batches               Batches
-	about                 []attribute.KeyValue // what the environment says of this process
+	// NoLogs is what turns the logs off although there may be an endpoint for them; "" if there
+	// is only none.
+	NoLogs string
+	about  []attribute.KeyValue // what the environment says of this process
 }
 
 // Batches says how traces wait to be sent.
@@ -59,7 +63,10 @@ const (
 // variables cannot be followed is not sent, and the error says which and why.
 func Read(getenv func(string) string) (c Config, err error) {
 	if strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true") {
-		return c, nil
+		return Config{NoLogs: "OTEL_SDK_DISABLED"}, nil
+	}
+	if getenv("OTEL_LOGS_EXPORTER") == "none" {
+		c.NoLogs = "OTEL_LOGS_EXPORTER"
 	}
 	var errs []error
 	for _, s := range []struct {
@@ -80,6 +87,12 @@ func Read(getenv func(string) string) (c Config, err error) {
 	errs = append(errs, byDefault(err))
 	c.Batches, err = batches(getenv)
 	errs = append(errs, err)
+	if c.Metrics != nil {
+		errs = append(errs, unfollowed(getenv))
+	}
+	if c.Traces != nil {
+		errs = append(errs, limits(getenv))
+	}
 	c.about, err = about(getenv)
 	return c, errors.Join(append(errs, err)...)
 }
@@ -106,6 +119,31 @@ func about(getenv func(string) string) (list []attribute.KeyValue, err error) {
 		list = append(list, attribute.String("service.name", name)) // which counts before the one above
 	}
 	return list, err
+}
+
+// unfollowed tells of what metrics are asked to be and are not.
+func unfollowed(getenv func(string) string) (err error) {
+	const temporality, timeout = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "OTEL_METRIC_EXPORT_TIMEOUT"
+	if v := getenv(temporality); v != "" && !strings.EqualFold(v, "cumulative") {
+		err = fmt.Errorf("%s is %q; haldir's metrics are cumulative, and are sent so", temporality, v)
+	}
+	if getenv(timeout) != "" {
+		err = errors.Join(err, fmt.Errorf("%s is not followed; OTEL_EXPORTER_OTLP_METRICS_TIMEOUT bounds each export", timeout))
+	}
+	return err
+}
+
+// limits tells of limits of spans that the SDK takes as not set, without a word.
+func limits(getenv func(string) string) (err error) {
+	for _, name := range []string{
+		"OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT",
+	} {
+		v := getenv(name)
+		if _, wrong := strconv.Atoi(v); v != "" && wrong != nil {
+			err = errors.Join(err, byDefault(fmt.Errorf("%s is %q and must be a whole number", name, v)))
+		}
+	}
+	return err
 }
 
 // batches has a default for what is wrong.
@@ -179,11 +217,15 @@ func read(getenv func(string) string, signal, path string) (*Endpoint, error) {
 			continue
 		}
 		name, value, ok := strings.Cut(pair, "=")
+		name = strings.TrimSpace(name)
 		value, err := url.PathUnescape(strings.TrimSpace(value))
 		if !ok || err != nil {
 			return nil, fmt.Errorf("%s must be name=value pairs with commas between them", from)
 		}
-		e.header.Set(strings.TrimSpace(name), value)
+		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) { // either may be secret
+			return nil, fmt.Errorf("%s has a name or a value that no header of HTTP can have, such as a space in a name or the end of a line", from)
+		}
+		e.header.Set(name, value)
 	}
 	conf, err := trust(of)
 	if err != nil {

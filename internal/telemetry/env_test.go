@@ -72,6 +72,37 @@ func TestATimeoutOfNothingIsLong(t *testing.T) {
 	}
 }
 
+// A header that HTTP cannot carry would be tried for ever, as if nobody answered.
+func TestHeadersThatHTTPCannotCarryAreRefused(t *testing.T) {
+	for _, headers := range []string{"x-a=s3cret%0d%0aX: y", "s3cret a=v", "=s3cret", "x-a=s3cret%00", "s3cret"} {
+		env := map[string]string{"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://localhost:4318/v1/logs", "OTEL_EXPORTER_OTLP_HEADERS": headers}
+		c, err := telemetry.Read(func(name string) string { return env[name] })
+		if err == nil || c.Logs != nil || !strings.Contains(err.Error(), "OTEL_EXPORTER_OTLP_HEADERS") || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v", headers, err)
+		}
+	}
+	config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318", "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20abc, x-a = v%2Cw,"})
+}
+
+func TestWhatIsNotFollowedIsTold(t *testing.T) {
+	for name, value := range map[string]string{
+		"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta", "OTEL_METRIC_EXPORT_TIMEOUT": "1000", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many",
+	} {
+		env := map[string]string{name: value}
+		read := func() (telemetry.Config, error) {
+			return telemetry.Read(func(name string) string { return env[name] })
+		}
+		if _, err := read(); err != nil {
+			t.Errorf("%s, and nothing is sent: %v", name, err)
+		}
+		env["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://localhost:4318"
+		if c, err := read(); err == nil || !strings.Contains(err.Error(), name) || c.Metrics == nil || c.Traces == nil || c.Logs == nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318", "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "Cumulative"})
+}
+
 // Many vendors have the token in the path.
 func TestWhatMayBeSecretInAnEndpointIsNotShown(t *testing.T) {
 	shown := func(url string) string {
