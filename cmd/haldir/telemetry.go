@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"sync"
@@ -80,8 +81,10 @@ const (
 	// the process that ships has ended.
 	shipLook = time.Second
 	shipTurn = 5 * time.Second
-	// shipTries is how often one batch is tried by a run that is to end.
-	shipTries = 5
+	// shipTries is how often one batch is tried by a run that is to end, and shipPatience how
+	// long it waits in between: it has the right to ship.
+	shipTries    = 5
+	shipPatience = 30 * time.Second
 )
 
 // ship ships the audit until the program closes, if the environment says where to.
@@ -159,7 +162,8 @@ func auditShip(a *app) *cobra.Command {
 		Long: "ship sends every record that was not accepted before to the endpoint that\n" +
 			"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT names, in the order\n" +
 			"of the chain, and notes in the ledger how far that is. serve and console do the same\n" +
-			"while they run, where the variable is set; one process ships at a time.\n\n" +
+			"while they run, where the variable is set; one process ships at a time. A batch that is\n" +
+			"refused is tried 5 times, unless the collector asks to be left alone for more than 30 s.\n\n" +
 			"--forget takes the endpoint that the variable names, or a destination by its URL or as\n" +
 			"ledger stats shows it.",
 		Example: "  OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example.com haldir audit ship",
@@ -174,6 +178,9 @@ func auditShip(a *app) *cobra.Command {
 			c, err := telemetry.Read(os.Getenv)
 			if err != nil && c.Logs == nil {
 				return usage("%w", err)
+			}
+			if c.Logs == nil && c.NoLogs != "" {
+				return usage("there is nowhere to ship to: %s=%s turns it off", c.NoLogs, os.Getenv(c.NoLogs))
 			}
 			if c.Logs == nil {
 				return usage("there is nowhere to ship to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; docs/observability.md has all variables")
@@ -191,13 +198,16 @@ func auditShip(a *app) *cobra.Command {
 				return nil
 			}
 			s := a.shipper(&c)
-			s.Tries = shipTries
+			s.Tries, s.Patience = shipTries, shipPatience
 			sent, err := a.shipOnce(ctx, s)
 			if errors.Is(err, ledger.ErrShipping) {
 				return a.printf("another process ships to %s; nothing was done\n", c.Logs)
 			}
 			if err != nil {
-				return err
+				return fmt.Errorf("%d records were shipped to %s, and the next ones were not: %w", sent, c.Logs, err)
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("interrupted when %d records were shipped to %s; the next run goes on behind them", sent, c.Logs)
 			}
 			return a.printf("shipped %d records to %s\n", sent, c.Logs)
 		},

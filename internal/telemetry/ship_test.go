@@ -148,6 +148,29 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 	}
 }
 
+// A run that is to end does not sleep for an hour with the right to ship.
+func TestARunThatIsToEndHasNoPatience(t *testing.T) {
+	c, l := newCollector(t), open(t)
+	c.fault = func(_ int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+		w.Header().Set("Retry-After", "3600")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	fill(t, l, 1)
+	to := config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs
+	from, err := l.Ship(to.URL(), to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, err := (&telemetry.Shipper{To: to, Log: zerolog.Nop(), Tries: 5, Patience: 30 * time.Second}).Ship(context.Background(), from)
+	if err == nil || sent != 0 || !strings.Contains(err.Error(), "left alone for 1h0m0s") || !strings.Contains(err.Error(), "503") {
+		t.Errorf("%d records were sent, %v", sent, err)
+	}
+	if err := from.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWhatACollectorRejectsIsToldAndCounted(t *testing.T) {
 	c, l := newCollector(t), open(t)
 	c.fault = func(n int, w http.ResponseWriter, _ *http.Request, req *collogs.ExportLogsServiceRequest) bool {
