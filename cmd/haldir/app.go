@@ -413,7 +413,7 @@ func (a *app) close() error {
 		if unship != nil { // it may be waiting for the disk
 			wg.Go(unship)
 		}
-		wg.Go(func() { a.unmeasure(min(ladder, closeGrace)) })
+		wg.Go(func() { a.unmeasure() })
 		a.stop()
 		wg.Wait()
 		close(stopped)

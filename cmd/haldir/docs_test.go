@@ -288,6 +288,52 @@ func TestVerbsAndFlagsOfThePages(t *testing.T) {
 	}
 }
 
+// TestCommandLinesOfThePages: what a page shows to be typed has the arguments that its verb takes.
+func TestCommandLinesOfThePages(t *testing.T) {
+	t.Parallel()
+	word := regexp.MustCompile(`'[^']*'|"[^"]*"|\S+`)
+	lines := 0
+	for name, text := range pages(t) {
+		var shown []string
+		for _, b := range block.FindAllStringSubmatch(text, -1) {
+			if b[1] == "sh" {
+				shown = append(shown, strings.Split(b[2], "\n")...)
+			}
+		}
+		for line := range strings.Lines(block.ReplaceAllString(text, "")) {
+			if indented, ok := strings.CutPrefix(line, "    "); ok {
+				shown = append(shown, indented)
+			}
+		}
+		for _, line := range shown {
+			line, _, _ = strings.Cut(strings.TrimSpace(line), " #")
+			line, _, _ = strings.Cut(line, " | ")
+			line, _, _ = strings.Cut(line, " > ")
+			words := word.FindAllString(line, -1)
+			if len(words) < 2 || words[0] != "haldir" {
+				continue
+			}
+			lines++
+			cmd, args, err := root(&app{}).Find(words[1:])
+			if err == nil {
+				err = cmd.ParseFlags(args)
+			}
+			if err == nil {
+				err = cmd.ValidateArgs(cmd.Flags().Args())
+			}
+			if err == nil {
+				err = cmd.ValidateRequiredFlags()
+			}
+			if err != nil {
+				t.Errorf("%s shows `%s`: %v", name, line, err)
+			}
+		}
+	}
+	if lines < 10 {
+		t.Errorf("only %d lines were found", lines)
+	}
+}
+
 // TestChangelogVerbs: what the changelog lists in code is a verb, a tool or haldir
 // serve.
 func TestChangelogVerbs(t *testing.T) {
@@ -533,7 +579,7 @@ func TestCommandsOfOtherPages(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					found = found || regexp.MustCompile(`(?m)^func Benchmark\w*`+words[len(words)-1]).Match(source)
+					found = found || regexp.MustCompile(`(?m)^func Benchmark\w*`+words[slices.Index(words, "-bench")+1]).Match(source)
 				}
 				if !found {
 					t.Errorf("%s names `%s`, but there is no such benchmark", name, span)

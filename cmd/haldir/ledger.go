@@ -57,6 +57,9 @@ func shipped(d ledger.Destination) string {
 	if d.Rejected > 0 {
 		text += fmt.Sprintf(", %d were rejected there", d.Rejected)
 	}
+	if d.Missed > 0 {
+		text += fmt.Sprintf(", %d were pruned before they were there", d.Missed)
+	}
 	if d.Holds.IsZero() {
 		return text + "; nothing was accepted for 30 days, so that they are not kept beyond their time"
 	}

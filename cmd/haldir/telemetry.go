@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"sync"
@@ -30,12 +31,16 @@ func (a *app) measure(ctx context.Context) func(*proxy.Seen) {
 	return a.telemetry.Observe
 }
 
+// unmeasureGrace is how long the last traces and metrics may take, whatever ends the program:
+// a host waits for that also where it has ended the input only.
+const unmeasureGrace = 300 * time.Millisecond
+
 // unmeasure sends what is left of traces and metrics.
-func (a *app) unmeasure(grace time.Duration) {
+func (a *app) unmeasure() {
 	if a.telemetry == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	ctx, cancel := context.WithTimeout(context.Background(), unmeasureGrace)
 	defer cancel()
 	a.telemetry.Close(ctx)
 	a.telemetry = nil
@@ -76,25 +81,27 @@ const (
 	// the process that ships has ended.
 	shipLook = time.Second
 	shipTurn = 5 * time.Second
-	// shipTries is how often one batch is tried by a run that is to end.
-	shipTries = 5
+	// shipTries is how often one batch is tried by a run that is to end, and shipPatience how
+	// long it waits in between: it has the right to ship.
+	shipTries    = 5
+	shipPatience = 30 * time.Second
 )
 
 // ship ships the audit until the program closes, if the environment says where to.
 func (a *app) ship(ctx context.Context) {
-	to := a.endpoints().Logs
-	if to == nil {
+	c := a.endpoints()
+	if c.Logs == nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { a.shipFor(ctx, to) })
+	wg.Go(func() { a.shipFor(ctx, &c) })
 	a.unship = func() { cancel(); wg.Wait() }
 }
 
 // shipFor ships whenever no other process does.
-func (a *app) shipFor(ctx context.Context, to *telemetry.Endpoint) {
-	s := a.shipper(ctx, to)
+func (a *app) shipFor(ctx context.Context, c *telemetry.Config) {
+	s := a.shipper(c)
 	s.News = news(a.ledger.Newest, shipLook)
 	for {
 		_, err := a.shipOnce(ctx, s)
@@ -109,8 +116,8 @@ func (a *app) shipFor(ctx context.Context, to *telemetry.Endpoint) {
 	}
 }
 
-func (a *app) shipper(ctx context.Context, to *telemetry.Endpoint) *telemetry.Shipper {
-	return &telemetry.Shipper{To: to, Resource: telemetry.Attributes(telemetry.Resource(ctx, version())), Log: a.log}
+func (a *app) shipper(c *telemetry.Config) *telemetry.Shipper {
+	return &telemetry.Shipper{To: c.Logs, Resource: c.About(version()), Log: a.log}
 }
 
 func (a *app) shipOnce(ctx context.Context, s *telemetry.Shipper) (sent uint64, err error) {
@@ -155,7 +162,8 @@ func auditShip(a *app) *cobra.Command {
 		Long: "ship sends every record that was not accepted before to the endpoint that\n" +
 			"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT names, in the order\n" +
 			"of the chain, and notes in the ledger how far that is. serve and console do the same\n" +
-			"while they run, where the variable is set; one process ships at a time.\n\n" +
+			"while they run, where the variable is set; one process ships at a time. A batch that is\n" +
+			"refused is tried 5 times, unless the collector asks to be left alone for more than 30 s.\n\n" +
 			"--forget takes the endpoint that the variable names, or a destination by its URL or as\n" +
 			"ledger stats shows it.",
 		Example: "  OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example.com haldir audit ship",
@@ -171,6 +179,9 @@ func auditShip(a *app) *cobra.Command {
 			if err != nil && c.Logs == nil {
 				return usage("%w", err)
 			}
+			if c.Logs == nil && c.NoLogs != "" {
+				return usage("there is nowhere to ship to: %s=%s turns it off", c.NoLogs, os.Getenv(c.NoLogs))
+			}
 			if c.Logs == nil {
 				return usage("there is nowhere to ship to: set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; docs/observability.md has all variables")
 			}
@@ -183,17 +194,20 @@ func auditShip(a *app) *cobra.Command {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			if follow {
-				a.shipFor(ctx, c.Logs)
+				a.shipFor(ctx, &c)
 				return nil
 			}
-			s := a.shipper(ctx, c.Logs)
-			s.Tries = shipTries
+			s := a.shipper(&c)
+			s.Tries, s.Patience = shipTries, shipPatience
 			sent, err := a.shipOnce(ctx, s)
 			if errors.Is(err, ledger.ErrShipping) {
 				return a.printf("another process ships to %s; nothing was done\n", c.Logs)
 			}
 			if err != nil {
-				return err
+				return fmt.Errorf("%d records were shipped to %s, and the next ones were not: %w", sent, c.Logs, err)
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("interrupted when %d records were shipped to %s; the next run goes on behind them", sent, c.Logs)
 			}
 			return a.printf("shipped %d records to %s\n", sent, c.Logs)
 		},

@@ -35,7 +35,17 @@ type cursor struct {
 	Ledger      string    `json:"ledger"` // whose records they are: after a recovery it is another one
 	Seq         uint64    `json:"seq"`    // the last record that was accepted
 	Rejected    uint64    `json:"rejected,omitempty"`
-	At          time.Time `json:"at"` // when something was accepted, or nothing was left to send
+	Missed      uint64    `json:"missed,omitempty"` // records that were pruned before they were accepted
+	Passed      uint64    `json:"passed,omitempty"` // up to here what is gone is in Missed, or was gone at the beginning
+	At          time.Time `json:"at"`               // when something was accepted, or nothing was left to send
+}
+
+// missed returns how many records were pruned before they were accepted, and are not counted yet.
+func (c *cursor) missed(pruned uint64) uint64 { return pruned - min(pruned, max(c.Seq, c.Passed)) }
+
+// pass counts them.
+func (c *cursor) pass(pruned uint64) {
+	c.Missed, c.Passed = c.Missed+c.missed(pruned), max(c.Passed, pruned)
 }
 
 // Destination tells how far shipping to a destination is.
@@ -44,6 +54,7 @@ type Destination struct {
 	Shipped     uint64    `json:"shipped_record"`    // the number of the last record that was accepted
 	Unshipped   uint64    `json:"unshipped_records"` // that are kept and were not accepted yet
 	Rejected    uint64    `json:"rejected_records"`  // that the destination did not take
+	Missed      uint64    `json:"missed_records"`    // that were pruned before the destination had accepted them
 	At          time.Time `json:"at"`                // when it last accepted something, or had everything
 	// Holds is until when what was not shipped is kept whatever its age; zero if it is not.
 	Holds time.Time `json:"holds_until,omitzero"`
@@ -92,7 +103,7 @@ func (s *Shipping) Close() error { return free(s.lock) }
 
 // cursor returns how far the destination is with the records of this ledger.
 func (s *Shipping) cursor(t *tx) (cursor, error) {
-	c := cursor{Destination: s.destination, Ledger: string(t.space(spaceMeta).get(keyID))}
+	c := cursor{Destination: s.destination, Ledger: string(t.space(spaceMeta).get(keyID)), Passed: t.pruned()}
 	raw := t.space(spaceShip).get(s.key)
 	if raw == nil {
 		return c, nil
@@ -109,19 +120,22 @@ func (s *Shipping) cursor(t *tx) (cursor, error) {
 
 // Next returns the records that come next, in their order, and the id of the ledger that
 // they belong to: at most n of them, and not more than size bytes unless the first alone is
-// larger. There are none if the destination has all. Records that were pruned before
-// anybody could ship them are left out.
+// larger. There are none if the destination has all. Records that were pruned before they
+// were accepted are passed over, which is logged and counted.
 func (s *Shipping) Next(ctx context.Context, n, size int) (list []Shipped, id string, err error) {
 	stale := false
+	var missed, pruned uint64
 	err = s.l.do(ctx, false, func(t *tx) error {
 		list, id = nil, string(t.space(spaceMeta).get(keyID))
 		c, err := s.cursor(t)
 		if err != nil {
 			return err
 		}
+		pruned = t.pruned()
+		missed = c.missed(pruned)
 		total := 0
 		records := t.Bucket(bucketAudit).Cursor()
-		for k, raw := records.Seek(be64(max(c.Seq, t.pruned()) + 1)); k != nil && len(list) < n; k, raw = records.Next() {
+		for k, raw := records.Seek(be64(max(c.Seq, pruned) + 1)); k != nil && len(list) < n; k, raw = records.Next() {
 			if total += len(raw); total > size && len(list) > 0 {
 				break
 			}
@@ -130,16 +144,29 @@ func (s *Shipping) Next(ctx context.Context, n, size int) (list []Shipped, id st
 		stale = len(list) == 0 && (t.now.Sub(c.At) >= shipTouch || c.At.After(t.now)) || c.At.IsZero()
 		return nil
 	})
-	if err != nil || !stale {
+	if err != nil || !stale && missed == 0 {
 		return list, id, err
 	}
-	// From now on the destination holds what it does not have.
-	return list, id, s.l.do(ctx, true, func(t *tx) error {
+	if err = s.note(ctx, stale, pruned); err == nil && missed > 0 {
+		s.l.o.Logger.Error().Uint64("records", missed).Uint64("up_to", pruned).Str("destination", s.destination).
+			Msg("records of the audit were pruned before the destination had them, and are not sent; records are held for a destination until 30 days after it last accepted any")
+	}
+	return list, id, err
+}
+
+// note writes down what Next has found: that records were passed over, and, if it is stale,
+// that the destination has everything. From its first time on the destination holds what it
+// does not have.
+func (s *Shipping) note(ctx context.Context, stale bool, pruned uint64) error {
+	return s.l.do(ctx, true, func(t *tx) error {
 		c, err := s.cursor(t)
 		if err != nil {
 			return err
 		}
-		c.At = t.now
+		if stale {
+			c.At = t.now
+		}
+		c.pass(min(pruned, t.pruned()))
 		return t.space(spaceShip).putJSON(s.key, c)
 	})
 }
@@ -176,9 +203,9 @@ func (t *tx) destinations() (list []Destination, err error) {
 			return fmt.Errorf("%w: how far records were shipped: %w", ErrDamaged, err)
 		}
 		if c.Ledger != id || c.Seq > head {
-			c.Seq = 0
+			c.Seq, c.Passed = 0, t.pruned()
 		}
-		d := Destination{Destination: c.Destination, Shipped: c.Seq, Rejected: c.Rejected, At: c.At}
+		d := Destination{Destination: c.Destination, Shipped: c.Seq, Rejected: c.Rejected, Missed: c.Missed + c.missed(t.pruned()), At: c.At}
 		d.Unshipped = head - max(c.Seq, t.pruned())
 		if until := c.At.Add(shipHeld); until.After(t.now) {
 			d.Holds = until

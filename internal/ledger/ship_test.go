@@ -1,11 +1,15 @@
 package ledger_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 
 	"github.com/haldir-mcp/haldir/internal/ledger"
 )
@@ -93,6 +97,72 @@ func TestRecordsThatWereNotShippedAreNotPruned(t *testing.T) {
 	list, _, err := s.Next(context.Background(), 1, 1<<30)
 	if err != nil || list[0].Seq != gone(t, l)+1 {
 		t.Errorf("it goes on with %d, %v", list[0].Seq, err)
+	}
+}
+
+// What was pruned before it was shipped is told of and counted, once. What was gone before
+// anything was shipped to there is not missed.
+func TestRecordsThatAreMissedAreCounted(t *testing.T) {
+	var log bytes.Buffer
+	clock := newClock()
+	l, err := ledger.Open(ledger.Options{
+		Dir: stateDir(t), NoSync: true, Clock: clock.now, Logger: zerolog.New(&log), Retention: &ledger.Retention{Place: "haldir.yaml", Keep: 90 * day},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeLedger(t, l) })
+	prune := func() uint64 {
+		t.Helper()
+		before := gone(t, l)
+		clock.add(91 * day)
+		busy(t, l, 600)
+		clock.add(day + time.Minute)
+		busy(t, l, 600)
+		if gone(t, l) == before {
+			t.Fatal("nothing was pruned")
+		}
+		return gone(t, l)
+	}
+	missed := func() uint64 {
+		t.Helper()
+		list, err := l.Destinations(context.Background())
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		return list[0].Missed
+	}
+	busy(t, l, 1000)
+	prune()
+	s := ship(t, l)
+	next := func() {
+		t.Helper()
+		if list, _, err := s.Next(context.Background(), 1, 1<<30); err != nil || list[0].Seq != gone(t, l)+1 {
+			t.Fatalf("it goes on with %v, %v", list, err)
+		}
+	}
+	next()
+	if n := missed(); n != 0 || log.Len() > 0 {
+		t.Errorf("at the beginning %d are missed: %s", n, &log)
+	}
+	last := accept(t, s, 10)
+	want := prune() - last
+	if n := missed(); n != want {
+		t.Errorf("%d are missed, want %d", n, want)
+	}
+	next()
+	next()
+	if n := missed(); n != want {
+		t.Errorf("%d are missed once it was told, want %d", n, want)
+	}
+	if text := log.String(); strings.Count(text, "were pruned before the destination had them") != 1 || !strings.Contains(text, fmt.Sprintf(`"records":%d`, want)) {
+		t.Errorf("the log says: %s", text)
+	}
+	last = accept(t, s, 10)
+	want += prune() - last
+	next()
+	if n := missed(); n != want {
+		t.Errorf("%d are missed in all, want %d", n, want)
 	}
 }
 

@@ -112,23 +112,43 @@ func (e *Endpoint) post(ctx context.Context, request, answer proto.Message) erro
 		return &refusal{why: fmt.Sprintf("%s: %v", e.name, err), kind: "no answer"}
 	}
 	defer func() { _ = resp.Body.Close() }() // it was read, as far as it is of use
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if resp.StatusCode != http.StatusOK {
+	if !taken(resp.StatusCode) {
 		return &refusal{status: resp.StatusCode, after: retryAfter(resp.Header), why: fmt.Sprintf("%s: %s", e.name, wire.Printable(resp.Status, 100))}
 	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil { // what it says about the records is lost
 		return &refusal{why: fmt.Sprintf("%s: the answer broke off: %v", e.name, err), kind: "half an answer"}
 	}
-	// What some other server answers with is no word of a collector, nor is its silence: by
-	// OTLP an answer that says nothing has the type all the same.
-	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
-	if !strings.EqualFold(strings.TrimSpace(kind), "application/x-protobuf") || proto.Unmarshal(text, answer) != nil {
+	if why := understand(text, resp.Header, answer); why != "" {
+		return &refusal{status: resp.StatusCode, why: fmt.Sprintf("%s: %s, but %s", e.name, wire.Printable(resp.Status, 100), why)}
+	}
+	return nil
+}
+
+// taken reports whether a status says that all was taken: by OTLP that is 200 alone, and many
+// backends that have no collector before them answer 202 or 204.
+func taken(status int) bool {
+	return status == http.StatusOK || status == http.StatusAccepted || status == http.StatusNoContent
+}
+
+// understand reads what an answer says, and returns what is wrong with it. An empty one says that
+// all was taken, whatever type it has: backends leave it out. What is said in another type is
+// no word of a collector, but a page to sign in, say.
+func understand(text []byte, h http.Header, answer proto.Message) (wrong string) {
+	if len(text) == 0 {
+		return ""
+	}
+	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	switch kind = strings.TrimSpace(kind); {
+	case !strings.EqualFold(kind, "application/x-protobuf"):
 		if kind == "" {
 			kind = "no content type"
 		}
-		return &refusal{status: resp.StatusCode, why: fmt.Sprintf("%s: its answer, 200 with %s, is none of OTLP; is that a collector?", e.name, wire.Printable(kind, 100))}
+		return fmt.Sprintf("with an answer of %s, where OTLP has application/x-protobuf or nothing; another server may have given it", wire.Printable(kind, 100))
+	case proto.Unmarshal(text, answer) != nil:
+		return "its answer is not the protobuf that OTLP has there"
 	}
-	return nil
+	return ""
 }
 
 func retryAfter(h http.Header) time.Duration {
@@ -154,8 +174,10 @@ func newPause() pause {
 
 // wait waits, at least as long as the server has asked for. It reports whether ctx goes on.
 func (p pause) wait(ctx context.Context, after time.Duration) bool {
-	return sleep(ctx, max(p.b.NextBackOff(), after))
+	return sleep(ctx, p.next(after))
 }
+
+func (p pause) next(after time.Duration) time.Duration { return max(p.b.NextBackOff(), after) }
 
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
@@ -168,12 +190,20 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// deliver posts until it is taken, until that is certain not to be, or ctx ends.
-func (e *Endpoint) deliver(ctx context.Context, request, answer proto.Message) error {
+// deliver posts until it is taken, until that is certain not to be, or ctx ends. Once ended is
+// closed it does not try again: there is no time for that at the end of the process.
+func (e *Endpoint) deliver(ctx context.Context, ended <-chan struct{}, request, answer proto.Message) error {
 	for p := newPause(); ; {
 		err := e.post(ctx, request, answer)
 		r, ok := errors.AsType[*refusal](err)
-		if !ok || !r.passing() || !p.wait(ctx, r.after) {
+		if !ok || !r.passing() {
+			return err
+		}
+		select {
+		case <-time.After(p.next(r.after)):
+		case <-ctx.Done():
+			return err
+		case <-ended:
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -43,6 +44,9 @@ type Shipper struct {
 	News func(context.Context) bool
 	// Tries is how often in a row it may fail before that is the end; 0 is without end.
 	Tries int
+	// Patience is how long it may be asked to be left alone for, by a Retry-After, before that
+	// is the end; 0 is without end.
+	Patience time.Duration
 }
 
 // Ship sends every record that the destination does not have, in the order of the chain. The
@@ -94,13 +98,16 @@ func (s *Shipper) Ship(ctx context.Context, from Source) (sent uint64, err error
 		if tries++; !refused && !ledger.Retryable(err) || tries == s.Tries {
 			return sent, err
 		}
-		if kind := kindOf(err); !said[kind] { // once, not with every try
-			s.Log.Warn().Err(err).Msg("the audit is not shipped; it is tried again until it is")
-			said[kind] = true
-		}
 		after := time.Duration(0)
 		if refused {
 			after = r.after
+		}
+		if s.Patience > 0 && after > s.Patience {
+			return sent, fmt.Errorf("%w; it asks to be left alone for %v, and this run waits for %v at most: try again then", err, after, s.Patience)
+		}
+		if kind := kindOf(err); !said[kind] { // once, not with every try
+			s.Log.Warn().Err(err).Msg("the audit is not shipped; it is tried again until it is")
+			said[kind] = true
 		}
 		if !p.wait(ctx, after) {
 			return sent, nil

@@ -148,6 +148,29 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 	}
 }
 
+// A run that is to end does not sleep for an hour with the right to ship.
+func TestARunThatIsToEndHasNoPatience(t *testing.T) {
+	c, l := newCollector(t), open(t)
+	c.fault = func(_ int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+		w.Header().Set("Retry-After", "3600")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	fill(t, l, 1)
+	to := config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL}).Logs
+	from, err := l.Ship(to.URL(), to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, err := (&telemetry.Shipper{To: to, Log: zerolog.Nop(), Tries: 5, Patience: 30 * time.Second}).Ship(context.Background(), from)
+	if err == nil || sent != 0 || !strings.Contains(err.Error(), "left alone for 1h0m0s") || !strings.Contains(err.Error(), "503") {
+		t.Errorf("%d records were sent, %v", sent, err)
+	}
+	if err := from.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWhatACollectorRejectsIsToldAndCounted(t *testing.T) {
 	c, l := newCollector(t), open(t)
 	c.fault = func(n int, w http.ResponseWriter, _ *http.Request, req *collogs.ExportLogsServiceRequest) bool {
@@ -234,26 +257,37 @@ func TestACollectorThatIsDownHoldsUpNobody(t *testing.T) {
 	}
 }
 
-// What is not a collector may answer well, and has nothing then.
-func TestOnlyACollectorsAnswerMovesTheCursor(t *testing.T) {
+// What is not a collector may answer well, and has nothing then. Backends that take OTLP
+// themselves leave out what a collector says: Loki answers 204, VictoriaLogs 200 and nothing.
+func TestOnlyWhoHasTakenItMovesTheCursor(t *testing.T) {
+	const page, otlp = "<html>please sign in</html>", "application/x-protobuf"
 	for name, x := range map[string]struct {
-		status    int
-		kind, say string // say is what the error tells of it
+		status           int
+		kind, body, says string // says is what the error tells of it; "" if it was taken
 	}{
-		"no content":         {http.StatusNoContent, "", "204"},
-		"accepted":           {http.StatusAccepted, "application/x-protobuf", "202"},
-		"an empty page":      {http.StatusOK, "text/html", "text/html"},
-		"nothing, untyped":   {http.StatusOK, "", "no content type"},
-		"OTLP in JSON":       {http.StatusOK, "application/json", "application/json"},
-		"a proxy's 203 page": {http.StatusNonAuthoritativeInfo, "application/x-protobuf", "203"},
+		"nothing":                                {http.StatusOK, otlp, "", ""},
+		"nothing, untyped":                       {http.StatusOK, "", "", ""},
+		"nothing, of plain text":                 {http.StatusOK, "text/plain; charset=utf-8", "", ""},
+		"no content":                             {http.StatusNoContent, "", "", ""},
+		"accepted":                               {http.StatusAccepted, "", "", ""},
+		"accepted with an empty part of success": {http.StatusAccepted, otlp, "\n\x00", ""},
+		"a page":                                 {http.StatusOK, "text/html", page, "200 OK, but with an answer of text/html"},
+		"a page, untyped":                        {http.StatusOK, "", page, "no content type"},
+		"a page that says 202":                   {http.StatusAccepted, "text/html", page, "202 Accepted, but with an answer of text/html"},
+		"OTLP in JSON":                           {http.StatusOK, "application/json", "{}", "application/json"},
+		"a page of a wrong type":                 {http.StatusOK, otlp, page, "not the protobuf"},
+		"a proxy's 203":                          {http.StatusNonAuthoritativeInfo, otlp, "", "203"},
+		"created":                                {http.StatusCreated, "", "", "201"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, l := newCollector(t), open(t)
 			c.fault = func(_ int, w http.ResponseWriter, _ *http.Request, _ *collogs.ExportLogsServiceRequest) bool {
+				w.Header()["Content-Type"] = nil // net/http guesses none
 				if x.kind != "" {
 					w.Header().Set("Content-Type", x.kind)
 				}
 				w.WriteHeader(x.status)
+				_, _ = w.Write([]byte(x.body))
 				return true
 			}
 			fill(t, l, 5)
@@ -262,15 +296,19 @@ func TestOnlyACollectorsAnswerMovesTheCursor(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			want := uint64(0)
+			if x.says == "" {
+				want = 5
+			}
 			sent, err := (&telemetry.Shipper{To: to, Log: zerolog.Nop(), Tries: 1}).Ship(context.Background(), from)
-			if err == nil || sent != 0 || !strings.Contains(err.Error(), x.say) {
+			if sent != want || (err == nil) != (x.says == "") || err != nil && !strings.Contains(err.Error(), x.says) {
 				t.Errorf("%d records were sent, %v", sent, err)
 			}
 			if err := from.Close(); err != nil {
 				t.Error(err)
 			}
 			list, err := l.Destinations(context.Background())
-			if err != nil || len(list) != 1 || list[0].Shipped != 0 {
+			if err != nil || len(list) != 1 || list[0].Shipped != want {
 				t.Errorf("%+v, %v", list, err)
 			}
 		})

@@ -2,10 +2,14 @@ package telemetry
 
 import (
 	"context"
+	"errors"
+	"net/url"
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr/funcr"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	resources "go.opentelemetry.io/otel/sdk/resource"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
@@ -42,45 +46,56 @@ type Telemetry struct {
 	about    []*common.KeyValue
 	provider *sdk.TracerProvider // nil if no traces are sent
 	tracer   trace.Tracer
-	meter    *meter // nil if no metrics are sent
-	stop     context.CancelFunc
+	meter    *meter             // nil if no metrics are sent
+	stop     context.CancelFunc // ends measuring, and trying again
 	wg       sync.WaitGroup
 }
 
-// Resource is what is said of this process, with what OTEL_SERVICE_NAME and
-// OTEL_RESOURCE_ATTRIBUTES say.
-func Resource(ctx context.Context, version string) *resources.Resource {
-	own := resources.NewSchemaless(attribute.String("service.name", "haldir"), attribute.String("service.version", version),
-		attribute.String("telemetry.sdk.name", "opentelemetry"), attribute.String("telemetry.sdk.language", "go"))
-	env, err := resources.New(ctx, resources.WithFromEnv())
-	if err != nil || env == nil {
-		return own
-	}
-	all, err := resources.Merge(own, env)
-	if err != nil {
-		return own
-	}
-	return all
+// resource is what is said of this process; of two values the later one counts.
+func (c *Config) resource(version string) *resources.Resource {
+	return resources.NewSchemaless(append([]attribute.KeyValue{
+		attribute.String("service.name", "haldir"), attribute.String("service.version", version),
+		attribute.String("telemetry.sdk.name", "opentelemetry"), attribute.String("telemetry.sdk.language", "go"),
+	}, c.about...)...)
 }
 
-// Attributes are a resource's as the audit is shipped with.
-func Attributes(r *resources.Resource) []*common.KeyValue { return pairs(r.Attributes()) }
+// About is the same as the audit is shipped with.
+func (c *Config) About(version string) []*common.KeyValue {
+	return pairs(c.resource(version).Attributes())
+}
 
 // Start begins to send traces and metrics, if the config has endpoints for them. Close it.
 func Start(ctx context.Context, o Options) *Telemetry {
-	r := Resource(ctx, o.Version)
-	t := &Telemetry{o: o, about: Attributes(r)}
+	hear(o.Log)
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	t := &Telemetry{o: o, about: o.Config.About(o.Version), stop: stop}
 	if to := o.Config.Traces; to != nil {
-		t.provider = sdk.NewTracerProvider(sdk.WithResource(r), sdk.WithBatcher(&exporter{to, &complaints{log: o.Log}}))
+		send := &exporter{to: to, about: t.about, log: &complaints{log: o.Log}, ended: running.Done()}
+		t.provider = sdk.NewTracerProvider(sdk.WithResource(o.Config.resource(o.Version)), sdk.WithBatcher(send, o.Config.Batches.apply))
 		t.tracer = t.provider.Tracer(scopeName, trace.WithInstrumentationVersion(o.Version))
 	}
 	if o.Config.Metrics != nil {
 		t.meter = newMeter()
-		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		t.stop = cancel
-		t.wg.Go(func() { t.measure(ctx) })
+		t.wg.Go(func() { t.measure(running) })
 	}
 	return t
+}
+
+// hear puts into the log what the SDK has to say, which it else writes to stderr. The SDK has
+// one handler for the whole program.
+func hear(log zerolog.Logger) {
+	otel.SetLogger(funcr.New(func(_, text string) { log.Warn().Str("words", text).Msg("OpenTelemetry") }, funcr.Options{Verbosity: 1})) // 1 is warnings
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		if _, escape := errors.AsType[url.EscapeError](err); escape || errors.Is(err, resources.ErrPartialResource) {
+			return // it reads the resource too, and Read has told of that
+		}
+		log.Error().Err(err).Msg("OpenTelemetry")
+	}))
+}
+
+// apply puts itself in the place of what the SDK has read of the environment.
+func (b Batches) apply(o *sdk.BatchSpanProcessorOptions) {
+	o.MaxQueueSize, o.MaxExportBatchSize, o.BatchTimeout, o.ExportTimeout = b.Queue, b.Batch, b.Delay, b.Timeout
 }
 
 // Observe takes a request into account. It does not block.
@@ -93,18 +108,20 @@ func (t *Telemetry) Observe(s *proxy.Seen) {
 	}
 }
 
-// Close sends what is left, until ctx ends.
+// Close sends what is left, once, until ctx ends: traces and metrics at the same time, since
+// one of them may go to where nobody answers.
 func (t *Telemetry) Close(ctx context.Context) {
-	if t.stop != nil {
-		t.stop()
-		t.wg.Wait()
-		t.export(ctx, &complaints{log: t.o.Log})
+	t.stop()
+	t.wg.Wait()
+	if t.meter != nil {
+		t.wg.Go(func() { t.export(ctx, &complaints{log: t.o.Log}) })
 	}
 	if t.provider != nil {
 		if err := t.provider.Shutdown(ctx); err != nil {
 			t.o.Log.Debug().Err(err).Msg("the last traces were not sent")
 		}
 	}
+	t.wg.Wait()
 }
 
 func (t *Telemetry) measure(ctx context.Context) {

@@ -182,8 +182,10 @@ func cost(s *proxy.Seen) policy.Micros {
 // exporter sends spans. It has its own words for what goes wrong, so that nothing of it
 // reaches the SDK's handler of errors, which is everybody's.
 type exporter struct {
-	to  *Endpoint
-	log *complaints
+	to    *Endpoint
+	about []*common.KeyValue // what is said of this process
+	log   *complaints
+	ended <-chan struct{} // closed at the end of the process
 }
 
 // ExportSpans implements [sdk.SpanExporter].
@@ -196,8 +198,8 @@ func (x *exporter) ExportSpans(ctx context.Context, list []sdk.ReadOnlySpan) err
 		scope.Spans = append(scope.Spans, spanOf(s))
 	}
 	var answer coltrace.ExportTraceServiceResponse
-	err := x.to.deliver(ctx, &coltrace.ExportTraceServiceRequest{ResourceSpans: []*spans.ResourceSpans{{
-		Resource: &resource.Resource{Attributes: pairs(list[0].Resource().Attributes())}, ScopeSpans: []*spans.ScopeSpans{scope},
+	err := x.to.deliver(ctx, x.ended, &coltrace.ExportTraceServiceRequest{ResourceSpans: []*spans.ResourceSpans{{
+		Resource: &resource.Resource{Attributes: x.about}, ScopeSpans: []*spans.ScopeSpans{scope},
 	}}}, &answer)
 	x.log.tell("traces", err, answer.GetPartialSuccess().GetRejectedSpans(), answer.GetPartialSuccess().GetErrorMessage())
 	return nil

@@ -1,11 +1,14 @@
 package telemetry_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 	colmetrics "go.opentelemetry.io/proto/slim/otlp/collector/metrics/v1"
 	coltrace "go.opentelemetry.io/proto/slim/otlp/collector/trace/v1"
+	common "go.opentelemetry.io/proto/slim/otlp/common/v1"
 	data "go.opentelemetry.io/proto/slim/otlp/metrics/v1"
 	spans "go.opentelemetry.io/proto/slim/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
@@ -31,6 +35,8 @@ type sink struct {
 	mu      sync.Mutex
 	spans   []*spans.Span
 	metrics []map[string]*data.Metric // of each export
+	about   map[string]string         // attributes of the last resource of traces
+	traced  func()                    // is told of traces
 	came    chan struct{}             // one for each export of metrics, as far as there is room
 }
 
@@ -52,6 +58,10 @@ func newSink(t *testing.T) *sink {
 				return
 			}
 			s.spans = append(s.spans, req.ResourceSpans[0].ScopeSpans[0].Spans...)
+			s.about = texts(req.ResourceSpans[0].Resource.Attributes)
+			if s.traced != nil {
+				s.traced()
+			}
 		case "/v1/metrics":
 			var req colmetrics.ExportMetricsServiceRequest
 			if err := proto.Unmarshal(raw, &req); err != nil {
@@ -77,7 +87,13 @@ func newSink(t *testing.T) *sink {
 // observe sends what is told of some requests, and returns when it was.
 func (s *sink) observe(t *testing.T, list ...*proxy.Seen) {
 	t.Helper()
-	x := telemetry.Start(context.Background(), telemetry.Options{Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), Log: zerolog.New(t.Output())})
+	send(t, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), zerolog.New(t.Output()), list...)
+}
+
+// send sends what is told of some requests, and returns when that is over.
+func send(t *testing.T, c telemetry.Config, log zerolog.Logger, list ...*proxy.Seen) {
+	t.Helper()
+	x := telemetry.Start(context.Background(), telemetry.Options{Config: c, Log: log})
 	for _, one := range list {
 		x.Observe(one)
 	}
@@ -216,7 +232,10 @@ func TestACallOfSeveralRoundsIsOneCall(t *testing.T) {
 // there twice.
 func TestTracesAreNotSentAgainAfterAnAnswer(t *testing.T) {
 	var n atomic.Int64
-	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { n.Add(1) }))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		n.Add(1)
+		_, _ = w.Write([]byte("<html>please sign in</html>"))
+	}))
 	t.Cleanup(s.Close)
 	x := telemetry.Start(context.Background(), telemetry.Options{Config: config(t, map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL}), Log: zerolog.New(t.Output())})
 	x.Observe(call("tool"))
@@ -226,4 +245,112 @@ func TestTracesAreNotSentAgainAfterAnAnswer(t *testing.T) {
 	if n := n.Load(); n != 1 {
 		t.Errorf("they were sent %d times", n)
 	}
+}
+
+func TestBackendsThatSayNothingHaveTakenIt(t *testing.T) {
+	for _, status := range []int{http.StatusOK, http.StatusAccepted, http.StatusNoContent} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+		var log bytes.Buffer
+		send(t, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), zerolog.New(&log), call("tool"))
+		s.Close()
+		if log.Len() > 0 {
+			t.Errorf("%d: the log says %s", status, &log)
+		}
+	}
+}
+
+// There is no time for that at the end.
+func TestNothingIsTriedAgainAtTheEnd(t *testing.T) {
+	var n atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		n.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	t.Cleanup(s.Close)
+	send(t, config(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": s.URL}), zerolog.Nop(), call("tool"))
+	if n := n.Load(); n != 2 {
+		t.Errorf("there were %d requests, want one of each signal", n)
+	}
+}
+
+// What is tried again when the end comes is not waited for either.
+func TestTryingAgainEndsAtTheEnd(t *testing.T) {
+	refused := make(chan struct{}, 1)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "3600")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		select {
+		case refused <- struct{}{}:
+		default:
+		}
+	}))
+	t.Cleanup(s.Close)
+	x := telemetry.Start(context.Background(), telemetry.Options{Log: zerolog.Nop(), Config: config(t, map[string]string{
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1", "OTEL_BSP_EXPORT_TIMEOUT": "0",
+	})})
+	x.Observe(call("tool"))
+	<-refused
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	x.Close(ctx)
+	if err := ctx.Err(); err != nil {
+		t.Errorf("it was waited for: %v", err)
+	}
+}
+
+// Nobody answers where the metrics go to, and what there is for the end runs out: the traces
+// have come by then.
+func TestOneEndpointThatHangsCostsTheOtherNothing(t *testing.T) {
+	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	}))
+	t.Cleanup(hangs.Close)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	s := newSink(t)
+	s.traced = cancel
+	x := telemetry.Start(context.Background(), telemetry.Options{Log: zerolog.Nop(), Config: config(t, map[string]string{
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL + "/v1/traces", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": hangs.URL, "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "0",
+		"OTEL_BSP_SCHEDULE_DELAY": "3600000",
+	})})
+	x.Observe(call("tool"))
+	x.Close(ctx)
+	if err := ctx.Err(); !errors.Is(err, context.Canceled) {
+		t.Errorf("no traces came: %v", err)
+	}
+}
+
+// What one variable has wrong costs no other one, and the SDK writes nothing past the log.
+func TestAWrongVariableCostsNoOther(t *testing.T) {
+	s := newSink(t)
+	for name, value := range map[string]string{
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": s.URL + "/v1/traces", "OTEL_TRACES_SAMPLER": "bogus",
+		"OTEL_SERVICE_NAME": "mine", "OTEL_RESOURCE_ATTRIBUTES": "team=the%20red,s3cret,service.name=other,bad=%zz,",
+	} {
+		t.Setenv(name, value)
+	}
+	c, err := telemetry.Read(os.Getenv)
+	if err == nil || !strings.Contains(err.Error(), "number 2 ") || !strings.Contains(err.Error(), "number 4 ") || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("the error is: %v", err)
+	}
+	var log bytes.Buffer
+	send(t, c, zerolog.New(&log), call("tool"))
+	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "unsupported sampler: bogus") {
+		t.Errorf("the log says: %s", text)
+	}
+	for _, about := range []map[string]string{s.about, texts(c.About("v1"))} {
+		_, bad := about["bad"]
+		if about["service.name"] != "mine" || about["team"] != "the red" || about["telemetry.sdk.name"] == "" || bad {
+			t.Errorf("%v", about)
+		}
+	}
+}
+
+func texts(list []*common.KeyValue) map[string]string {
+	all := map[string]string{}
+	for _, a := range list {
+		all[a.Key] = a.Value.GetStringValue()
+	}
+	return all
 }

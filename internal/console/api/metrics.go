@@ -142,9 +142,11 @@ func (a *API) present(ctx context.Context) (*metrics.Set, error) {
 	}
 	unshipped := gauge("haldir_audit_unshipped_records", "Records that a destination does not have yet.", "destination")
 	rejected := set.Add(metrics.Counter, "haldir_audit_rejected_records_total", "", "Records that a destination did not take.", "destination")
+	missed := set.Add(metrics.Counter, "haldir_audit_missed_records_total", "", "Records that were pruned before a destination had them.", "destination")
 	for _, d := range places {
 		unshipped.Put(float64(d.Unshipped), d.Destination)
 		rejected.Count(float64(d.Rejected), d.Destination)
+		missed.Count(float64(d.Missed), d.Destination)
 	}
 	// Of a limit that counts by session or tool, the fullest tells whether it is near.
 	limits, err := a.limits(ctx)
