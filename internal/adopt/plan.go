@@ -119,6 +119,7 @@ type Plan struct {
 	claude    []clients.Rule // of Claude Code
 	fail      error          // of the store
 	elsewhere bool           // a client's haldir serves another config
+	inClaude  bool           // Claude Code has haldir, or gets it
 }
 
 // New makes a plan. Nothing is written.
@@ -220,6 +221,7 @@ func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
 		for _, l := range f.Lists {
 			for _, s := range l.Servers {
 				if s.Guard != nil {
+					p.inClaude = p.inClaude || f.Client == clients.ClaudeCode
 					continue
 				}
 				if why := cmp.Or(s.Why, p.stays(l), p.brought(s)); why != "" {
@@ -253,7 +255,23 @@ func (p *Plan) stays(l *clients.List) string {
 			return fmt.Sprintf("the haldir beside it (%s) serves another config, %s: run haldir init with that --config", s.Name, cmp.Or(s.Guard.Config, "the default one"))
 		}
 	}
-	return ""
+	name := entryName(l, func(s *clients.Server) bool { return s.Why == "" })
+	return p.o.Host.Refused(l, name, p.entry(l))
+}
+
+// entryName is the name of haldir's entry in a list, which has it or gets it: beside those that
+// stay there.
+func entryName(l *clients.List, goes func(s *clients.Server) bool) string {
+	for _, s := range l.Servers {
+		if s.Guard != nil {
+			return s.Name
+		}
+	}
+	name := "haldir"
+	for n := 2; l.Server(name) != nil && !goes(l.Server(name)); n++ {
+		name = fmt.Sprintf("haldir-%d", n)
+	}
+	return name
 }
 
 // brought says why a server that came with a project stays. Whoever wrote the project wrote
@@ -385,13 +403,9 @@ func (p *Plan) swaps(files []*clients.File) error {
 	for _, f := range files {
 		c := &Change{Kind: KindClient, Client: f.Client, Path: f.Path, Before: f.Data, file: f, info: f.Info}
 		for _, l := range f.Lists {
-			s := clients.Swap{List: l, Name: "haldir", Keep: map[string][]string{}}
-			var guard *clients.Server
+			s := clients.Swap{List: l, Keep: map[string][]string{}}
 			here := false
 			for _, srv := range l.Servers {
-				if srv.Guard != nil {
-					guard = srv
-				}
 				if u := moved(srv); u != nil {
 					s.Gone = append(s.Gone, srv.Name)
 					s.Keep[srv.Name] = u.unsaid[srv]
@@ -404,17 +418,13 @@ func (p *Plan) swaps(files []*clients.File) error {
 			if len(s.Gone) == 0 {
 				continue
 			}
-			if guard != nil {
-				s.Name = guard.Name
-			} else {
+			s.Name = entryName(l, func(srv *clients.Server) bool { return slices.Contains(s.Gone, srv.Name) })
+			if there := l.Server(s.Name); there == nil || there.Guard == nil {
 				entry := p.entry(l)
 				if here {
 					entry.Cwd = "${workspaceFolder}"
 				}
 				s.Entry = &entry
-				for n := 2; l.Server(s.Name) != nil && !slices.Contains(s.Gone, s.Name); n++ {
-					s.Name = fmt.Sprintf("haldir-%d", n)
-				}
 			}
 			c.swap = append(c.swap, s)
 			c.Swaps = append(c.Swaps, Swapped{l.Scope, l.Dir, s.Gone, s.Name, s.Entry != nil})
@@ -488,8 +498,22 @@ func (p *Plan) advise(cfg *config.Config) {
 		}
 	}
 	p.uncarried()
+	p.roundabout()
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
+	}
+}
+
+// roundabout tells of servers of other clients that Claude Code's settings deny: it has them
+// through haldir.
+func (p *Plan) roundabout() {
+	for _, u := range p.Upstreams {
+		p.inClaude = p.inClaude || u.of(clients.ClaudeCode)
+	}
+	for _, u := range p.Upstreams {
+		if path := p.o.Host.Denied(u.From[0]); p.inClaude && path != "" {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: deniedMcpServers in %s keeps it out of Claude Code, where haldir offers it now: deny mcp__haldir__%s__* in those settings", u.Name, path, u.Name))
+		}
 	}
 }
 

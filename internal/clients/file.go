@@ -106,10 +106,14 @@ func (h Host) switchedOff(f *File, projects *hujson.Object) {
 			continue
 		}
 		off, here := texts(o, "disabledMcpServers"), h.here(nameOf(m))
+		denied := &gate{}
+		if !here {
+			denied = h.denying(nameOf(m))
+		}
 		for _, l := range f.Lists {
 			for _, s := range l.Servers {
 				switch {
-				case !slices.Contains(off, s.Name):
+				case !slices.Contains(off, s.Name) && denied.deny(h.loaded(s)) == nil:
 				case here && l.Here && s.Why == "":
 					s.Why = "it is switched off in this project"
 				case !here && l.Scope == User:
@@ -157,6 +161,7 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 			s.Why = fmt.Sprintf("the name %q stands twice there, and clients do not agree on which of them holds", s.Name)
 		}
 	}
+	h.blocked(l)
 	if f.Client == ClaudeCode && f.Scope == Project {
 		off, on := h.rejected(filepath.Dir(f.Path)), h.chosen("enabledMcpjsonServers")
 		for _, s := range l.Servers {
@@ -168,6 +173,20 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 	}
 	f.Lists = append(f.Lists, l)
 	return nil
+}
+
+// blocked notes the servers that Claude Code's settings keep it from loading.
+func (h Host) blocked(l *List) {
+	if l.File.Client != ClaudeCode || len(l.Servers) == 0 {
+		return
+	}
+	for _, g := range h.gates(l) {
+		for _, s := range l.Servers {
+			if why := g.refuses(h.loaded(s)); s.Why == "" && s.Guard == nil && why != "" {
+				s.Why = "Claude Code does not load it: " + why
+			}
+		}
+	}
 }
 
 // rejected lists the servers of a project's .mcp.json that the person does not want.
