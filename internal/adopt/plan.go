@@ -219,12 +219,13 @@ func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
 	}
 	for _, f := range files {
 		for _, l := range f.Lists {
+			stays := sync.OnceValue(func() string { return p.stays(l) }) // it reads files
 			for _, s := range l.Servers {
 				if s.Guard != nil {
 					p.inClaude = p.inClaude || f.Client == clients.ClaudeCode
 					continue
 				}
-				if why := cmp.Or(s.Why, p.stays(l), p.brought(s)); why != "" {
+				if why := cmp.Or(s.Why, stays(), p.brought(s)); why != "" {
 					p.Left = append(p.Left, Left{s, why})
 					continue
 				}
@@ -279,6 +280,9 @@ func entryName(l *clients.List, goes func(s *clients.Server) bool) string {
 func (p *Plan) brought(s *clients.Server) string {
 	if s.List.Scope != clients.Project || s.Approved || p.o.Shared {
 		return ""
+	}
+	if s.Claim != "" {
+		return fmt.Sprintf("it came with the project, and so may %s have, which says that it is approved: look at what it starts, then run haldir init --project", s.Claim)
 	}
 	return "it came with the project, and nobody has approved it for everywhere: look at what it starts, then run haldir init --project"
 }
@@ -430,6 +434,9 @@ func (p *Plan) swaps(files []*clients.File) error {
 			c.Swaps = append(c.Swaps, Swapped{l.Scope, l.Dir, s.Gone, s.Name, s.Entry != nil})
 			if l.Scope == clients.Project {
 				p.Notes = append(p.Notes, fmt.Sprintf("%s belongs to the project: who shares it needs haldir and the servers in their haldir.yaml as well", f.Path))
+			}
+			if s.Entry != nil && p.o.Host.Asks(l, s.Name) {
+				p.Notes = append(p.Notes, fmt.Sprintf("Claude Code asks you before it uses %s of %s, as that name is new there: run claude in %s, and approve it", s.Name, f.Path, filepath.Dir(f.Path)))
 			}
 		}
 		if len(c.swap) == 0 {

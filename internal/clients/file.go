@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -163,12 +162,18 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 	}
 	h.blocked(l)
 	if f.Client == ClaudeCode && f.Scope == Project {
-		off, on := h.rejected(filepath.Dir(f.Path)), h.chosen("enabledMcpjsonServers")
+		off, on, claims := h.rejected(), h.chosen(enabled), h.approvals()
 		for _, s := range l.Servers {
 			if s.Why == "" && slices.Contains(off, s.Name) {
 				s.Why = "it was rejected in Claude Code"
 			}
 			s.Approved = slices.Contains(on, s.Name)
+			for _, a := range claims {
+				if slices.Contains(a.names, s.Name) {
+					s.Approved = s.Approved || a.own
+					s.Claim = a.path
+				}
+			}
 		}
 	}
 	f.Lists = append(f.Lists, l)
@@ -189,17 +194,6 @@ func (h Host) blocked(l *List) {
 	}
 }
 
-// rejected lists the servers of a project's .mcp.json that the person does not want.
-func (h Host) rejected(dir string) (out []string) {
-	const key = "disabledMcpjsonServers"
-	for _, path := range []string{h.ClaudeSettings(), filepath.Join(dir, ".claude", "settings.json"), filepath.Join(dir, ".claude", "settings.local.json")} {
-		if o := readRoot(path); o != nil {
-			out = append(out, texts(o, key)...)
-		}
-	}
-	return append(out, h.chosen(key)...)
-}
-
 // readRoot is the object in a file of Claude Code; nil if Claude Code cannot read it either.
 func readRoot(path string) *hujson.Object {
 	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
@@ -214,25 +208,6 @@ func readRoot(path string) *hujson.Object {
 		return nil
 	}
 	return object(t.root)
-}
-
-// chosen lists the servers that Claude Code has noted for this project under a key of the
-// person's own state, which no project can bring along.
-func (h Host) chosen(key string) (out []string) {
-	o := readRoot(h.ClaudeConfig())
-	if o == nil {
-		return nil
-	}
-	for i := range o.Members {
-		if p := object(&o.Members[i].Value); p != nil && nameOf(&o.Members[i]) == "projects" {
-			for j := range p.Members {
-				if in := object(&p.Members[j].Value); in != nil && h.here(nameOf(&p.Members[j])) {
-					out = append(out, texts(in, key)...)
-				}
-			}
-		}
-	}
-	return out
 }
 
 // Entry is how a client starts haldir.

@@ -290,6 +290,9 @@ func (h Host) Refused(l *List, name string, e Entry) string {
 	if s := l.Server(name); s != nil && s.Guard != nil {
 		entry = h.loaded(s)
 	}
+	if l.Here && slices.Contains(h.chosen("disabledMcpServers"), name) || l.Scope == Project && slices.Contains(h.rejected(), name) {
+		return fmt.Sprintf("Claude Code would not load %s in its place: it is switched off in this project; switch it on there (/mcp), and run haldir init again", name)
+	}
 	for _, g := range h.gates(l) {
 		if why := g.refuses(entry); why != "" {
 			return fmt.Sprintf("Claude Code would not load %s in its place: %s%s", name, why, g.mend(entry))

@@ -25,6 +25,7 @@ type Server struct {
 	Why string // why it cannot move; "" if it can
 	// Approved: the person has said yes to it in Claude Code, if it came with a project.
 	Approved bool
+	Claim    string // settings in the project that say so, and may have come with it; "" for none
 	Guard    *Guard // it is haldir itself
 
 	Command  string
