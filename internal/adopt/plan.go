@@ -328,6 +328,12 @@ const longest = 32
 
 var foreign = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^a-z0-9]+`) })
 
+// plain is a text as the name of an upstream may be.
+func plain(text string) string {
+	name := strings.Trim(foreign().ReplaceAllString(strings.ToLower(text), "-"), "-")
+	return cmp.Or(strings.TrimRight(name[:min(len(name), longest)], "-"), "server")
+}
+
 // name finds the name of an upstream, or the upstream that it already is.
 func (p *Plan) name(u *Upstream, cfg *config.Config) {
 	taken := func(n string) bool {
@@ -343,9 +349,10 @@ func (p *Plan) name(u *Upstream, cfg *config.Config) {
 		}
 	}
 	own := u.From[0].Name
-	base := strings.Trim(foreign().ReplaceAllString(strings.ToLower(own), "-"), "-")
-	base = strings.TrimRight(base[:min(len(base), longest)], "-")
-	base = cmp.Or(base, "server")
+	base := plain(own)
+	if dir := u.From[0].List.Project(); dir != "" && taken(base) {
+		base = plain(own + "-" + filepath.Base(dir)) // a number says nothing of whose it is
+	}
 	u.Name = base
 	for n := 2; taken(u.Name); n++ {
 		end := fmt.Sprintf("-%d", n)
@@ -506,6 +513,7 @@ func (p *Plan) advise(cfg *config.Config) {
 	}
 	p.uncarried()
 	p.roundabout()
+	p.shadowed()
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
 	}
@@ -520,6 +528,37 @@ func (p *Plan) roundabout() {
 	for _, u := range p.Upstreams {
 		if path := p.o.Host.Denied(u.From[0]); p.inClaude && path != "" {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: deniedMcpServers in %s keeps it out of Claude Code, where haldir offers it now: deny mcp__haldir__%s__* in those settings", u.Name, path, u.Name))
+		}
+	}
+}
+
+// shadowed tells of servers in whose place Claude Code takes another of their name in a project:
+// by haldir's name they are always the same.
+func (p *Plan) shadowed() {
+	now := map[*clients.Server]string{} // the names of those that move
+	var all []*clients.Server
+	for _, u := range p.Upstreams {
+		for _, s := range u.From {
+			now[s] = u.Name
+		}
+		all = append(all, u.From...)
+	}
+	for _, l := range p.Left {
+		if l.Server.Why == "" && l.Server.List.Scope == clients.Local {
+			all = append(all, l.Server)
+		}
+	}
+	for _, s := range all {
+		for _, in := range all {
+			if now[s] == "" || now[s] == now[in] || !in.Shadows(s) {
+				continue
+			}
+			also := ""
+			if now[in] != "" {
+				also = fmt.Sprintf(", which is %s now and is offered everywhere", now[in])
+			}
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: in %s Claude Code takes the project's own %q in its place%s; haldir offers %s there too: deny mcp__haldir__%s__* in the settings of that project if it is not to be",
+				now[s], in.List.Project(), in.Name, also, now[s], now[s]))
 		}
 	}
 }

@@ -115,8 +115,8 @@ func (h Host) Asks(l *List, name string) bool {
 		return false
 	}
 	paths := append(h.managed(), h.ClaudeSettings())
-	if h.trusted(l.project()) {
-		paths = append(paths, projectSettings([]string{l.project()})...)
+	if h.trusted(l.Project()) {
+		paths = append(paths, projectSettings([]string{l.Project()})...)
 	}
 	return !slices.ContainsFunc(paths, func(path string) bool {
 		o := readRoot(path)

@@ -351,7 +351,7 @@ func (r *reading) end() {
 // client starts that of a project in the project, and haldir must as well: started wherever an
 // agent is, a path such as ./tools/mcp.js is a file of whoever made that place.
 func (l *List) cwd(dir string) string {
-	project := literal(l.project())
+	project := literal(l.Project())
 	switch {
 	case project == "" || filepath.IsAbs(dir) || strings.HasPrefix(dir, "${"):
 		return dir
@@ -361,8 +361,8 @@ func (l *List) cwd(dir string) string {
 	return filepath.Join(project, dir)
 }
 
-// project is the directory of the project that the servers of a list are for; "" for none.
-func (l *List) project() string {
+// Project is the directory of the project that the servers of a list are for; "" for none.
+func (l *List) Project() string {
 	switch {
 	case l.Scope == Local:
 		return filepath.FromSlash(l.Dir)
@@ -425,7 +425,7 @@ func (r *reading) reference(name string) string {
 		case name == "pathSeparator" || name == "/":
 			return string(filepath.Separator)
 		case name == "workspaceFolder" && r.client == VSCode:
-			if dir := r.server.List.project(); dir != "" {
+			if dir := r.server.List.Project(); dir != "" {
 				return literal(dir)
 			}
 			r.server.Here = true
@@ -521,6 +521,17 @@ func (h Host) own(path string) bool {
 	a, errA := os.Stat(path)
 	b, errB := os.Stat(h.Own)
 	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
+// Shadows reports whether Claude Code takes a server in the place of another in its project: a
+// local one goes before one of the project, and that before one that is for everywhere.
+func (s *Server) Shadows(o *Server) bool {
+	if s.List.File.Client != ClaudeCode || o.List.File.Client != ClaudeCode || s.Name != o.Name {
+		return false
+	}
+	in := o.List.Scope == User || o.List.Project() == s.List.Project()
+	before := []Scope{Local, Project, User}
+	return in && slices.Index(before, s.List.Scope) < slices.Index(before, o.List.Scope)
 }
 
 // Same reports whether two servers are one: they say the same, whatever they are called.
