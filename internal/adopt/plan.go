@@ -507,6 +507,9 @@ func (p *Plan) advise(cfg *config.Config) {
 		} else if s.Cwd == "" && (s.Here || slices.Contains(s.Args, ".")) && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: it works in the directory that a client starts haldir in, and each client has its own", u.Name))
 		}
+		if names := p.unset(s); len(names) > 0 && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: of its variables these have no value here: %s; haldir does not start a server without them, as clients may: set them where your clients are started, or take them out of haldir.yaml", u.Name, strings.Join(names, ", ")))
+		}
 		if len(hidden(s.Args)) > 0 && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs, and stands in haldir.yaml in the clear: give it by env, as ${keyring:NAME}, if the program takes it so", u.Name))
 		}
@@ -517,6 +520,27 @@ func (p *Plan) advise(cfg *config.Config) {
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
 	}
+}
+
+// unset lists the variables that a server refers to and that have no value where init runs.
+func (p *Plan) unset(s *clients.Server) (names []string) {
+	all := append([]string{s.Command, s.Cwd, s.URL}, s.Args...)
+	for _, pair := range slices.Concat(s.Env, s.Headers) {
+		all = append(all, pair.Value)
+	}
+	if s.OAuth != nil {
+		all = append(all, s.OAuth.ClientID, s.OAuth.ClientSecret)
+	}
+	r := &config.Resolver{File: func(string) ([]byte, error) { return nil, nil }, Env: func(name string) (string, bool) {
+		if p.o.Host.Env(name) == "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		return "", true
+	}}
+	for _, text := range all {
+		_, _ = r.Resolve(text) // haldir.yaml has taken it
+	}
+	return names
 }
 
 // roundabout tells of servers of other clients that Claude Code's settings deny: it has them
