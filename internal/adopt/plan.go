@@ -507,6 +507,9 @@ func (p *Plan) advise(cfg *config.Config) {
 		} else if s.Cwd == "" && (s.Here || slices.Contains(s.Args, ".")) && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: it works in the directory that a client starts haldir in, and each client has its own", u.Name))
 		}
+		if s.Unheeded && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s does not heed its cwd, and haldir does: it runs in %s now", u.Name, s.List.File.Client, s.Cwd))
+		}
 		if names := p.unset(s); len(names) > 0 && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: of its variables these have no value here: %s; haldir does not start a server without them, as clients may: set them where your clients are started, or take them out of haldir.yaml", u.Name, strings.Join(names, ", ")))
 		}

@@ -3,11 +3,13 @@ package clients
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/tailscale/hujson"
 
@@ -40,7 +42,9 @@ type List struct {
 func (h Host) Read(p Place) (*File, error) {
 	f := &File{Place: p}
 	var err error
-	if f.Target, err = replace.Follow(p.Path); err != nil {
+	if f.Target, err = replace.Follow(p.Path); errors.Is(err, syscall.ENOTDIR) {
+		return f, nil // something else has the name of the client's directory
+	} else if err != nil {
 		return nil, err
 	}
 	if f.Data, f.Info, err = replace.Read(f.Target); err != nil || f.Data == nil {
@@ -141,7 +145,7 @@ func texts(o *hujson.Object, name string) (out []string) {
 // list reads the servers in an object.
 func (h Host) list(f *File, in *hujson.Object, l *List) error {
 	m, err := f.text.member(in, f.Client.key())
-	if err != nil || m == nil {
+	if err != nil || m == nil || isNull(&m.Value) {
 		return err
 	}
 	servers := object(&m.Value)

@@ -333,6 +333,11 @@ func isTrue(v *hujson.Value) bool {
 	return ok && l.Kind() == 't'
 }
 
+func isNull(v *hujson.Value) bool {
+	l, ok := v.Value.(hujson.Literal)
+	return ok && l.Kind() == 'n'
+}
+
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil

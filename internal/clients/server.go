@@ -38,6 +38,7 @@ type Server struct {
 	Timeout  time.Duration // for one call; 0 for the default
 	Withheld []string      // tools that the client does not offer
 	OffIn    []string      // other projects of Claude Code that have switched it off
+	Unheeded bool          // it names a cwd, and its client does not heed that
 	Here     bool          // it refers to the directory of the project
 	Lost     []string      // keys without a counterpart, as they are written
 	Comments []string      // that stand in the entry
@@ -167,6 +168,7 @@ func (r *reading) key(key string, v *hujson.Value) {
 		r.plain.Env = r.pairs(key, v, &s.Env)
 	case "cwd":
 		r.text(key, v, &s.Cwd)
+		s.Unheeded = r.client == ClaudeCode
 	case "url", "serverUrl":
 		r.text(key, v, &s.URL)
 	case "headers":
@@ -231,7 +233,10 @@ func (r *reading) pairs(key string, v *hujson.Value, to *[]Pair) (plain []Pair) 
 		m := &o.Members[i]
 		s, ok := str(&m.Value)
 		if l, lit := m.Value.Value.(hujson.Literal); !ok && lit && l.Kind() != 'n' {
-			s, ok = string(l), true // a number or a boolean, which clients take as it is written
+			if r.client == ClaudeCode {
+				r.no("%s in its %s is no text, so that Claude Code does not use it", nameOf(m), key)
+			}
+			s, ok = string(l), true // a number or a boolean, which other clients take as it is written
 		}
 		if !ok {
 			r.no("%s in its %s is no text", nameOf(m), key)
