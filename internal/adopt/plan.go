@@ -439,6 +439,7 @@ func (p *Plan) swaps(files []*clients.File) error {
 			}
 			c.swap = append(c.swap, s)
 			c.Swaps = append(c.Swaps, Swapped{l.Scope, l.Dir, s.Gone, s.Name, s.Entry != nil})
+			p.Notes = append(p.Notes, p.o.Host.RefusedIn(l, s.Name, p.entry(l))...)
 			if l.Scope == clients.Project {
 				p.Notes = append(p.Notes, fmt.Sprintf("%s belongs to the project: who shares it needs haldir and the servers in their haldir.yaml as well", f.Path))
 			}

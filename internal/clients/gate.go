@@ -280,39 +280,64 @@ func (h Host) gates(l *List) []*gate {
 	return []*gate{h.gate(l.Dir)}
 }
 
-// Refused says why Claude Code would not load an entry in the place of servers of a list, and
-// what to do; "" if it would, and of another client. An entry that is there counts as it is.
+// Refused says why Claude Code would not load haldir's entry in the place of servers of a list,
+// and what to do; "" if it would, and of another client. An entry that is there counts as it is.
 func (h Host) Refused(l *List, name string, e Entry) string {
 	if l.File.Client != ClaudeCode {
 		return ""
 	}
-	entry := loaded{name: name, command: append([]string{e.Command}, e.Args...)}
-	if s := l.Server(name); s != nil && s.Guard != nil {
-		entry = h.loaded(s)
-	}
+	const again = ", and run haldir init again"
+	why := ""
 	if l.Here && slices.Contains(h.chosen("disabledMcpServers"), name) || l.Scope == Project && slices.Contains(h.rejected(), name) {
-		return fmt.Sprintf("Claude Code would not load %s in its place: it is switched off in this project; switch it on there (/mcp), and run haldir init again", name)
+		why = "it is switched off in this project; switch it on there (/mcp)" + again
 	}
 	for _, g := range h.gates(l) {
-		if why := g.refuses(entry); why != "" {
-			return fmt.Sprintf("Claude Code would not load %s in its place: %s%s", name, why, g.mend(entry))
+		if says := g.says(h.entry(l, name, e), again); why == "" {
+			why = says
 		}
 	}
-	return ""
+	if why == "" {
+		return ""
+	}
+	return fmt.Sprintf("Claude Code would not load %s in its place: %s", name, why)
 }
 
-// mend says how a server that is refused would not be.
-func (g *gate) mend(s loaded) string {
-	fresh := fmt.Sprintf(`{"serverName": %s}`, quote(s.name))
-	switch {
-	case g.closed != "":
-		return ""
-	case g.deny(s) != nil:
-		return "; take it out there, or ask who looks after that file to, and run haldir init again"
-	case g.strict(s):
-		fresh = fmt.Sprintf(`{"serverCommand": [%s]}`, strings.Join(quoted(s.command), ", "))
+// RefusedIn says in which projects, where the person is not, Claude Code would not load haldir's
+// entry of a list that is for everywhere, why, and what to do.
+func (h Host) RefusedIn(l *List, name string, e Entry) (out []string) {
+	if l.File.Client != ClaudeCode || l.Scope != User {
+		return nil
 	}
-	return fmt.Sprintf("; add %s there, or ask who looks after that file to, and run haldir init again", fresh)
+	for _, dir := range h.projects() {
+		if why := h.gate(dir).says(h.entry(l, name, e), ""); why != "" && !h.here(dir) {
+			out = append(out, fmt.Sprintf("in %s Claude Code does not load %s: %s", dir, name, why))
+		}
+	}
+	return out
+}
+
+// entry is haldir's in a list, as it is or would be.
+func (h Host) entry(l *List, name string, e Entry) loaded {
+	if s := l.Server(name); s != nil && s.Guard != nil {
+		return h.loaded(s)
+	}
+	return loaded{name: name, command: append([]string{e.Command}, e.Args...)}
+}
+
+// says is why a server is not loaded, and what to do, and then; "" if it is.
+func (g *gate) says(s loaded, then string) string {
+	why := g.refuses(s)
+	if why == "" || g.closed != "" {
+		return why
+	}
+	mend := fmt.Sprintf(`add {"serverName": %s} there`, quote(s.name))
+	switch {
+	case g.deny(s) != nil:
+		mend = "take it out there"
+	case g.strict(s):
+		mend = fmt.Sprintf(`add {"serverCommand": [%s]} there`, strings.Join(quoted(s.command), ", "))
+	}
+	return fmt.Sprintf("%s; %s, or ask who looks after that file to%s", why, mend, then)
 }
 
 // member is the value of a member of an object; nil if there is none.

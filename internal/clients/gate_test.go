@@ -8,8 +8,11 @@ func TestMatchURL(t *testing.T) {
 		pattern string
 		yes, no []string
 	}{
-		{"https://example.com/mcp", []string{"https://example.com/mcp", "https://example.com/mcp?k=v", "HTTPS://u:p@Example.com.:443/mcp"},
-			[]string{"https://example.com/Mcp", "https://example.com/mcp/x", "https://example.com", "http://example.com/mcp", "https://example.com:8443/mcp"}},
+		{
+			"https://example.com/mcp",
+			[]string{"https://example.com/mcp", "https://example.com/mcp?k=v", "HTTPS://u:p@Example.com.:443/mcp"},
+			[]string{"https://example.com/Mcp", "https://example.com/mcp/x", "https://example.com", "http://example.com/mcp", "https://example.com:8443/mcp"},
+		},
 		{"https://example.com", []string{"https://example.com", "https://example.com/", "https://example.com/x/y"}, []string{"https://example.com.evil.org/", "https://x.example.com"}},
 		{"https://example.com/", []string{"https://example.com", "https://example.com/"}, []string{"https://example.com/x"}},
 		{"https://*.example.com/*", []string{"https://a.example.com", "https://a.b.example.com/x"}, []string{"https://example.com/x", "https://evil.org/a.example.com/x"}},
