@@ -51,14 +51,13 @@ type child struct {
 }
 
 // isHaldir reports whether a command is a haldir: by its name, or as the very program that
-// runs.
-func isHaldir(command string) bool {
+// runs, by the path that it is found at.
+func isHaldir(command, path string) bool {
 	if strings.TrimSuffix(filepath.Base(command), ".exe") == "haldir" {
 		return true
 	}
-	path, notFound := exec.LookPath(command)
 	self, unknown := os.Executable()
-	if notFound != nil || unknown != nil {
+	if unknown != nil {
 		return false
 	}
 	a, errA := os.Stat(path)
@@ -75,7 +74,8 @@ func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resol
 		}
 		texts[i] = v
 	}
-	if !isHaldir(texts[0]) {
+	path, notFound := find(cfg, texts[0], r)
+	if !isHaldir(texts[0], path) {
 		own = nil
 	}
 	env, err := environment(cfg, own, r)
@@ -84,6 +84,9 @@ func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resol
 	}
 	cmd := exec.Command(texts[0], texts[2:]...) //nolint:noctx // its life is the connection's, ended by the ladder
 	cmd.Dir, cmd.Env = texts[1], env
+	if !strings.ContainsAny(texts[0], separators) {
+		cmd.Path, cmd.Err = path, notFound
+	}
 	if info, err := os.Stat(cmd.Dir); cmd.Dir != "" && (err != nil || !info.IsDir()) {
 		return nil, fmt.Errorf("start %s: its directory %s (cwd) does not exist", cfg.Command, cmd.Dir)
 	}
@@ -122,6 +125,9 @@ func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resol
 var ErrNoProgram = errors.New("there is no such program")
 
 func startError(cfg config.Upstream, err error) error {
+	if _, set := pathOf(cfg); set && errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("start %s: %w on the PATH that its env sets", cfg.Command, ErrNoProgram)
+	}
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("start %s: %w on PATH (%s)", cfg.Command, ErrNoProgram, os.Getenv("PATH"))
 	}
@@ -223,6 +229,7 @@ var base = []string{
 	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
 	"SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO",
 	"XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR",
+	"CLAUDE_PROJECT_DIR", // which Claude Code gives each server that it starts
 }
 
 var baseWindows = []string{
@@ -287,9 +294,42 @@ func Program(cfg config.Upstream, r *config.Resolver) (string, error) {
 		}
 		name = filepath.Join(dir, name) // from where it is started
 	}
-	path, err := exec.LookPath(name)
+	path, err := find(cfg, name, r)
 	if err != nil {
 		return "", startError(cfg, err)
 	}
 	return filepath.Abs(path)
+}
+
+// separators are what a path has and the mere name of a program has not.
+var separators = map[bool]string{false: "/", true: `:\/`}[runtime.GOOS == "windows"]
+
+// find is where a program is. One by its name alone is looked for on the PATH that the child
+// gets, as a shell does that is told one before a command; a directory there that is relative
+// is passed over.
+func find(cfg config.Upstream, name string, r *config.Resolver) (string, error) {
+	value, set := pathOf(cfg)
+	if !set || strings.ContainsAny(name, separators) {
+		return exec.LookPath(name)
+	}
+	dirs, err := r.Resolve(value)
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range filepath.SplitList(dirs) {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil && filepath.IsAbs(dir) {
+			return path, nil
+		}
+	}
+	return "", &exec.Error{Name: name, Err: exec.ErrNotFound}
+}
+
+// pathOf is the PATH that env gives a child, if it does.
+func pathOf(cfg config.Upstream) (value string, set bool) {
+	for _, e := range cfg.Env {
+		if name, v, _ := strings.Cut(e, "="); sameVariable(name, "PATH") {
+			value, set = v, true
+		}
+	}
+	return value, set
 }

@@ -210,6 +210,14 @@ func TestAProgramThatIsNotThere(t *testing.T) {
 	}
 }
 
+// A server that Claude Code has started is told the project by haldir as well.
+func TestTheProjectOfClaudeCode(t *testing.T) {
+	t.Setenv("CLAUDE_PROJECT_DIR", "/src/x")
+	if env := ready(t, mcptest.Script{}.Child(t, "up")).seen().Env; !slices.Contains(env, "CLAUDE_PROJECT_DIR=/src/x") {
+		t.Errorf("%q", env)
+	}
+}
+
 func TestReferencesInACommand(t *testing.T) {
 	t.Setenv("HALDIR_TEST_VALUE", "from the environment")
 	cfg := mcptest.Script{}.Child(t, "up")

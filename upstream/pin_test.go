@@ -347,6 +347,40 @@ func TestAProgramIsLookedForWhereItIsStarted(t *testing.T) {
 	}
 }
 
+// The PATH that env sets is the one that a shell would look on, told it before the command. So
+// does whoever compares programs. haldir's own, and a relative directory, do not count then.
+func TestAProgramIsLookedForOnItsOwnPath(t *testing.T) {
+	b, dir := &board{}, t.TempDir()
+	cfg := listing(t, "hold", honest)
+	name := "haldir-test-server" + filepath.Ext(cfg.Command)
+	if err := os.Symlink(cfg.Command, filepath.Join(dir, name)); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Command = name
+	with := func(path string) config.Upstream {
+		cfg := cfg
+		cfg.Env = append(slices.Clone(cfg.Env), "PATH="+path)
+		return cfg
+	}
+	t.Setenv("HALDIR_TEST_DIR", dir)
+	ready(t, with(strings.Join([]string{t.TempDir(), "${env:HALDIR_TEST_DIR}"}, string(filepath.ListSeparator))), pinnedBy(b))
+	var rec pins.Record
+	if err := json.Unmarshal(b.kept["up"], &rec); err != nil || !strings.HasPrefix(rec.Server, dir) {
+		t.Errorf("%q, %v", rec.Server, err)
+	}
+	t.Setenv("PATH", dir)
+	t.Chdir(dir)
+	r := config.NewResolver(dir, nil, nil)
+	for _, path := range []string{t.TempDir(), ".", ""} {
+		if _, err := upstream.Program(with(path), r); !errors.Is(err, upstream.ErrNoProgram) || !strings.Contains(err.Error(), "on the PATH that its env sets") {
+			t.Errorf("on %q: %v", path, err)
+		}
+	}
+	if _, err := upstream.Program(cfg, r); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestChangesWhileItRuns(t *testing.T) {
 	b := &board{}
 	cfg := mcptest.Script{Tools: mcptest.Tools(json.RawMessage(honest), mcptest.Tool("retool"))}.Child(t, "up")

@@ -204,7 +204,7 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 
 // machine is where this haldir runs, and for whom.
 func machine() (h clients.Host, err error) {
-	h = clients.Host{OS: runtime.GOOS, Dir: workingDir(), Env: os.Getenv}
+	h = clients.Host{OS: runtime.GOOS, Dir: workingDir(), Env: os.Getenv, Managed: clients.ManagedDir(runtime.GOOS)}
 	if h.Home, err = os.UserHomeDir(); err != nil {
 		return h, fmt.Errorf("find the home directory: %w", err)
 	}

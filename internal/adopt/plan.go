@@ -116,6 +116,7 @@ type Plan struct {
 	claude    []clients.Rule // of Claude Code
 	fail      error          // of the store
 	elsewhere bool           // a client's haldir serves another config
+	inClaude  bool           // Claude Code has haldir, or gets it
 }
 
 // New makes a plan. Nothing is written.
@@ -215,11 +216,13 @@ func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
 	}
 	for _, f := range files {
 		for _, l := range f.Lists {
+			stays := sync.OnceValue(func() string { return p.stays(l) }) // it reads files
 			for _, s := range l.Servers {
 				if s.Guard != nil {
+					p.inClaude = p.inClaude || f.Client == clients.ClaudeCode
 					continue
 				}
-				if why := cmp.Or(s.Why, p.stays(l), p.brought(s)); why != "" {
+				if why := cmp.Or(s.Why, stays(), p.brought(s)); why != "" {
 					p.Left = append(p.Left, Left{s, why})
 					continue
 				}
@@ -250,7 +253,23 @@ func (p *Plan) stays(l *clients.List) string {
 			return fmt.Sprintf("the haldir beside it (%s) serves another config, %s: run haldir init with that --config", s.Name, cmp.Or(s.Guard.Config, "the default one"))
 		}
 	}
-	return ""
+	name := entryName(l, func(s *clients.Server) bool { return s.Why == "" })
+	return p.o.Host.Refused(l, name, p.entry(l))
+}
+
+// entryName is the name of haldir's entry in a list, which has it or gets it: beside those that
+// stay there.
+func entryName(l *clients.List, goes func(s *clients.Server) bool) string {
+	for _, s := range l.Servers {
+		if s.Guard != nil {
+			return s.Name
+		}
+	}
+	name := "haldir"
+	for n := 2; l.Server(name) != nil && !goes(l.Server(name)); n++ {
+		name = fmt.Sprintf("haldir-%d", n)
+	}
+	return name
 }
 
 // brought says why a server that came with a project stays. Whoever wrote the project wrote
@@ -258,6 +277,9 @@ func (p *Plan) stays(l *clients.List) string {
 func (p *Plan) brought(s *clients.Server) string {
 	if s.List.Scope != clients.Project || s.Approved || p.o.Shared {
 		return ""
+	}
+	if s.Claim != "" {
+		return fmt.Sprintf("it came with the project, and so may %s have, which says that it is approved: look at what it starts, then run haldir init --project", s.Claim)
 	}
 	return "it came with the project, and nobody has approved it for everywhere: look at what it starts, then run haldir init --project"
 }
@@ -303,6 +325,12 @@ const longest = 32
 
 var foreign = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^a-z0-9]+`) })
 
+// plain is a text as the name of an upstream may be.
+func plain(text string) string {
+	name := strings.Trim(foreign().ReplaceAllString(strings.ToLower(text), "-"), "-")
+	return cmp.Or(strings.TrimRight(name[:min(len(name), longest)], "-"), "server")
+}
+
 // name finds the name of an upstream, or the upstream that it already is.
 func (p *Plan) name(u *Upstream, cfg *config.Config) {
 	taken := func(n string) bool {
@@ -318,9 +346,10 @@ func (p *Plan) name(u *Upstream, cfg *config.Config) {
 		}
 	}
 	own := u.From[0].Name
-	base := strings.Trim(foreign().ReplaceAllString(strings.ToLower(own), "-"), "-")
-	base = strings.TrimRight(base[:min(len(base), longest)], "-")
-	base = cmp.Or(base, "server")
+	base := plain(own)
+	if dir := u.From[0].List.Project(); dir != "" && taken(base) {
+		base = plain(own + "-" + filepath.Base(dir)) // a number says nothing of whose it is
+	}
 	u.Name = base
 	for n := 2; taken(u.Name); n++ {
 		end := fmt.Sprintf("-%d", n)
@@ -383,13 +412,9 @@ func (p *Plan) swaps(files []*clients.File) error {
 		c := &Change{Kind: KindClient, Client: f.Client, Path: f.Path, Before: f.Data, file: f, info: f.Info}
 		var swaps []clients.Swap
 		for _, l := range f.Lists {
-			s := clients.Swap{List: l, Name: "haldir", Keep: map[string][]string{}}
-			var guard *clients.Server
+			s := clients.Swap{List: l, Keep: map[string][]string{}}
 			here := false
 			for _, srv := range l.Servers {
-				if srv.Guard != nil {
-					guard = srv
-				}
 				if u := moved(srv); u != nil {
 					s.Gone = append(s.Gone, srv.Name)
 					s.Keep[srv.Name] = u.unsaid[srv]
@@ -402,22 +427,22 @@ func (p *Plan) swaps(files []*clients.File) error {
 			if len(s.Gone) == 0 {
 				continue
 			}
-			if guard != nil {
-				s.Name = guard.Name
-			} else {
+			s.Name = entryName(l, func(srv *clients.Server) bool { return slices.Contains(s.Gone, srv.Name) })
+			if there := l.Server(s.Name); there == nil || there.Guard == nil {
 				entry := p.entry(l)
 				if here {
 					entry.Cwd = "${workspaceFolder}"
 				}
 				s.Entry = &entry
-				for n := 2; l.Server(s.Name) != nil && !slices.Contains(s.Gone, s.Name); n++ {
-					s.Name = fmt.Sprintf("haldir-%d", n)
-				}
 			}
 			swaps = append(swaps, s)
 			c.Swaps = append(c.Swaps, Swapped{l.Scope, l.Dir, s.Gone, s.Name, s.Entry != nil})
+			p.Notes = append(p.Notes, p.o.Host.RefusedIn(l, s.Name, p.entry(l))...)
 			if l.Scope == clients.Project {
 				p.Notes = append(p.Notes, fmt.Sprintf("%s belongs to the project: who shares it needs haldir and the servers in their haldir.yaml as well", f.Path))
+			}
+			if s.Entry != nil && p.o.Host.Asks(l, s.Name) {
+				p.Notes = append(p.Notes, fmt.Sprintf("Claude Code asks you before it uses %s of %s, as that name is new there: run claude in %s, and approve it", s.Name, f.Path, filepath.Dir(f.Path)))
 			}
 		}
 		if len(swaps) == 0 {
@@ -478,12 +503,20 @@ func (p *Plan) advise(cfg *config.Config) {
 		} else if s.Cwd == "" && (s.Here || slices.Contains(s.Args, ".")) && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: it works in the directory that a client starts haldir in, and each client has its own", u.Name))
 		}
+		if s.Unheeded && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s does not heed its cwd, and haldir does: it runs in %s now", u.Name, s.List.File.Client, s.Cwd))
+		}
+		if names := p.unset(s); len(names) > 0 && !u.There {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: of its variables these have no value here: %s; haldir does not start a server without them, as clients may: set them where your clients are started, or take them out of haldir.yaml", u.Name, strings.Join(names, ", ")))
+		}
 		if len(hidden(s.Args)) > 0 && !u.There {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: an argument looks like a secret, which other users of this machine can see while the program runs, and stands in haldir.yaml in the clear: give it by env, as ${keyring:NAME}, if the program takes it so", u.Name))
 		}
 	}
 	p.unknownSecrets()
 	p.uncarried()
+	p.roundabout()
+	p.shadowed()
 	if cfg != nil && len(p.Files) > 0 && p.Files[0].Kind == KindConfig {
 		p.Notes = append(p.Notes, "the policies in haldir.yaml stay as they are; they hold for the new upstreams as well")
 	}
@@ -499,6 +532,71 @@ func (p *Plan) unknownSecrets() {
 		}
 		name := u.Name + ".client-secret"
 		p.Notes = append(p.Notes, fmt.Sprintf("%s: if its OAuth client has a secret, that stays in Claude Code's own store, and haldir needs it to sign in: store it by haldir secret set %s, and write client_secret: ${keyring:%s} beside the client_id in haldir.yaml", u.Name, name, name))
+	}
+}
+
+// unset lists the variables that a server refers to and that have no value where init runs.
+func (p *Plan) unset(s *clients.Server) (names []string) {
+	all := append([]string{s.Command, s.Cwd, s.URL}, s.Args...)
+	for _, pair := range slices.Concat(s.Env, s.Headers) {
+		all = append(all, pair.Value)
+	}
+	if s.OAuth != nil {
+		all = append(all, s.OAuth.ClientID, s.OAuth.ClientSecret)
+	}
+	r := &config.Resolver{File: func(string) ([]byte, error) { return nil, nil }, Env: func(name string) (string, bool) {
+		if p.o.Host.Env(name) == "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		return "", true
+	}}
+	for _, text := range all {
+		_, _ = r.Resolve(text) // haldir.yaml has taken it
+	}
+	return names
+}
+
+// roundabout tells of servers of other clients that Claude Code's settings deny: it has them
+// through haldir.
+func (p *Plan) roundabout() {
+	for _, u := range p.Upstreams {
+		p.inClaude = p.inClaude || u.of(clients.ClaudeCode)
+	}
+	for _, u := range p.Upstreams {
+		if path := p.o.Host.Denied(u.From[0]); p.inClaude && path != "" {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: deniedMcpServers in %s keeps it out of Claude Code, where haldir offers it now: deny mcp__haldir__%s__* in those settings", u.Name, path, u.Name))
+		}
+	}
+}
+
+// shadowed tells of servers in whose place Claude Code takes another of their name in a project:
+// by haldir's name they are always the same.
+func (p *Plan) shadowed() {
+	now := map[*clients.Server]string{} // the names of those that move
+	var all []*clients.Server
+	for _, u := range p.Upstreams {
+		for _, s := range u.From {
+			now[s] = u.Name
+		}
+		all = append(all, u.From...)
+	}
+	for _, l := range p.Left {
+		if l.Server.Why == "" && l.Server.List.Scope == clients.Local {
+			all = append(all, l.Server)
+		}
+	}
+	for _, s := range all {
+		for _, in := range all {
+			if now[s] == "" || now[s] == now[in] || !in.Shadows(s) {
+				continue
+			}
+			also := ""
+			if now[in] != "" {
+				also = fmt.Sprintf(", which is %s now and is offered everywhere", now[in])
+			}
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: in %s Claude Code takes the project's own %q in its place%s; haldir offers %s there too: deny mcp__haldir__%s__* in the settings of that project if it is not to be",
+				now[s], in.List.Project(), in.Name, also, now[s], now[s]))
+		}
 	}
 }
 

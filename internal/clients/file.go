@@ -3,12 +3,13 @@ package clients
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/tailscale/hujson"
 
@@ -41,7 +42,9 @@ type List struct {
 func (h Host) Read(p Place) (*File, error) {
 	f := &File{Place: p}
 	var err error
-	if f.Target, err = replace.Follow(p.Path); err != nil {
+	if f.Target, err = replace.Follow(p.Path); errors.Is(err, syscall.ENOTDIR) {
+		return f, nil // something else has the name of the client's directory
+	} else if err != nil {
 		return nil, err
 	}
 	if f.Data, f.Info, err = replace.Read(f.Target); err != nil || f.Data == nil {
@@ -106,10 +109,14 @@ func (h Host) switchedOff(f *File, projects *hujson.Object) {
 			continue
 		}
 		off, here := texts(o, "disabledMcpServers"), h.here(nameOf(m))
+		denied := &gate{}
+		if !here {
+			denied = h.denying(nameOf(m))
+		}
 		for _, l := range f.Lists {
 			for _, s := range l.Servers {
 				switch {
-				case !slices.Contains(off, s.Name):
+				case !slices.Contains(off, s.Name) && denied.deny(h.loaded(s)) == nil:
 				case here && l.Here && s.Why == "":
 					s.Why = "it is switched off in this project"
 				case !here && l.Scope == User:
@@ -138,7 +145,7 @@ func texts(o *hujson.Object, name string) (out []string) {
 // list reads the servers in an object.
 func (h Host) list(f *File, in *hujson.Object, l *List) error {
 	m, err := f.text.member(in, f.Client.key())
-	if err != nil || m == nil {
+	if err != nil || m == nil || isNull(&m.Value) {
 		return err
 	}
 	servers := object(&m.Value)
@@ -157,28 +164,38 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 			s.Why = fmt.Sprintf("the name %q stands twice there, and clients do not agree on which of them holds", s.Name)
 		}
 	}
+	h.blocked(l)
 	if f.Client == ClaudeCode && f.Scope == Project {
-		off, on := h.rejected(filepath.Dir(f.Path)), h.chosen("enabledMcpjsonServers")
+		off, on, claims := h.rejected(), h.chosen(enabled), h.approvals()
 		for _, s := range l.Servers {
 			if s.Why == "" && slices.Contains(off, s.Name) {
 				s.Why = "it was rejected in Claude Code"
 			}
 			s.Approved = slices.Contains(on, s.Name)
+			for _, a := range claims {
+				if slices.Contains(a.names, s.Name) {
+					s.Approved = s.Approved || a.own
+					s.Claim = a.path
+				}
+			}
 		}
 	}
 	f.Lists = append(f.Lists, l)
 	return nil
 }
 
-// rejected lists the servers of a project's .mcp.json that the person does not want.
-func (h Host) rejected(dir string) (out []string) {
-	const key = "disabledMcpjsonServers"
-	for _, path := range []string{h.ClaudeSettings(), filepath.Join(dir, ".claude", "settings.json"), filepath.Join(dir, ".claude", "settings.local.json")} {
-		if o := readRoot(path); o != nil {
-			out = append(out, texts(o, key)...)
+// blocked notes the servers that Claude Code's settings keep it from loading.
+func (h Host) blocked(l *List) {
+	if l.File.Client != ClaudeCode || len(l.Servers) == 0 {
+		return
+	}
+	for _, g := range h.gates(l) {
+		for _, s := range l.Servers {
+			if why := g.refuses(h.loaded(s)); s.Why == "" && s.Guard == nil && why != "" {
+				s.Why = "Claude Code does not load it: " + why
+			}
 		}
 	}
-	return append(out, h.chosen(key)...)
 }
 
 // readRoot is the object in a file of Claude Code; nil if Claude Code cannot read it either.
@@ -195,25 +212,6 @@ func readRoot(path string) *hujson.Object {
 		return nil
 	}
 	return object(t.root)
-}
-
-// chosen lists the servers that Claude Code has noted for this project under a key of the
-// person's own state, which no project can bring along.
-func (h Host) chosen(key string) (out []string) {
-	o := readRoot(h.ClaudeConfig())
-	if o == nil {
-		return nil
-	}
-	for i := range o.Members {
-		if p := object(&o.Members[i].Value); p != nil && nameOf(&o.Members[i]) == "projects" {
-			for j := range p.Members {
-				if in := object(&p.Members[j].Value); in != nil && h.here(nameOf(&p.Members[j])) {
-					out = append(out, texts(in, key)...)
-				}
-			}
-		}
-	}
-	return out
 }
 
 // Entry is how a client starts haldir.

@@ -56,6 +56,8 @@ type Host struct {
 	Dir  string // where the person is
 	Own  string // the program that runs, whatever its name is; "" if it is not known
 	Env  func(string) string
+
+	Managed string // where an administrator's settings of Claude Code are; "" for nowhere
 }
 
 // Place is where a client may have a file of servers.

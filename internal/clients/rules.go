@@ -48,15 +48,11 @@ func (h Host) ClaudeRules() (out []Rule) {
 
 // projects are those that Claude Code has been in.
 func (h Host) projects() (dirs []string) {
-	o := readRoot(h.ClaudeConfig())
-	for i := 0; o != nil && i < len(o.Members); i++ {
-		p := object(&o.Members[i].Value)
-		for j := 0; p != nil && nameOf(&o.Members[i]) == "projects" && j < len(p.Members); j++ {
-			if dir := nameOf(&p.Members[j]); filepath.IsAbs(filepath.FromSlash(dir)) {
-				dirs = append(dirs, dir)
-			}
+	h.eachProject(func(dir string, _ *hujson.Object) {
+		if filepath.IsAbs(filepath.FromSlash(dir)) {
+			dirs = append(dirs, dir)
 		}
-	}
+	})
 	return dirs
 }
 

@@ -25,6 +25,7 @@ type Server struct {
 	Why string // why it cannot move; "" if it can
 	// Approved: the person has said yes to it in Claude Code, if it came with a project.
 	Approved bool
+	Claim    string // settings in the project that say so, and may have come with it; "" for none
 	Guard    *Guard // it is haldir itself
 
 	Command  string
@@ -37,6 +38,7 @@ type Server struct {
 	Timeout  time.Duration // for one call; 0 for the default
 	Withheld []string      // tools that the client does not offer
 	OffIn    []string      // other projects of Claude Code that have switched it off
+	Unheeded bool          // it names a cwd, and its client does not heed that
 	Here     bool          // it refers to the directory of the project
 	Lost     []string      // keys without a counterpart, as they are written
 	Comments []string      // that stand in the entry
@@ -166,6 +168,7 @@ func (r *reading) key(key string, v *hujson.Value) {
 		r.plain.Env = r.pairs(key, v, &s.Env)
 	case "cwd":
 		r.text(key, v, &s.Cwd)
+		s.Unheeded = r.client == ClaudeCode
 	case "url", "serverUrl":
 		r.text(key, v, &s.URL)
 	case "headers":
@@ -230,7 +233,10 @@ func (r *reading) pairs(key string, v *hujson.Value, to *[]Pair) (plain []Pair) 
 		m := &o.Members[i]
 		s, ok := str(&m.Value)
 		if l, lit := m.Value.Value.(hujson.Literal); !ok && lit && l.Kind() != 'n' {
-			s, ok = string(l), true // a number or a boolean, which clients take as it is written
+			if r.client == ClaudeCode {
+				r.no("%s in its %s is no text, so that Claude Code does not use it", nameOf(m), key)
+			}
+			s, ok = string(l), true // a number or a boolean, which other clients take as it is written
 		}
 		if !ok {
 			r.no("%s in its %s is no text", nameOf(m), key)
@@ -350,7 +356,7 @@ func (r *reading) end() {
 // client starts that of a project in the project, and haldir must as well: started wherever an
 // agent is, a path such as ./tools/mcp.js is a file of whoever made that place.
 func (l *List) cwd(dir string) string {
-	project := literal(l.project())
+	project := literal(l.Project())
 	switch {
 	case project == "" || filepath.IsAbs(dir) || strings.HasPrefix(dir, "${"):
 		return dir
@@ -360,8 +366,8 @@ func (l *List) cwd(dir string) string {
 	return filepath.Join(project, dir)
 }
 
-// project is the directory of the project that the servers of a list are for; "" for none.
-func (l *List) project() string {
+// Project is the directory of the project that the servers of a list are for; "" for none.
+func (l *List) Project() string {
 	switch {
 	case l.Scope == Local:
 		return filepath.FromSlash(l.Dir)
@@ -424,7 +430,7 @@ func (r *reading) reference(name string) string {
 		case name == "pathSeparator" || name == "/":
 			return string(filepath.Separator)
 		case name == "workspaceFolder" && r.client == VSCode:
-			if dir := r.server.List.project(); dir != "" {
+			if dir := r.server.List.Project(); dir != "" {
 				return literal(dir)
 			}
 			r.server.Here = true
@@ -520,6 +526,17 @@ func (h Host) own(path string) bool {
 	a, errA := os.Stat(path)
 	b, errB := os.Stat(h.Own)
 	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
+// Shadows reports whether Claude Code takes a server in the place of another in its project: a
+// local one goes before one of the project, and that before one that is for everywhere.
+func (s *Server) Shadows(o *Server) bool {
+	if s.List.File.Client != ClaudeCode || o.List.File.Client != ClaudeCode || s.Name != o.Name {
+		return false
+	}
+	in := o.List.Scope == User || o.List.Project() == s.List.Project()
+	before := []Scope{Local, Project, User}
+	return in && slices.Index(before, s.List.Scope) < slices.Index(before, o.List.Scope)
 }
 
 // Same reports whether two servers are one: they say the same, whatever they are called.

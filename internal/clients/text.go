@@ -165,11 +165,11 @@ func (t *text) member(o *hujson.Object, name string) (*hujson.ObjectMember, erro
 	return found, nil
 }
 
-// inside finds an object that is the value of a member; nil if there is none. What is there
-// and is no object is an error.
+// inside finds an object that is the value of a member; nil if there is none, or null. What is
+// there and is no object is an error.
 func (t *text) inside(o *hujson.Object, name string) (*hujson.Object, error) {
 	m, err := t.member(o, name)
-	if err != nil || m == nil {
+	if err != nil || m == nil || isNull(&m.Value) {
 		return nil, err
 	}
 	in := object(&m.Value)
