@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -604,5 +605,53 @@ func TestARecordWhoseTimeHasComeIsKeptFromThen(t *testing.T) {
 	pass(t, l, clock, 4)
 	if n := gone(t, l); n < ahead {
 		t.Errorf("record %d of %v is not gone at %v", ahead, come, clock.now())
+	}
+}
+
+// What is pruned behind a walk is no damage: it goes through the chain again.
+func TestNothingIsDamagedThatWasPrunedWhileItWasVerified(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := retained(t, dir, clock)
+	busy(t, l, 3000)
+	clock.add(91 * day)
+	busy(t, l, 3000)
+	walks := 0
+	v, err := l.Verify(context.Background(), func(done uint64) {
+		if done == 8000 { // the boundary is behind, and the record that tells of it to come
+			walks++
+			compact(t, l)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := gone(t, l); n == 0 || v.Pruned() != n || walks != 1 {
+		t.Errorf("%d records are gone, it begins after %d, and has come that far %d times", n, v.Pruned(), walks)
+	}
+}
+
+// But damage is damage, also when more was pruned meanwhile.
+func TestDamageIsFoundAlsoWhileItIsPruned(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := retained(t, dir, clock)
+	busy(t, l, 3000)
+	clock.add(91 * day)
+	busy(t, l, 3000)
+	harmed := false
+	_, err := l.Verify(context.Background(), func(done uint64) {
+		if done != 8000 || harmed {
+			return
+		}
+		harmed = true
+		compact(t, l)
+		change(t, dir, func(records, _ *bolt.Bucket) error {
+			raw := bytes.Clone(records.Get(keyOf(11_000)))
+			raw[len(raw)-40] ^= 1
+			return records.Put(keyOf(11_000), raw)
+		})
+	})
+	d, damaged := errors.AsType[*audit.Damage](err)
+	if !damaged || d.Seq != 11_000 || gone(t, l) == 0 {
+		t.Errorf("record 11000 was changed, and the first %d were pruned: %v", gone(t, l), err)
 	}
 }
