@@ -473,7 +473,7 @@ func prunedExport(t *testing.T) *second {
 		t.Fatal(err)
 	}
 	before := filepath.Join(t.TempDir(), "before.jsonl")
-	s := exported(t, node, dir, []string{"audit", "export", "--out", before}, []string{"--config", config, "audit", "compact"}, []string{"audit", "verify"})
+	s := exported(t, node, dir, []string{"audit", "export", "--out", before}, []string{"--config", config, "audit", "compact", "--now"}, []string{"audit", "verify"})
 	s.before = mustRead(t, before)
 	return s
 }

@@ -41,6 +41,8 @@ const (
 // Compaction tells what [Ledger.Compact] did.
 type Compaction struct {
 	Pruned uint64        `json:"pruned_records"` // that were older than is kept, and had not gone yet
+	Due    uint64        `json:"due_records"`    // that are older as well, but were found less than a day ago
+	From   time.Time     `json:"due_from"`       // when those can go; zero if there are none
 	Before int64         `json:"bytes_before"`
 	After  int64         `json:"bytes_after"`
 	Held   time.Duration `json:"held_ns"` // the longest that others were kept waiting
@@ -49,15 +51,19 @@ type Compaction struct {
 func compactPath(dir string) string { return dbPath(dir) + ".compact" }
 
 // Compact prunes what is due and gives the space that is free in the file back to the
-// system. Other processes go on meanwhile. It is killed or fails at any instant without harm:
+// system. What was found to be due less than a day ago goes only if it is to go now: the
+// clock may be ahead. Other processes go on meanwhile. It is killed or fails at any instant without harm:
 // there is one whole file, the old one or the new one.
-func (l *Ledger) Compact(ctx context.Context, progress func(done, total uint64)) (c Compaction, err error) {
+func (l *Ledger) Compact(ctx context.Context, now bool, progress func(done, total uint64)) (c Compaction, err error) {
 	lock := flock.New(filepath.Join(l.o.Dir, "haldir.compact"), flock.SetPermissions(0o600))
 	if ok, err := lock.TryLock(); err != nil || !ok {
 		return c, errors.Join(err, ErrCompacting)
 	}
 	defer func() { err = errors.Join(err, free(lock)) }()
-	if c.Pruned, err = l.pruneAll(ctx); err != nil {
+	if c.Pruned, err = l.pruneAll(ctx, now); err != nil {
+		return c, err
+	}
+	if c.Due, c.From, err = l.waiting(ctx); err != nil {
 		return c, err
 	}
 	m := &copier{l: l, path: compactPath(l.o.Dir), progress: progress}
@@ -90,7 +96,7 @@ func (l *Ledger) Compact(ctx context.Context, progress func(done, total uint64))
 }
 
 // pruneAll prunes all that is due, though it deletes nothing yet.
-func (l *Ledger) pruneAll(ctx context.Context) (n uint64, err error) {
+func (l *Ledger) pruneAll(ctx context.Context, now bool) (n uint64, err error) {
 	before, err := l.Pruned(ctx)
 	if err != nil {
 		return 0, err
@@ -100,7 +106,7 @@ func (l *Ledger) pruneAll(ctx context.Context) (n uint64, err error) {
 			return 0, err
 		}
 	}
-	p := &pruner{dir: l.o.Dir, last: keepLast, n: page / pruneAhead, atOnce: true}
+	p := &pruner{dir: l.o.Dir, last: keepLast, n: page / pruneAhead, looks: true, atOnce: now}
 	if own := l.retention(); own != nil && own.Last > 0 {
 		p.last = own.Last
 	}
@@ -118,6 +124,22 @@ func (l *Ledger) pruneAll(ctx context.Context) (n uint64, err error) {
 	}
 	after, err := l.Pruned(ctx)
 	return after.Size - before.Size, err
+}
+
+// waiting returns how many records wait to go, and from when they do.
+func (l *Ledger) waiting(ctx context.Context) (n uint64, from time.Time, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		prep, some, err := t.pruning()
+		if err != nil || !some {
+			return err
+		}
+		keep, err := t.retention()
+		if keep > 0 && !prep.Newest.Add(keep).After(t.now) { // else somebody wants them kept, after all
+			n, from = prep.Size-t.pruned(), prep.Since.Add(secondThoughts)
+		}
+		return err
+	})
+	return n, from, err
 }
 
 // copier makes the new file.

@@ -46,9 +46,10 @@ func contents(tb testing.TB, dir string) map[string]map[string][]byte {
 	return all
 }
 
+// compact also prunes what is due, without waiting for a day.
 func compact(tb testing.TB, l *ledger.Ledger) ledger.Compaction {
 	tb.Helper()
-	c, err := l.Compact(context.Background(), nil)
+	c, err := l.Compact(context.Background(), true, nil)
 	if err != nil {
 		tb.Fatalf("Compact: %v", err)
 	}

@@ -199,6 +199,7 @@ type pruner struct {
 	dir    string
 	last   uint64 // how many of the newest records stay
 	n      int    // how many records to delete at most
+	looks  bool   // for a boundary now, however long ago that was done last
 	atOnce bool   // a person wants it: without second thoughts
 	sweeps bool   // it deletes what is gone
 }
@@ -601,7 +602,7 @@ func (l *Ledger) pruneStep(p *pruner) (some bool, err error) {
 	err = l.commit([]*op{{run: func(t *tx) (err error) {
 		now = t.now
 		since := now.Sub(l.pruneLooked)
-		look = p.atOnce || since >= pruneLook || since < -2*pruneYoung // the clock was set back
+		look = p.looks || since >= pruneLook || since < -2*pruneYoung // the clock was set back
 		do, err = p.next(t, look)
 		return err
 	}}})

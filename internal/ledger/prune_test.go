@@ -655,3 +655,54 @@ func TestDamageIsFoundAlsoWhileItIsPruned(t *testing.T) {
 		t.Errorf("record 11000 was changed, and the first %d were pruned: %v", gone(t, l), err)
 	}
 }
+
+// Nor does one that is ahead while the ledger is compacted, unless a person says so. A
+// destination holds what it does not have by the same clock.
+func TestAClockThatIsAheadWhileItIsCompactedPrunesNothing(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 10*day)
+	s, err := l.Ship("http://collector/v1/logs", "collector")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, _, err := s.Next(context.Background(), 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	pass(t, l, clock, 3)
+	compacted := func(now bool) ledger.Compaction {
+		c, err := l.Compact(context.Background(), now, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	clock.add(40 * day)
+	for range 2 {
+		if c := compacted(false); c.Pruned != 0 || c.Due == 0 || !c.From.Equal(clock.now().Add(day)) {
+			t.Fatalf("%+v at %v", c, clock.now())
+		}
+	}
+	clock.add(-40 * day)
+	if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		clock.add(12 * time.Hour)
+		if c := compacted(false); c.Pruned != 0 || c.Due != 0 || !c.From.IsZero() {
+			t.Fatalf("%+v, and the clock is right again", c)
+		}
+	}
+	// What is due indeed goes a day after that was seen, with no other call.
+	clock.add(60 * day)
+	due := compacted(false).Due
+	clock.add(day)
+	if c := compacted(false); c.Pruned == 0 || c.Pruned != due {
+		t.Errorf("%+v, and %d records were due", c, due)
+	}
+	verify(t, l)
+}
