@@ -154,8 +154,9 @@ type copier struct {
 	gone     uint64        // records that are not copied
 	copied   uint64        // the last record that was
 	last     []byte        // its bytes
-	days     history       // what records had that are still in the old file, but gone
+	spent    []spent       // by records that are still in the old file, but gone
 	configs  []uint64      // those of them that say that a config was used first
+	first    uint64        // the first record that is in the old file at the end
 	old      *os.File      // the old file, once it has no name any more
 	held     time.Duration // how long the lock was held at the end
 }
@@ -319,7 +320,6 @@ func (m *copier) bucket(ctx context.Context, name, from []byte, take func(k, v [
 // leftovers takes from records that are gone, but not deleted yet, what else is deleted with
 // them: the new file does not have them.
 func (m *copier) leftovers(ctx context.Context) error {
-	m.days = history{}
 	for from, more := be64(1), true; more; {
 		var list []pair
 		var err error
@@ -331,7 +331,9 @@ func (m *copier) leftovers(ctx context.Context) error {
 				return nil
 			}
 			if r, err := audit.Decode(p.v); err == nil {
-				m.days.add(&r, m.l.o.Clock())
+				if c, some := spentBy(&r, m.l.o.Clock()); some {
+					m.spent = append(m.spent, c)
+				}
 				if r.Kind == audit.KindConfig {
 					m.configs = append(m.configs, r.Seq)
 				}
@@ -411,6 +413,8 @@ func (m *copier) swap() error {
 			return errOther
 		}
 		c := records.Cursor()
+		k, _ := c.First()
+		m.first = number(k)
 		for k, v := c.Seek(be64(m.copied + 1)); k != nil; k, v = c.Next() {
 			if list = append(list, pair{bytes.Clone(k), bytes.Clone(v)}); len(list) > 2*compactTail {
 				return errBehind
@@ -505,12 +509,21 @@ func (m *copier) forget(t *tx) error {
 	for _, k := range over {
 		err = errors.Join(err, t.space(spaceConfigs).delete(k))
 	}
-	if err != nil || len(m.days) == 0 {
+	if err != nil {
 		return err
 	}
-	all := t.history()
-	for day, u := range m.days {
-		all[day] = used{all[day].Calls + u.Calls, plus(all[day].Cost, u.Cost)}
+	all, counted := t.history(), t.counted()
+	for _, c := range m.spent {
+		if c.seq >= m.first && c.seq > counted { // else whoever has deleted it has counted it
+			all.count(c)
+		}
 	}
-	return t.space(spaceMeta).putJSON(keySwept, all)
+	meta := t.space(spaceMeta)
+	if len(m.spent) > 0 {
+		err = meta.putJSON(keySwept, all)
+	}
+	if m.first > max(m.gone, counted)+1 { // it is in the new file, and still to be deleted there
+		err = errors.Join(err, meta.put(keyCounted, be64(m.first-1)))
+	}
+	return err
 }

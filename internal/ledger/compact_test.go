@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -88,6 +89,72 @@ func TestACompactedLedgerIsTheSameAndSmaller(t *testing.T) {
 		t.Errorf("something is left of the work: %v", err)
 	}
 	busy(t, quick(t, dir), 10)
+}
+
+// What was used in days whose records are gone is counted once, whoever deletes those: the
+// compaction, or a process that goes on with the old file, or with the new one.
+func TestACompactionCountsWhatWasUsedOnce(t *testing.T) {
+	for name, further := range map[string]bool{"no more is pruned meanwhile": false, "more is pruned meanwhile": true} {
+		t.Run(name, func(t *testing.T) {
+			clock, dir := newClock(), stateDir(t)
+			l, other := little(t, dir, clock, "a", 2*day), little(t, dir, clock, "a", 2*day)
+			calls := 0
+			call := func(l *ledger.Ledger, n int) { busy(t, l, n); calls += n }
+			call(l, 3000)
+			clock.add(3 * day)
+			call(l, 1000)
+			during := func(_, _ uint64) {
+				if calls > 4000 {
+					return
+				}
+				before := gone(t, other)
+				call(other, 1000)
+				if !further {
+					return
+				}
+				for range 3 { // the boundary is found, and a day later concluded
+					clock.add(day + time.Hour)
+					call(other, 1000)
+				}
+				if gone(t, other) == before {
+					t.Error("nothing more is pruned")
+				}
+			}
+			if _, err := l.Compact(context.Background(), true, during); err != nil {
+				t.Fatal(err)
+			}
+			check := func(when string) {
+				t.Helper()
+				inspect(t, dir, func(tx *bolt.Tx) {
+					var days map[string]struct{ Calls int }
+					if err := json.Unmarshal(space(tx, 'm')["swept"], &days); err != nil {
+						t.Fatal(err)
+					}
+					counted, last := 0, keyNumber(space(tx, 'm')["counted"])
+					for _, d := range days {
+						counted += d.Calls
+					}
+					_ = tx.Bucket([]byte("audit")).ForEach(func(k, raw []byte) error {
+						if r, err := audit.Decode(raw); err == nil && keyNumber(k) > last && r.Kind == audit.KindAttempt {
+							counted++
+						}
+						return nil
+					})
+					if counted != calls {
+						t.Errorf("%s: of %d calls %d are counted or still there", when, calls, counted)
+					}
+				})
+			}
+			check("after it")
+			call(l, 500)
+			check("with some of the new file deleted")
+			compact(t, l)
+			check("after another")
+			call(l, 500)
+			check("at the end")
+			verify(t, l)
+		})
+	}
 }
 
 func BenchmarkCompact(b *testing.B) {

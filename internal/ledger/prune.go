@@ -51,6 +51,7 @@ var (
 	keyFrontier = []byte("frontier") // what is known of them: audit.Pruned as JSON
 	keyPruning  = []byte("pruning")  // the boundary that is being prepared: pruning as JSON
 	keySwept    = []byte("swept")    // what was used in days whose records are gone: history as JSON
+	keyCounted  = []byte("counted")  // the last record that is in that, though it is still to be deleted
 )
 
 // Retention is for how long the user of a ledger wants records kept.
@@ -475,7 +476,7 @@ func over(key []byte, gone uint64) bool {
 // sweep deletes some of what is left of the records that are gone.
 func (p *pruner) sweep(t *tx) error {
 	gone := t.pruned()
-	used := t.history()
+	used, counted := t.history(), t.counted()
 	changed := false
 	err := sweep(t.Bucket(bucketAudit), p.n, func(k, raw []byte) (bool, error) {
 		if number(k) > gone {
@@ -485,7 +486,7 @@ func (p *pruner) sweep(t *tx) error {
 		if err != nil {
 			return true, nil //nolint:nilerr // it was one when it was taken into the tree
 		}
-		changed = used.add(&r, t.now) || changed
+		changed = number(k) > counted && used.add(&r, t.now) || changed
 		if r.Kind == audit.KindConfig && number(t.space(spaceConfigs).get(r.ConfigSHA256[:])) == r.Seq { // its next use is a first one again
 			return true, t.space(spaceConfigs).delete(r.ConfigSHA256[:])
 		}
@@ -542,7 +543,28 @@ func (t *tx) history() history {
 	return s
 }
 
+// counted returns up to which record that is complete: a compaction copies records that
+// others delete from the old file meanwhile.
+func (t *tx) counted() uint64 { return number(t.space(spaceMeta).get(keyCounted)) }
+
 func dayOf(at time.Time) int64 { return at.Unix() / (24 * 60 * 60) }
+
+// spent is what one call of a day has used. It is some only of the last 31 days.
+type spent struct {
+	seq  uint64
+	day  int64
+	cost int64
+}
+
+func spentBy(r *audit.Record, now time.Time) (s spent, some bool) {
+	s = spent{r.Seq, dayOf(r.Time), r.Cost}
+	return s, r.Kind == audit.KindAttempt && r.Status == audit.StatusRunning && s.day >= dayOf(lookedBack(now))
+}
+
+func (s history) count(c spent) {
+	u := s[c.day]
+	s[c.day] = used{u.Calls + 1, plus(u.Cost, c.cost)}
+}
 
 func (s history) add(r *audit.Record, now time.Time) (changed bool) {
 	first := dayOf(lookedBack(now))
@@ -552,13 +574,11 @@ func (s history) add(r *audit.Record, now time.Time) (changed bool) {
 			changed = true
 		}
 	}
-	day := dayOf(r.Time)
-	if r.Kind != audit.KindAttempt || r.Status != audit.StatusRunning || day < first {
-		return changed
+	c, some := spentBy(r, now)
+	if some {
+		s.count(c)
 	}
-	u := s[day]
-	s[day] = used{u.Calls + 1, plus(u.Cost, r.Cost)}
-	return true
+	return changed || some
 }
 
 // lookedBack is how far back anything looks for what was used: the longest period of a limit.
