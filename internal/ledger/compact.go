@@ -50,13 +50,50 @@ type Compaction struct {
 
 func compactPath(dir string) string { return dbPath(dir) + ".compact" }
 
+// tryCompacting takes the right to compact, which dies with its process; nil if another has it.
+func tryCompacting(dir string) (*flock.Flock, error) {
+	lock := flock.New(filepath.Join(dir, "haldir.compact"), flock.SetPermissions(0o600))
+	if ok, err := lock.TryLock(); err != nil || !ok {
+		return nil, err
+	}
+	return lock, nil
+}
+
+// remains returns how many bytes a compaction has left that was killed.
+func remains(dir string) (n int64, err error) {
+	if n, err = fileSize(compactPath(dir)); err != nil || n == 0 {
+		return 0, err
+	}
+	lock, err := tryCompacting(dir)
+	if err != nil || lock == nil { // it is under way
+		return 0, err
+	}
+	return n, free(lock)
+}
+
+// removeRemains removes that: it has records in it, also such as are gone since.
+func removeRemains(dir string) error {
+	if _, err := os.Stat(compactPath(dir)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	lock, err := tryCompacting(dir)
+	if err != nil || lock == nil {
+		return err
+	}
+	err = os.Remove(compactPath(dir))
+	if errors.Is(err, fs.ErrNotExist) { // another process was faster
+		err = nil
+	}
+	return errors.Join(err, free(lock))
+}
+
 // Compact prunes what is due and gives the space that is free in the file back to the
 // system. What was found to be due less than a day ago goes only if it is to go now: the
 // clock may be ahead. Other processes go on meanwhile. It is killed or fails at any instant without harm:
 // there is one whole file, the old one or the new one.
 func (l *Ledger) Compact(ctx context.Context, now bool, progress func(done, total uint64)) (c Compaction, err error) {
-	lock := flock.New(filepath.Join(l.o.Dir, "haldir.compact"), flock.SetPermissions(0o600))
-	if ok, err := lock.TryLock(); err != nil || !ok {
+	lock, err := tryCompacting(l.o.Dir)
+	if err != nil || lock == nil {
 		return c, errors.Join(err, ErrCompacting)
 	}
 	defer func() { err = errors.Join(err, free(lock)) }()

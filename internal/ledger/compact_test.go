@@ -157,6 +157,50 @@ func TestACompactionCountsWhatWasUsedOnce(t *testing.T) {
 	}
 }
 
+// What a compaction leaves that is killed goes with the next process, and with nobody while
+// another one compacts.
+func TestWhatAKilledCompactionLeavesGoes(t *testing.T) {
+	dir := stateDir(t)
+	l, clock := aged(t, dir)
+	o := ledger.Options{Dir: dir, NoSync: true, Clock: clock.now}
+	left := func() int64 {
+		t.Helper()
+		readOnly := o
+		readOnly.ReadOnly = true
+		looking := open(t, readOnly) // which changes nothing
+		defer closeLedger(t, looking)
+		v, err := looking.View(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.Remains
+	}
+	there := func() bool {
+		_, err := os.Stat(filepath.Join(dir, "haldir.db.compact"))
+		return err == nil
+	}
+	put(t, dir, "haldir.db.compact", make([]byte, 100))
+	if n := left(); n != 100 || !there() {
+		t.Errorf("%d bytes are left, want 100", n)
+	}
+	closeLedger(t, open(t, o))
+	if n := left(); n != 0 || there() {
+		t.Errorf("%d bytes are left after another process has begun", n)
+	}
+	looked := false
+	_, err := l.Compact(context.Background(), true, func(_, _ uint64) {
+		looked = true
+		closeLedger(t, open(t, o))
+		if n := left(); n != 0 || !there() {
+			t.Errorf("while it is compacted %d bytes are said to be left; the new file is there: %t", n, there())
+		}
+	})
+	if err != nil || !looked {
+		t.Fatal(err)
+	}
+	verify(t, l)
+}
+
 func BenchmarkCompact(b *testing.B) {
 	dir := stateDir(b)
 	fill(b, dir, 0, 100<<20)
