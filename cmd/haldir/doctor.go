@@ -123,10 +123,10 @@ func (v *visit) mend(ctx context.Context, e *examination) (did []string) {
 	some := false
 	for _, f := range e.found {
 		m := f.Mend
-		switch f.ID {
-		case doctor.Leftovers:
+		if f.ID == doctor.Leftovers {
 			m = &doctor.Mend{Does: "record the calls of processes that died as abandoned", Do: func() error { return e.settle(ctx) }}
-		case doctor.CompactionLeft:
+		}
+		if f.ID == doctor.CompactionLeft {
 			m = &doctor.Mend{Does: "remove what a compaction has left that was killed", Do: func() error { return e.settle(ctx) }}
 		}
 		if m == nil {
