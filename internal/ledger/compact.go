@@ -129,6 +129,9 @@ func (l *Ledger) Compact(ctx context.Context, now bool, progress func(done, tota
 		return c, err
 	}
 	c.Held = m.held
+	if err := l.thin(ctx); err != nil { // it is as good as before, but longer
+		l.o.Logger.Warn().Err(err).Msg("the checkpoint log was not thinned out")
+	}
 	return c, nil
 }
 

@@ -246,8 +246,12 @@ func (p *pruner) begin(t *tx) (func(*tx) error, error) {
 	if err != nil {
 		return nil, err
 	}
+	known, _, err := state.ends(p.dir, key)
+	if err != nil {
+		return nil, err
+	}
 	stopped := t.stopped()
-	c, note, err := findCheckpoint(p.dir, key.Public(), state.Logged, func(c audit.Checkpoint) bool {
+	c, note, err := findCheckpoint(p.dir, key.Public(), known, func(c audit.Checkpoint) bool {
 		return c.Size <= limit && !c.Time.Add(keep).After(t.now) && (stopped == nil || c.Time.Before(stopped.At))
 	})
 	if err != nil || c.Size <= t.pruned() {
@@ -309,11 +313,10 @@ func findCheckpoint(dir, public string, logged int64, good func(audit.Checkpoint
 		return found, "", err
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	const longest = 4096             // of a line
-	around := make([]byte, 2*longest)
+	around := make([]byte, 2*longestLine)
 	for low, high := int64(0), logged; low < high; {
 		middle := low + (high-low)/2
-		from, to := max(low, middle-longest), min(high, middle+longest)
+		from, to := max(low, middle-longestLine), min(high, middle+longestLine)
 		text := around[:to-from]
 		if _, err := f.ReadAt(text, from); err != nil {
 			return found, "", err
