@@ -3,6 +3,7 @@ package audit_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -34,6 +35,7 @@ type second struct {
 	manifest []byte
 	log      string // the checkpoint log
 	public   string
+	before   []byte // an export of before records were pruned
 }
 
 func newSecond(t *testing.T) *second {
@@ -470,7 +472,107 @@ func prunedExport(t *testing.T) *second {
 	if err := os.WriteFile(config, []byte("version: 1\naudit: {retain: 1d}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return exported(t, node, dir, []string{"--config", config, "audit", "compact"}, []string{"audit", "verify"})
+	before := filepath.Join(t.TempDir(), "before.jsonl")
+	s := exported(t, node, dir, []string{"audit", "export", "--out", before}, []string{"--config", config, "audit", "compact", "--now"}, []string{"audit", "verify"})
+	s.before = mustRead(t, before)
+	return s
+}
+
+// shipped is what a collector has that got every record before it was pruned.
+func (s *second) shipped() (lines [][]byte) {
+	lines = exportLines(s.before)
+	known := lines[len(lines)-1]
+	now := exportLines(s.export)
+	for i, line := range now {
+		if bytes.Equal(line, known) {
+			return append(lines, now[i+1:]...)
+		}
+	}
+	return nil
+}
+
+func exportLines(export []byte) [][]byte {
+	return bytes.Split(bytes.TrimSuffix(export, []byte("\n")), []byte("\n"))
+}
+
+func exportOf(lines [][]byte) []byte { return append(bytes.Join(lines, []byte("\n")), '\n') }
+
+// What was exported or shipped before it was pruned is no worse for that, and must be what
+// the records tell that went; what is not there must have gone.
+func TestASecondVerifierKnowsRecordsThatWentLater(t *testing.T) {
+	s := prunedExport(t)
+	all, kept := s.shipped(), exportLines(s.export)
+	gone, told := len(all)-len(kept), 0
+	for i, line := range all {
+		if bytes.Contains(line, []byte(`"status":"pruned"`)) {
+			told = i + 1
+		}
+	}
+	if gone < 100 || told <= gone {
+		t.Fatalf("%d of %d records are gone, as record %d tells", gone, len(all), told)
+	}
+	var last audit.Exported
+	if err := json.Unmarshal(all[len(all)-1], &last); err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := json.Marshal(audit.Manifest{Count: uint64(len(all)), First: 1, Last: last.Seq, Head: last.Hash, SHA256: fmt.Sprintf("%x", sha256.Sum256(exportOf(all)))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, _ := tampers(t, rand.New(rand.NewPCG(1, 2)))["another history"](slices.Clone(all), gone-5)
+	s.judge(t, []*trial{
+		{name: "exported while it was pruned", want: -1, export: exportOf(all), manifest: manifest, log: s.log},
+		{name: "shipped before it was pruned", want: -1, export: exportOf(all)},
+		{name: "shipped from then on", want: -1, export: s.export},
+		{name: "a part of those that went", want: 1, export: exportOf(all[5:gone])},
+		{name: "what was shipped from before on", want: -1, export: exportOf(all[5:])},
+		{name: "one record less than was kept", want: 1, export: exportOf(kept[1:])},
+		{name: "one less of those that went", want: gone - 9, export: exportOf(slices.Delete(slices.Clone(all), gone-10, gone-9))},
+		{name: "another history of those that went", want: told, export: exportOf(forged)},
+		{name: "and of the last of them", want: 0, export: exportOf(forged[gone:])},
+	})
+	s.followRecipe(t, all)
+	s.followRecipe(t, kept)
+}
+
+// followRecipe verifies records out of a collector as docs/observability.md says.
+func (s *second) followRecipe(t *testing.T, lines [][]byte) {
+	t.Helper()
+	for _, tool := range []string{"bash", "jq"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			mcptest.Unavailable(t, "%v", err)
+		}
+	}
+	_, recipe, found := strings.Cut(string(mustRead(t, filepath.Join("..", "docs", "observability.md"))), "    jq -r")
+	recipe, _, end := strings.Cut(recipe, "\n\n")
+	verifier, err := filepath.Abs(filepath.Join("testdata", "verify.mjs"))
+	if err != nil || !found || !end {
+		t.Fatalf("the page has no recipe: %v", err)
+	}
+	type object = map[string]any
+	var records []object
+	for _, line := range lines {
+		records = append(records, object{"body": object{"stringValue": string(line)}})
+	}
+	var logs bytes.Buffer
+	for _, batch := range [][]object{records[len(records)/2:], records} { // some come twice
+		err := json.NewEncoder(&logs).Encode(object{"resourceLogs": []object{{
+			"resource":  object{"attributes": []object{{"key": "haldir.ledger", "value": object{"stringValue": "it"}}}},
+			"scopeLogs": []object{{"logRecords": batch}},
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "logs.json"), logs.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("bash", "-euo", "pipefail", "-c", "jq -r"+strings.NewReplacer("…", "it", "audit/testdata/verify.mjs", verifier).Replace(recipe))
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil || !bytes.HasPrefix(out, fmt.Appendf(nil, "ok %d records", len(lines))) {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // An export that begins after what was pruned is verified from there on, and against the

@@ -2,7 +2,8 @@
 //
 //   node verify.mjs EXPORT.jsonl [MANIFEST.json [checkpoints.log PUBLIC-KEY]]
 //
-// It prints "ok …" and exits with 0, or "bad SEQ: …", the first record that is
+// Without a manifest it may also begin where a record tells that all before were
+// pruned, as what was shipped does. It prints "ok …" and exits with 0, or "bad SEQ: …", the first record that is
 // not as it was written, and exits with 1.
 import { createHash, createPublicKey, verify } from 'node:crypto'
 import { readFileSync } from 'node:fs'
@@ -187,6 +188,9 @@ class Tree {
     this.peaks.push(leaf)
     this.size++
   }
+  copy() {
+    return Object.assign(new Tree(), { size: this.size, peaks: [...this.peaks] })
+  }
   root() {
     return this.peaks.reduceRight((right, left) => nodeHash(left, right))
   }
@@ -233,6 +237,15 @@ function checkpoints(log, publicKey) {
   return list
 }
 
+// beginning is the number of the first record.
+function beginning(line) {
+  try {
+    return BigInt(parseLine(line).get('seq'))
+  } catch {
+    return 1n
+  }
+}
+
 function check(file, manifestFile, logFile, publicKey) {
   const content = readFileSync(file)
   const manifest = manifestFile ? JSON.parse(readFileSync(manifestFile, 'utf8')) : undefined
@@ -240,9 +253,11 @@ function check(file, manifestFile, logFile, publicKey) {
   const lines = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(content).split('\n')
   const cutShort = lines.pop() !== ''
 
-  const first = BigInt(manifest?.first_seq || 1)
+  const first = manifest ? BigInt(manifest.first_seq || 1) : beginning(lines[0])
   const tree = new Tree()
-  let agreed = 0n, matched = 0, forked, told
+  const leaves = []
+  const told = [] // of pruning, by the records
+  let agreed = 0n, matched = 0, forked
   let before = first === 1n ? Buffer.alloc(32) : undefined // what the first record follows
   const gone = manifest?.pruned && BigInt(manifest.pruned.size) === first - 1n ? manifest.pruned : undefined
   if (gone) {
@@ -256,7 +271,7 @@ function check(file, manifestFile, logFile, publicKey) {
     while (signed.length > 0 && signed[0].size <= tree.size) if (signed.shift().size === tree.size) matched++
     agreed = tree.size
   }
-  const goneRoot = gone && tree.root()
+  const again = tree.copy() // for what went later
   const whole = before !== undefined // else the tree cannot be made
   const compare = (seq, hash) => {
     for (; whole && signed.length > 0 && signed[0].size <= seq; signed.shift()) {
@@ -269,7 +284,7 @@ function check(file, manifestFile, logFile, publicKey) {
       }
     }
   }
-  let last
+  let last, follows // what the first record says that it follows
   try {
     const parse = (i) => {
       if (i >= lines.length) return undefined
@@ -293,10 +308,12 @@ function check(file, manifestFile, logFile, publicKey) {
       }
       if (last && now.time < last.time && !now.mayTurnBack) throw new Bad(want, 'it is older than the one before')
       if (now.pruned) {
-        if (told && now.pruned.from !== told.to + 1n) throw new Bad(want, 'it does not go on where pruning was before')
-        told = now.pruned
+        if (told.length > 0 && now.pruned.from !== told.at(-1).to + 1n) throw new Bad(want, 'it does not go on where pruning was before')
+        told.push({ ...now.pruned, seq: want })
       }
       tree.add(now.hash)
+      leaves.push(now.hash)
+      follows ??= now.prev
       last = now
       compare(want, now.hash)
     }
@@ -305,8 +322,16 @@ function check(file, manifestFile, logFile, publicKey) {
     if (manifest && BigInt(manifest.count) > BigInt(lines.length)) throw new Bad(end, `the end is missing, up to ${manifest.last_seq}`)
     if (manifest && BigInt(manifest.count) < BigInt(lines.length)) throw new Bad(BigInt(manifest.last_seq) + 1n, 'it was added at the end')
     if (manifest && last && last.hash.toString('hex') !== manifest.head_hash) throw new Bad(end - 1n, 'its hash is not that of the manifest')
-    if (whole && (told?.to ?? 0n) !== (gone ? first - 1n : 0n)) throw new Bad(0, `it begins at ${first}, and the records say that ${told?.to ?? 0n} were pruned`)
-    if (gone && !(told.root.equals(goneRoot) && told.head.equals(before))) throw new Bad(0, 'what is said of the pruned records is not what a record tells of them')
+    // What goes later may be here all the same. What is not here must have gone.
+    const most = told.at(-1)?.to ?? 0n
+    if ((whole || !manifest) && most < first - 1n) throw new Bad(gone ? 0 : 1, `it begins at ${first}, and the records say that ${most} were pruned`)
+    for (const t of told) {
+      if (t.to < first - 1n) continue
+      const at = Number(t.to - first)
+      while (whole && again.size < t.to) again.add(leaves[Number(again.size - first + 1n)])
+      if (t.head.equals(leaves[at] ?? follows) && (!whole || t.root.equals(again.root()))) continue
+      throw new Bad(at < 0 ? 0 : t.seq, `the records up to ${t.to} are not those that went, as record ${t.seq} tells`)
+    }
     if (whole && !forked && signed.length > 0) throw new Bad(end, `${signed.at(-1).size} records were signed`)
   } catch (e) {
     // Signatures tell that something is wrong up to a record, the chain may tell what.

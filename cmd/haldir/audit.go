@@ -274,7 +274,7 @@ func auditVerify(a *app) *cobra.Command {
 				})
 			}
 			if n := before(extra, v.Pruned()); n > 0 {
-				a.say("%d checkpoint(s) of %s are over fewer than the %d records that were pruned: they were compared with the log, not with records", n, file, v.Pruned())
+				a.say("%d checkpoint(s) of %s are over fewer than the %d records that were pruned: they were compared with what the log still has of then, not with records", n, file, v.Pruned())
 			}
 			gone := ""
 			if v.Pruned() > 0 {

@@ -12,7 +12,7 @@ import (
 
 // compactCommand is audit compact, and ledger compact, which is the same.
 func compactCommand(a *app) *cobra.Command {
-	var asJSON bool
+	var asJSON, now bool
 	cmd := &cobra.Command{
 		Use:   "compact",
 		Short: "Prune what is older than audit.retain and give the free space back",
@@ -20,7 +20,9 @@ func compactCommand(a *app) *cobra.Command {
 			"them kept (audit.retain; without it none are), writes the database into a new file\n" +
 			"and puts that in the place of the old one. Windows that are open go on meanwhile.\n" +
 			"It needs disk space for the new file. It can be ended at any time: the old file is\n" +
-			"whole until the new one is.",
+			"whole until the new one is.\n\n" +
+			"What was found to be that old less than a day ago stays for now: a clock that is\n" +
+			"ahead makes every record look old. --now prunes it as well: look at the clock first.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.load(); err != nil { // a config with mistakes has no say
@@ -35,18 +37,23 @@ func compactCommand(a *app) *cobra.Command {
 				return err
 			}
 			began := time.Now()
-			c, err := a.ledger.Compact(cmd.Context(), a.percent())
+			c, err := a.ledger.Compact(cmd.Context(), now, a.percent())
 			if err != nil {
 				return err
 			}
 			if asJSON {
 				return a.printJSON(map[string]any{
-					"pruned_records": c.Pruned, "bytes_before": c.Before, "bytes_after": c.After, "held_ms": c.Held.Milliseconds(), "took_ms": time.Since(began).Milliseconds(),
+					"pruned_records": c.Pruned, "due_records": c.Due, "bytes_before": c.Before, "bytes_after": c.After, "held_ms": c.Held.Milliseconds(), "took_ms": time.Since(began).Milliseconds(),
 				})
 			}
-			return a.printf("pruned     %d records\nsize       %d bytes, %d before\nothers     were kept waiting for %d ms\n", c.Pruned, c.After, c.Before, c.Held.Milliseconds())
+			due := ""
+			if c.Due > 0 {
+				due = fmt.Sprintf("due        %d more, found less than a day ago: they can go from %s on, or now with --now if the clock is right\n", c.Due, when(c.From))
+			}
+			return a.printf("pruned     %d records\n%ssize       %d bytes, %d before\nothers     were kept waiting for %d ms\n", c.Pruned, due, c.After, c.Before, c.Held.Milliseconds())
 		},
 	}
+	cmd.Flags().BoolVar(&now, "now", false, "also prune what was found to be older less than a day ago")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }

@@ -126,6 +126,9 @@ func (v *visit) mend(ctx context.Context, e *examination) (did []string) {
 		if f.ID == doctor.Leftovers {
 			m = &doctor.Mend{Does: "record the calls of processes that died as abandoned", Do: func() error { return e.settle(ctx) }}
 		}
+		if f.ID == doctor.CompactionLeft {
+			m = &doctor.Mend{Does: "remove what a compaction has left that was killed", Do: func() error { return e.settle(ctx) }}
+		}
 		if m == nil {
 			continue
 		}
@@ -332,6 +335,10 @@ func (e *examination) users() {
 	}
 	if len(shown) > 0 {
 		e.add(doctor.Processes, doctor.Fine, "processes", doctor.Fix{}, "also using this ledger: %s", strings.Join(shown, "; "))
+	}
+	if n := e.view.Remains; n > 0 && e.view.Format >= ledger.FormatVersion {
+		e.add(doctor.CompactionLeft, doctor.Note, "ledger", doctor.Run(e.command()+" doctor --fix"), "a compaction was killed and has left %d KiB: %s", (n+1023)>>10,
+			filepath.Join(e.settings.StateDir, "haldir.db.compact"))
 	}
 	// A console that died has left both. What writes for them brings an older file up to
 	// date, which is a step of its own.

@@ -471,6 +471,17 @@ var illnesses = map[string]illness{
 		id: doctor.Leftovers, text: `1 process ended without a word`,
 		sicken: func(p *patient) { p.killed() },
 	},
+	"a compaction that was killed": {
+		id: doctor.CompactionLeft, text: `has left 5 KiB: .*haldir\.db\.compact`,
+		sicken: func(p *patient) {
+			p.must("haldir session create --agent a")
+			for name, size := range map[string]int{"haldir.db.compact": 5000, "haldir.compact": 0} {
+				if err := os.WriteFile(p.path("state/"+name), make([]byte, size), 0o600); err != nil {
+					p.t.Fatal(err)
+				}
+			}
+		},
+	},
 	"a stop that was forgotten": {
 		id: doctor.Stopped, text: `haldir was stopped at .*: lunch`,
 		sicken: func(p *patient) { p.must("haldir stop --reason lunch") },

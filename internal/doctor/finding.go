@@ -49,6 +49,7 @@ const (
 	Clock            ID = "clock"
 	Stopped          ID = "stopped"
 	Leftovers        ID = "leftovers"
+	CompactionLeft   ID = "compaction-left"
 	ApprovalsPending ID = "approvals-pending"
 	RetentionHeld    ID = "retention-held"
 	SessionOver      ID = "session-over"
@@ -122,6 +123,7 @@ func Meanings() map[ID]string {
 		Clock:            "no window closes and no session expires until the clock has caught up: limits that are used up stay so",
 		Stopped:          "every call is refused",
 		Leftovers:        "their calls count as spent; the next haldir that writes records them as abandoned",
+		CompactionLeft:   "it takes up space and has records in it, also such as were pruned since; the next haldir that writes removes it",
 		ApprovalsPending: "they wait until their time is over, and are refused then",
 		RetentionHeld:    "records are kept as long as any config on this ledger wants, so the setting of this one deletes nothing",
 		SessionOver:      "every call is refused",

@@ -42,6 +42,8 @@ type checkpointed struct {
 	// Logged is how many bytes of the checkpoint log were on disk when this was
 	// written: a shorter log was cut.
 	Logged int64 `json:"logged"`
+	// Was is how many there were before it was thinned out, which may not have come to pass.
+	Was int64 `json:"was,omitempty"`
 	// Key is the public form of the key that signed, "" if none did.
 	Key string `json:"key,omitempty"`
 }
@@ -74,35 +76,65 @@ func (t *tx) checkpointed() (c checkpointed, err error) {
 	return c, nil
 }
 
-// logLength returns where the last line of the log ends. A line that a crash cut
-// short, or a power cut tore, does not count; it can only be the last one, and one
-// that the database does not know of yet.
-func (c checkpointed) logLength(dir string, key *audit.Key) (int64, error) {
+// longestLine is how many bytes a line of the log has at most.
+const longestLine = 4096
+
+// ends returns where the last checkpoint ends in the log that the database knows of, and where
+// the last whole line does. A line that a crash cut short, or a power cut tore, does not count;
+// it can only be the last one, and one that the database does not know of yet.
+func (c checkpointed) ends(dir string, key *audit.Key) (known, logged int64, err error) {
 	f, err := os.Open(logPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return c.Logged, 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { _ = f.Close() }() // it was only read
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	from := max(0, min(c.Logged-1, size)) // with the line break before
+	if known, err = c.known(f, size); err != nil {
+		return 0, 0, err
+	}
+	from := max(0, min(known-1, size)) // with the line break before
 	tail := make([]byte, size-from)
 	if _, err := f.ReadAt(tail, from); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	end := bytes.LastIndexByte(tail, '\n') + 1
-	if end > 0 && from+int64(end) > c.Logged && key != nil {
+	if end > 0 && from+int64(end) > known && key != nil {
 		last := bytes.LastIndexByte(tail[:end-1], '\n') + 1
 		if _, err := audit.ReadLog(tail[last:end], key.Public()); err != nil {
 			end = last
 		}
 	}
-	return from + int64(end), nil
+	return known, from + int64(end), nil
+}
+
+// known returns where the last checkpoint ends that the database knows of. A log that has
+// another one there was put in its place; one that is too short [checkpointed.agrees] tells of.
+func (c checkpointed) known(f *os.File, size int64) (int64, error) {
+	if size < c.Logged || c.Key == "" {
+		return c.Logged, nil
+	}
+	for _, end := range []int64{c.Logged, c.Was} {
+		line := make([]byte, min(end, longestLine))
+		if end == 0 || end > size {
+			continue
+		}
+		if _, err := f.ReadAt(line, end-int64(len(line))); err != nil {
+			return 0, err
+		}
+		line = line[bytes.LastIndexByte(line[:len(line)-1], '\n')+1:]
+		list, err := audit.ReadLog(line, c.Key)
+		if err == nil && len(list) == 1 && list[0].Size == c.Tree.Size && list[0].Root == c.Tree.Root() {
+			return end, nil
+		}
+	}
+	return 0, &audit.Damage{Kind: audit.DamageCheckpoint, Detail: fmt.Sprintf(
+		"the checkpoint log does not have the checkpoint over %d records where it was written: it was changed, or an older one was put back", c.Tree.Size)}
 }
 
 // due reports whether a checkpoint should be made now.
@@ -147,7 +179,7 @@ func (l *Ledger) checkpoint() (c audit.Checkpoint, signed string, err error) {
 		if state, err = t.checkpointed(); err != nil {
 			return err
 		}
-		if logged, err = state.logLength(l.o.Dir, key); err != nil {
+		if _, logged, err = state.ends(l.o.Dir, key); err != nil {
 			return err
 		}
 		if key == nil { // its first use
@@ -186,7 +218,7 @@ func (l *Ledger) checkpoint() (c audit.Checkpoint, signed string, err error) {
 	if err != nil {
 		return c, "", err
 	}
-	state.At, state.Key = c.Time, key.Public()
+	state.At, state.Key, state.Was = c.Time, key.Public(), 0
 	if state.Logged, err = appendLine(logPath(l.o.Dir), line, logged); err != nil {
 		return c, "", err
 	}
@@ -282,40 +314,68 @@ func writeFile(path string, data []byte) error {
 // Checkpoints returns the checkpoints of the log, verified with the ledger's own
 // key, and that key's public form.
 func (l *Ledger) Checkpoints(ctx context.Context) (list []audit.Checkpoint, public string, err error) {
-	var state checkpointed
-	var logged int64
-	var key *audit.Key
-	err = l.do(ctx, false, func(t *tx) error {
-		// With the turn taken, so that no other process is writing to the log.
-		if state, err = t.checkpointed(); err != nil {
-			return err
-		}
-		if key, err = readKey(l.o.Dir); err != nil {
-			return err
-		}
-		logged, err = state.logLength(l.o.Dir, key)
-		return err
-	})
+	data, public, err := l.checkpointLog(ctx)
 	if err != nil {
-		return nil, "", err
-	}
-	if key != nil {
-		public = key.Public()
-	}
-	if err := state.agrees(logged, public); err != nil || logged == 0 {
-		return nil, public, err
-	}
-	f, err := os.Open(logPath(l.o.Dir))
-	if err != nil {
-		return nil, public, err
-	}
-	data := make([]byte, logged) // it only grows
-	_, err = io.ReadFull(f, data)
-	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, public, err
 	}
 	list, err = audit.ReadLog(data, public)
 	return list, public, err
+}
+
+// checkpointLog returns the log, which need not be what was signed.
+func (l *Ledger) checkpointLog(ctx context.Context) (data []byte, public string, err error) {
+	var log checkpointLog
+	defer func() { log.close() }()
+	if err := l.do(ctx, false, func(t *tx) error { return log.open(t, l.o.Dir) }); err != nil {
+		return nil, "", err
+	}
+	data, err = log.read()
+	return data, log.public, err
+}
+
+// checkpointLog is the log as it is in a transaction, when no other process is writing to it:
+// it can be read later.
+type checkpointLog struct {
+	state         checkpointed
+	public        string // of the key; "" if there is none
+	known, logged int64  // see checkpointed.ends
+	f             *os.File
+}
+
+func (c *checkpointLog) open(t *tx, dir string) (err error) {
+	c.close()
+	if c.state, err = t.checkpointed(); err != nil {
+		return err
+	}
+	key, err := readKey(dir)
+	if err != nil {
+		return err
+	}
+	if key != nil {
+		c.public = key.Public()
+	}
+	if c.known, c.logged, err = c.state.ends(dir, key); err != nil || c.logged == 0 {
+		return err
+	}
+	c.f, err = os.Open(logPath(dir))
+	return err
+}
+
+// read returns whole lines.
+func (c *checkpointLog) read() ([]byte, error) {
+	if err := c.state.agrees(c.logged, c.public); err != nil || c.logged == 0 {
+		return nil, err
+	}
+	data := make([]byte, c.logged)
+	_, err := io.ReadFull(c.f, data)
+	return data, err
+}
+
+func (c *checkpointLog) close() {
+	if c.f != nil {
+		_ = c.f.Close() // it was only read
+	}
+	*c = checkpointLog{}
 }
 
 // Proof shows that a record is in the chain that a checkpoint was signed over.

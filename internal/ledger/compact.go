@@ -41,6 +41,8 @@ const (
 // Compaction tells what [Ledger.Compact] did.
 type Compaction struct {
 	Pruned uint64        `json:"pruned_records"` // that were older than is kept, and had not gone yet
+	Due    uint64        `json:"due_records"`    // that are older as well, but were found less than a day ago
+	From   time.Time     `json:"due_from"`       // when those can go; zero if there are none
 	Before int64         `json:"bytes_before"`
 	After  int64         `json:"bytes_after"`
 	Held   time.Duration `json:"held_ns"` // the longest that others were kept waiting
@@ -48,16 +50,57 @@ type Compaction struct {
 
 func compactPath(dir string) string { return dbPath(dir) + ".compact" }
 
-// Compact prunes what is due and gives the space that is free in the file back to the
-// system. Other processes go on meanwhile. It is killed or fails at any instant without harm:
-// there is one whole file, the old one or the new one.
-func (l *Ledger) Compact(ctx context.Context, progress func(done, total uint64)) (c Compaction, err error) {
-	lock := flock.New(filepath.Join(l.o.Dir, "haldir.compact"), flock.SetPermissions(0o600))
+// tryCompacting takes the right to compact, which dies with its process; nil if another has it.
+func tryCompacting(dir string) (*flock.Flock, error) {
+	lock := flock.New(filepath.Join(dir, "haldir.compact"), flock.SetPermissions(0o600))
 	if ok, err := lock.TryLock(); err != nil || !ok {
+		return nil, err
+	}
+	return lock, nil
+}
+
+// remains returns how many bytes a compaction has left that was killed.
+func remains(dir string) (n int64, err error) {
+	if n, err = fileSize(compactPath(dir)); err != nil || n == 0 {
+		return 0, err
+	}
+	lock, err := tryCompacting(dir)
+	if err != nil || lock == nil { // it is under way
+		return 0, err
+	}
+	return n, free(lock)
+}
+
+// removeRemains removes that: it has records in it, also such as are gone since.
+func removeRemains(dir string) error {
+	if _, err := os.Stat(compactPath(dir)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	lock, err := tryCompacting(dir)
+	if err != nil || lock == nil {
+		return err
+	}
+	err = os.Remove(compactPath(dir))
+	if errors.Is(err, fs.ErrNotExist) { // another process was faster
+		err = nil
+	}
+	return errors.Join(err, free(lock))
+}
+
+// Compact prunes what is due and gives the space that is free in the file back to the
+// system. What was found to be due less than a day ago goes only if it is to go now: the
+// clock may be ahead. Other processes go on meanwhile. It is killed or fails at any instant without harm:
+// there is one whole file, the old one or the new one.
+func (l *Ledger) Compact(ctx context.Context, now bool, progress func(done, total uint64)) (c Compaction, err error) {
+	lock, err := tryCompacting(l.o.Dir)
+	if err != nil || lock == nil {
 		return c, errors.Join(err, ErrCompacting)
 	}
 	defer func() { err = errors.Join(err, free(lock)) }()
-	if c.Pruned, err = l.pruneAll(ctx); err != nil {
+	if c.Pruned, err = l.pruneAll(ctx, now); err != nil {
+		return c, err
+	}
+	if c.Due, c.From, err = l.waiting(ctx); err != nil {
 		return c, err
 	}
 	m := &copier{l: l, path: compactPath(l.o.Dir), progress: progress}
@@ -86,11 +129,14 @@ func (l *Ledger) Compact(ctx context.Context, progress func(done, total uint64))
 		return c, err
 	}
 	c.Held = m.held
+	if err := l.thin(ctx); err != nil { // it is as good as before, but longer
+		l.o.Logger.Warn().Err(err).Msg("the checkpoint log was not thinned out")
+	}
 	return c, nil
 }
 
 // pruneAll prunes all that is due, though it deletes nothing yet.
-func (l *Ledger) pruneAll(ctx context.Context) (n uint64, err error) {
+func (l *Ledger) pruneAll(ctx context.Context, now bool) (n uint64, err error) {
 	before, err := l.Pruned(ctx)
 	if err != nil {
 		return 0, err
@@ -100,7 +146,7 @@ func (l *Ledger) pruneAll(ctx context.Context) (n uint64, err error) {
 			return 0, err
 		}
 	}
-	p := &pruner{dir: l.o.Dir, last: keepLast, n: page / pruneAhead, atOnce: true}
+	p := &pruner{dir: l.o.Dir, last: keepLast, n: page / pruneAhead, looks: true, atOnce: now}
 	if own := l.retention(); own != nil && own.Last > 0 {
 		p.last = own.Last
 	}
@@ -120,6 +166,22 @@ func (l *Ledger) pruneAll(ctx context.Context) (n uint64, err error) {
 	return after.Size - before.Size, err
 }
 
+// waiting returns how many records wait to go, and from when they do.
+func (l *Ledger) waiting(ctx context.Context) (n uint64, from time.Time, err error) {
+	err = l.do(ctx, false, func(t *tx) error {
+		prep, some, err := t.pruning()
+		if err != nil || !some {
+			return err
+		}
+		keep, err := t.retention()
+		if keep > 0 && !prep.Newest.Add(keep).After(t.now) { // else somebody wants them kept, after all
+			n, from = prep.Size-t.pruned(), prep.Since.Add(secondThoughts)
+		}
+		return err
+	})
+	return n, from, err
+}
+
 // copier makes the new file.
 type copier struct {
 	l        *Ledger
@@ -132,8 +194,9 @@ type copier struct {
 	gone     uint64        // records that are not copied
 	copied   uint64        // the last record that was
 	last     []byte        // its bytes
-	days     history       // what records had that are still in the old file, but gone
+	spent    []spent       // by records that are still in the old file, but gone
 	configs  []uint64      // those of them that say that a config was used first
+	first    uint64        // the first record that is in the old file at the end
 	old      *os.File      // the old file, once it has no name any more
 	held     time.Duration // how long the lock was held at the end
 }
@@ -297,7 +360,6 @@ func (m *copier) bucket(ctx context.Context, name, from []byte, take func(k, v [
 // leftovers takes from records that are gone, but not deleted yet, what else is deleted with
 // them: the new file does not have them.
 func (m *copier) leftovers(ctx context.Context) error {
-	m.days = history{}
 	for from, more := be64(1), true; more; {
 		var list []pair
 		var err error
@@ -309,7 +371,9 @@ func (m *copier) leftovers(ctx context.Context) error {
 				return nil
 			}
 			if r, err := audit.Decode(p.v); err == nil {
-				m.days.add(&r, m.l.o.Clock())
+				if c, some := spentBy(&r, m.l.o.Clock()); some {
+					m.spent = append(m.spent, c)
+				}
 				if r.Kind == audit.KindConfig {
 					m.configs = append(m.configs, r.Seq)
 				}
@@ -389,6 +453,8 @@ func (m *copier) swap() error {
 			return errOther
 		}
 		c := records.Cursor()
+		k, _ := c.First()
+		m.first = number(k)
 		for k, v := c.Seek(be64(m.copied + 1)); k != nil; k, v = c.Next() {
 			if list = append(list, pair{bytes.Clone(k), bytes.Clone(v)}); len(list) > 2*compactTail {
 				return errBehind
@@ -483,12 +549,21 @@ func (m *copier) forget(t *tx) error {
 	for _, k := range over {
 		err = errors.Join(err, t.space(spaceConfigs).delete(k))
 	}
-	if err != nil || len(m.days) == 0 {
+	if err != nil {
 		return err
 	}
-	all := t.history()
-	for day, u := range m.days {
-		all[day] = used{all[day].Calls + u.Calls, plus(all[day].Cost, u.Cost)}
+	all, counted := t.history(), t.counted()
+	for _, c := range m.spent {
+		if c.seq >= m.first && c.seq > counted { // else whoever has deleted it has counted it
+			all.count(c)
+		}
 	}
-	return t.space(spaceMeta).putJSON(keySwept, all)
+	meta := t.space(spaceMeta)
+	if len(m.spent) > 0 {
+		err = meta.putJSON(keySwept, all)
+	}
+	if m.first > max(m.gone, counted)+1 { // it is in the new file, and still to be deleted there
+		err = errors.Join(err, meta.put(keyCounted, be64(m.first-1)))
+	}
+	return err
 }

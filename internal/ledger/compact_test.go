@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -46,9 +47,10 @@ func contents(tb testing.TB, dir string) map[string]map[string][]byte {
 	return all
 }
 
+// compact also prunes what is due, without waiting for a day.
 func compact(tb testing.TB, l *ledger.Ledger) ledger.Compaction {
 	tb.Helper()
-	c, err := l.Compact(context.Background(), nil)
+	c, err := l.Compact(context.Background(), true, nil)
 	if err != nil {
 		tb.Fatalf("Compact: %v", err)
 	}
@@ -87,6 +89,116 @@ func TestACompactedLedgerIsTheSameAndSmaller(t *testing.T) {
 		t.Errorf("something is left of the work: %v", err)
 	}
 	busy(t, quick(t, dir), 10)
+}
+
+// What was used in days whose records are gone is counted once, whoever deletes those: the
+// compaction, or a process that goes on with the old file, or with the new one.
+func TestACompactionCountsWhatWasUsedOnce(t *testing.T) {
+	for name, further := range map[string]bool{"no more is pruned meanwhile": false, "more is pruned meanwhile": true} {
+		t.Run(name, func(t *testing.T) {
+			clock, dir := newClock(), stateDir(t)
+			l, other := little(t, dir, clock, "a", 2*day), little(t, dir, clock, "a", 2*day)
+			calls := 0
+			call := func(l *ledger.Ledger, n int) { busy(t, l, n); calls += n }
+			call(l, 3000)
+			clock.add(3 * day)
+			call(l, 1000)
+			during := func(_, _ uint64) {
+				if calls > 4000 {
+					return
+				}
+				before := gone(t, other)
+				call(other, 1000)
+				if !further {
+					return
+				}
+				for range 3 { // the boundary is found, and a day later concluded
+					clock.add(day + time.Hour)
+					call(other, 1000)
+				}
+				if gone(t, other) == before {
+					t.Error("nothing more is pruned")
+				}
+			}
+			if _, err := l.Compact(context.Background(), true, during); err != nil {
+				t.Fatal(err)
+			}
+			check := func(when string) {
+				t.Helper()
+				inspect(t, dir, func(tx *bolt.Tx) {
+					var days map[string]struct{ Calls int }
+					if err := json.Unmarshal(space(tx, 'm')["swept"], &days); err != nil {
+						t.Fatal(err)
+					}
+					counted, last := 0, keyNumber(space(tx, 'm')["counted"])
+					for _, d := range days {
+						counted += d.Calls
+					}
+					_ = tx.Bucket([]byte("audit")).ForEach(func(k, raw []byte) error {
+						if r, err := audit.Decode(raw); err == nil && keyNumber(k) > last && r.Kind == audit.KindAttempt {
+							counted++
+						}
+						return nil
+					})
+					if counted != calls {
+						t.Errorf("%s: of %d calls %d are counted or still there", when, calls, counted)
+					}
+				})
+			}
+			check("after it")
+			call(l, 500)
+			check("with some of the new file deleted")
+			compact(t, l)
+			check("after another")
+			call(l, 500)
+			check("at the end")
+			verify(t, l)
+		})
+	}
+}
+
+// What a compaction leaves that is killed goes with the next process, and with nobody while
+// another one compacts.
+func TestWhatAKilledCompactionLeavesGoes(t *testing.T) {
+	dir := stateDir(t)
+	l, clock := aged(t, dir)
+	o := ledger.Options{Dir: dir, NoSync: true, Clock: clock.now}
+	left := func() int64 {
+		t.Helper()
+		readOnly := o
+		readOnly.ReadOnly = true
+		looking := open(t, readOnly) // which changes nothing
+		defer closeLedger(t, looking)
+		v, err := looking.View(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.Remains
+	}
+	there := func() bool {
+		_, err := os.Stat(filepath.Join(dir, "haldir.db.compact"))
+		return err == nil
+	}
+	put(t, dir, "haldir.db.compact", make([]byte, 100))
+	if n := left(); n != 100 || !there() {
+		t.Errorf("%d bytes are left, want 100", n)
+	}
+	closeLedger(t, open(t, o))
+	if n := left(); n != 0 || there() {
+		t.Errorf("%d bytes are left after another process has begun", n)
+	}
+	looked := false
+	_, err := l.Compact(context.Background(), true, func(_, _ uint64) {
+		looked = true
+		closeLedger(t, open(t, o))
+		if n := left(); n != 0 || !there() {
+			t.Errorf("while it is compacted %d bytes are said to be left; the new file is there: %t", n, there())
+		}
+	})
+	if err != nil || !looked {
+		t.Fatal(err)
+	}
+	verify(t, l)
 }
 
 func BenchmarkCompact(b *testing.B) {

@@ -319,14 +319,14 @@ func (s *scenario) compact(root, dir string) {
 	pruned := sound("on a full disk")
 	fmt.Println("on a full disk", failed, "of 800 calls were refused, and", pruned, "records pruned")
 	before := size()
-	if _, err := l.Compact(ctx, nil); err == nil || !strings.Contains(err.Error(), "disk space") && !errors.Is(err, syscall.ENOSPC) {
+	if _, err := l.Compact(ctx, true, nil); err == nil || !strings.Contains(err.Error(), "disk space") && !errors.Is(err, syscall.ENOSPC) {
 		s.errorf("a file was compacted without room for it: %v", err)
 	}
 	sound("after there was no room")
 	empty()
 	// Now there is room at the beginning.
 	var again func()
-	_, err = l.Compact(ctx, func(_, _ uint64) {
+	_, err = l.Compact(ctx, true, func(_, _ uint64) {
 		if again == nil {
 			again, err = ballast(root, 0)
 			if err != nil {
@@ -344,7 +344,7 @@ func (s *scenario) compact(root, dir string) {
 	if size() < before {
 		s.errorf("the file has %d bytes, and had %d", size(), before)
 	}
-	c, err := l.Compact(ctx, nil)
+	c, err := l.Compact(ctx, true, nil)
 	if err != nil || c.After >= c.Before || size() != c.After {
 		s.errorf("Compact: %+v %v", c, err)
 	}

@@ -132,6 +132,11 @@ func Open(o Options) (*Ledger, error) {
 		o: o, id: newID(""), turn: newTurn(o.Dir), ops: make(chan *op), owing: make(chan struct{}, 1),
 		closed: make(chan struct{}), done: make(chan struct{}),
 	}
+	if !o.ReadOnly {
+		if err := removeRemains(o.Dir); err != nil { // which is in nobody's way
+			o.Logger.Warn().Err(err).Msg("could not remove what a compaction has left that was killed")
+		}
+	}
 	go l.work()
 	return l, nil
 }

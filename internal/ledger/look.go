@@ -57,6 +57,7 @@ type View struct {
 	Dead      int       // processes that ended without a word
 	Orphans   int       // calls of theirs, which count as spent
 	Doubt     time.Time // since when limits without a window count as used up; zero if they do not
+	Remains   int64     // bytes that a compaction has left that was killed
 	Kept      Retention // for how long records are kept, and which config says so
 }
 
@@ -87,6 +88,9 @@ func (l *Ledger) View(ctx context.Context) (v View, err error) {
 			v.Orphans += open[id]
 		}
 		if v.Living, err = others(l.o.Dir, append(gone, l.id)); err != nil {
+			return err
+		}
+		if v.Remains, err = remains(l.o.Dir); err != nil {
 			return err
 		}
 		claims, _, err := t.claims()

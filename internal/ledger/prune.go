@@ -51,6 +51,7 @@ var (
 	keyFrontier = []byte("frontier") // what is known of them: audit.Pruned as JSON
 	keyPruning  = []byte("pruning")  // the boundary that is being prepared: pruning as JSON
 	keySwept    = []byte("swept")    // what was used in days whose records are gone: history as JSON
+	keyCounted  = []byte("counted")  // the last record that is in that, though it is still to be deleted
 )
 
 // Retention is for how long the user of a ledger wants records kept.
@@ -199,6 +200,7 @@ type pruner struct {
 	dir    string
 	last   uint64 // how many of the newest records stay
 	n      int    // how many records to delete at most
+	looks  bool   // for a boundary now, however long ago that was done last
 	atOnce bool   // a person wants it: without second thoughts
 	sweeps bool   // it deletes what is gone
 }
@@ -244,8 +246,12 @@ func (p *pruner) begin(t *tx) (func(*tx) error, error) {
 	if err != nil {
 		return nil, err
 	}
+	known, _, err := state.ends(p.dir, key)
+	if err != nil {
+		return nil, err
+	}
 	stopped := t.stopped()
-	c, note, err := findCheckpoint(p.dir, key.Public(), state.Logged, func(c audit.Checkpoint) bool {
+	c, note, err := findCheckpoint(p.dir, key.Public(), known, func(c audit.Checkpoint) bool {
 		return c.Size <= limit && !c.Time.Add(keep).After(t.now) && (stopped == nil || c.Time.Before(stopped.At))
 	})
 	if err != nil || c.Size <= t.pruned() {
@@ -307,11 +313,10 @@ func findCheckpoint(dir, public string, logged int64, good func(audit.Checkpoint
 		return found, "", err
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	const longest = 4096             // of a line
-	around := make([]byte, 2*longest)
+	around := make([]byte, 2*longestLine)
 	for low, high := int64(0), logged; low < high; {
 		middle := low + (high-low)/2
-		from, to := max(low, middle-longest), min(high, middle+longest)
+		from, to := max(low, middle-longestLine), min(high, middle+longestLine)
 		text := around[:to-from]
 		if _, err := f.ReadAt(text, from); err != nil {
 			return found, "", err
@@ -474,7 +479,7 @@ func over(key []byte, gone uint64) bool {
 // sweep deletes some of what is left of the records that are gone.
 func (p *pruner) sweep(t *tx) error {
 	gone := t.pruned()
-	used := t.history()
+	used, counted := t.history(), t.counted()
 	changed := false
 	err := sweep(t.Bucket(bucketAudit), p.n, func(k, raw []byte) (bool, error) {
 		if number(k) > gone {
@@ -484,7 +489,7 @@ func (p *pruner) sweep(t *tx) error {
 		if err != nil {
 			return true, nil //nolint:nilerr // it was one when it was taken into the tree
 		}
-		changed = used.add(&r, t.now) || changed
+		changed = number(k) > counted && used.add(&r, t.now) || changed
 		if r.Kind == audit.KindConfig && number(t.space(spaceConfigs).get(r.ConfigSHA256[:])) == r.Seq { // its next use is a first one again
 			return true, t.space(spaceConfigs).delete(r.ConfigSHA256[:])
 		}
@@ -541,7 +546,28 @@ func (t *tx) history() history {
 	return s
 }
 
+// counted returns up to which record that is complete: a compaction copies records that
+// others delete from the old file meanwhile.
+func (t *tx) counted() uint64 { return number(t.space(spaceMeta).get(keyCounted)) }
+
 func dayOf(at time.Time) int64 { return at.Unix() / (24 * 60 * 60) }
+
+// spent is what one call of a day has used. It is some only of the last 31 days.
+type spent struct {
+	seq  uint64
+	day  int64
+	cost int64
+}
+
+func spentBy(r *audit.Record, now time.Time) (s spent, some bool) {
+	s = spent{r.Seq, dayOf(r.Time), r.Cost}
+	return s, r.Kind == audit.KindAttempt && r.Status == audit.StatusRunning && s.day >= dayOf(lookedBack(now))
+}
+
+func (s history) count(c spent) {
+	u := s[c.day]
+	s[c.day] = used{u.Calls + 1, plus(u.Cost, c.cost)}
+}
 
 func (s history) add(r *audit.Record, now time.Time) (changed bool) {
 	first := dayOf(lookedBack(now))
@@ -551,13 +577,11 @@ func (s history) add(r *audit.Record, now time.Time) (changed bool) {
 			changed = true
 		}
 	}
-	day := dayOf(r.Time)
-	if r.Kind != audit.KindAttempt || r.Status != audit.StatusRunning || day < first {
-		return changed
+	c, some := spentBy(r, now)
+	if some {
+		s.count(c)
 	}
-	u := s[day]
-	s[day] = used{u.Calls + 1, plus(u.Cost, r.Cost)}
-	return true
+	return changed || some
 }
 
 // lookedBack is how far back anything looks for what was used: the longest period of a limit.
@@ -601,7 +625,7 @@ func (l *Ledger) pruneStep(p *pruner) (some bool, err error) {
 	err = l.commit([]*op{{run: func(t *tx) (err error) {
 		now = t.now
 		since := now.Sub(l.pruneLooked)
-		look = p.atOnce || since >= pruneLook || since < -2*pruneYoung // the clock was set back
+		look = p.looks || since >= pruneLook || since < -2*pruneYoung // the clock was set back
 		do, err = p.next(t, look)
 		return err
 	}}})

@@ -63,7 +63,7 @@ func keepLittle(raw []byte) error {
 	say := func(format string, args ...any) { _, _ = fmt.Fprintf(os.Stdout, format+"\n", args...) }
 	if c.Compact {
 		for {
-			x, err := l.Compact(context.Background(), nil)
+			x, err := l.Compact(context.Background(), true, nil)
 			switch {
 			case err == nil:
 				say("C %d", x.Pruned)

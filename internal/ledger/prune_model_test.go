@@ -130,7 +130,7 @@ func (x *archivist) restart(t *rapid.T) {
 }
 
 func (x *archivist) compact(t *rapid.T) {
-	if _, err := x.l[rapid.IntRange(0, 1).Draw(t, "process")].Compact(context.Background(), nil); err != nil {
+	if _, err := x.l[rapid.IntRange(0, 1).Draw(t, "process")].Compact(context.Background(), rapid.Bool().Draw(t, "now"), nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -605,4 +606,103 @@ func TestARecordWhoseTimeHasComeIsKeptFromThen(t *testing.T) {
 	if n := gone(t, l); n < ahead {
 		t.Errorf("record %d of %v is not gone at %v", ahead, come, clock.now())
 	}
+}
+
+// What is pruned behind a walk is no damage: it goes through the chain again.
+func TestNothingIsDamagedThatWasPrunedWhileItWasVerified(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := retained(t, dir, clock)
+	busy(t, l, 3000)
+	clock.add(91 * day)
+	busy(t, l, 3000)
+	walks := 0
+	v, err := l.Verify(context.Background(), func(done uint64) {
+		if done == 8000 { // the boundary is behind, and the record that tells of it to come
+			walks++
+			compact(t, l)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := gone(t, l); n == 0 || v.Pruned() != n || walks != 1 {
+		t.Errorf("%d records are gone, it begins after %d, and has come that far %d times", n, v.Pruned(), walks)
+	}
+}
+
+// But damage is damage, also when more was pruned meanwhile.
+func TestDamageIsFoundAlsoWhileItIsPruned(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := retained(t, dir, clock)
+	busy(t, l, 3000)
+	clock.add(91 * day)
+	busy(t, l, 3000)
+	harmed := false
+	_, err := l.Verify(context.Background(), func(done uint64) {
+		if done != 8000 || harmed {
+			return
+		}
+		harmed = true
+		compact(t, l)
+		change(t, dir, func(records, _ *bolt.Bucket) error {
+			raw := bytes.Clone(records.Get(keyOf(11_000)))
+			raw[len(raw)-40] ^= 1
+			return records.Put(keyOf(11_000), raw)
+		})
+	})
+	d, damaged := errors.AsType[*audit.Damage](err)
+	if !damaged || d.Seq != 11_000 || gone(t, l) == 0 {
+		t.Errorf("record 11000 was changed, and the first %d were pruned: %v", gone(t, l), err)
+	}
+}
+
+// Nor does one that is ahead while the ledger is compacted, unless a person says so. A
+// destination holds what it does not have by the same clock.
+func TestAClockThatIsAheadWhileItIsCompactedPrunesNothing(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 10*day)
+	s, err := l.Ship("http://collector/v1/logs", "collector")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, _, err := s.Next(context.Background(), 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	pass(t, l, clock, 3)
+	compacted := func(now bool) ledger.Compaction {
+		c, err := l.Compact(context.Background(), now, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	clock.add(40 * day)
+	for range 2 {
+		if c := compacted(false); c.Pruned != 0 || c.Due == 0 || !c.From.Equal(clock.now().Add(day)) {
+			t.Fatalf("%+v at %v", c, clock.now())
+		}
+	}
+	clock.add(-40 * day)
+	if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		clock.add(12 * time.Hour)
+		if c := compacted(false); c.Pruned != 0 || c.Due != 0 || !c.From.IsZero() {
+			t.Fatalf("%+v, and the clock is right again", c)
+		}
+	}
+	// What is due indeed goes a day after that was seen, with no other call.
+	clock.add(60 * day)
+	due := compacted(false).Due
+	clock.add(day)
+	if c := compacted(false); c.Pruned == 0 || c.Pruned != due {
+		t.Errorf("%+v, and %d records were due", c, due)
+	}
+	verify(t, l)
 }

@@ -120,22 +120,45 @@ func (l *Ledger) walk(ctx context.Context, first uint64, f func(key uint64, raw 
 // ones that were kept elsewhere. Records that are appended meanwhile are
 // checked as well. progress, if not nil, is told now and then how many records
 // are done. The error is an [*audit.Damage] when the chain is not intact. Where the
-// beginning was pruned, it begins with what was signed of that.
+// beginning was pruned, it begins with what was signed of that, and again if more is
+// pruned meanwhile.
 func (l *Ledger) Verify(ctx context.Context, progress func(done uint64), extra ...audit.Checkpoint) (*audit.Verifier, error) {
-	for {
-		v, err := l.verify(ctx, progress, extra)
-		if !errors.Is(err, audit.ErrPruned) {
-			return v, err
+	for range verifyTries {
+		gone, err := l.Pruned(ctx)
+		if err != nil {
+			return &audit.Verifier{}, err
+		}
+		v, err := l.verify(ctx, gone, progress, extra)
+		if again, unknown := l.outdated(ctx, gone, err); unknown != nil || !again {
+			return v, cmp.Or(unknown, err)
 		}
 	}
+	return &audit.Verifier{}, fmt.Errorf("records were pruned each of the %d times that the chain was gone through; "+
+		"verify it again when nobody compacts the ledger", verifyTries)
 }
 
-func (l *Ledger) verify(ctx context.Context, progress func(done uint64), extra []audit.Checkpoint) (*audit.Verifier, error) {
-	list, _, err := l.Checkpoints(ctx)
-	if err != nil {
-		return &audit.Verifier{}, err
+// verifyTries bounds how often a walk begins anew. A boundary waits for a day, so that one
+// is enough unless somebody compacts over and over.
+const verifyTries = 10
+
+// outdated reports whether what a walk has found may be because more was pruned than was
+// gone when it began: the chain tells of it then, and what the walk began with does not.
+func (l *Ledger) outdated(ctx context.Context, gone audit.Pruned, found error) (bool, error) {
+	if errors.Is(found, audit.ErrPruned) {
+		return true, nil
 	}
-	gone, err := l.Pruned(ctx)
+	if _, damage := errors.AsType[*audit.Damage](found); !damage {
+		return false, nil
+	}
+	now, err := l.Pruned(ctx)
+	if err != nil {
+		return false, err
+	}
+	return now.Size > gone.Size, nil
+}
+
+func (l *Ledger) verify(ctx context.Context, gone audit.Pruned, progress func(done uint64), extra []audit.Checkpoint) (*audit.Verifier, error) {
+	list, _, err := l.Checkpoints(ctx) // also that of what is gone, which was read before
 	if err != nil {
 		return &audit.Verifier{}, err
 	}

@@ -276,7 +276,7 @@ func (s *salvage) trees(log []byte, key *audit.Key) {
 			s.blame(err)
 		}
 	}
-	logged, err := state.logLength(s.dir, key)
+	_, logged, err := state.ends(s.dir, key)
 	public := ""
 	if key != nil {
 		public = key.Public()
