@@ -46,7 +46,10 @@ func newSecond(t *testing.T) *second {
 	}
 	dir := filepath.Join(t.TempDir(), "state")
 	checkpoints := inhabit(t, dir)
-	s := exported(t, node, dir)
+	s := exported(t, node, dir, []string{"key", "create", "--name", "prometheus", "--scopes", "metrics:read"})
+	if !bytes.Contains(s.export, []byte(`"kind":"key"`)) {
+		t.Fatal("there is no record of a key")
+	}
 	if got := bytes.Count(s.export, []byte("\n")); got < 100 || checkpoints < 3 {
 		t.Fatalf("%d records and %d checkpoints are too few", got, checkpoints)
 	}

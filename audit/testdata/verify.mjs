@@ -54,7 +54,7 @@ function parseLine(line) {
   return fields
 }
 
-const kinds = { attempt: 1n, outcome: 2n, governance: 3n, session: 4n, config: 5n, ledger: 6n, pins: 7n, approval: 8n }
+const kinds = { attempt: 1n, outcome: 2n, governance: 3n, session: 4n, config: 5n, ledger: 6n, pins: 7n, approval: 8n, key: 9n }
 
 // The fields in the order in which they are hashed, with what makes bytes of each.
 const fields = [
