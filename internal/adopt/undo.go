@@ -157,9 +157,14 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	}
 	v.After = v.before
 	was := &clients.File{Place: clients.Place{Client: r.Client, Scope: r.Scope, Path: r.Path}, Target: target}
-	for _, data := range [][]byte{v.before, v.Now} {
-		if f, err := h.With(was, data); err == nil && r.Kind != KindConfig {
-			u.Masks = append(u.Masks, f.Secrets(secretive, hidden)...)
+	for _, data := range [][]byte{v.before, v.Left, v.Now} {
+		if r.Kind == KindConfig {
+			u.Masks = append(u.Masks, unshown(r.Path, data)...)
+			continue
+		}
+		f, err := h.With(was, data)
+		if u.Masks = append(u.Masks, f.Secrets(secretive, hidden)...); err != nil {
+			u.Masks = append(u.Masks, lines(data)...)
 		}
 	}
 	switch now := digest(v.Now); {
