@@ -31,45 +31,23 @@ upstreams: []
 # A call must pass every policy that applies to it. Reading is free; what no policy is
 # about is allowed and recorded: haldir audit list.
 policies:
-  # A person must allow what destroys, each call by itself or for the rest of the session.
+  # A person must allow what destroys, each call by itself or for the rest of the session:
+  # tools with one of these words in their name, as delete_file, deleteFile or FILE-DELETE.
   - type: require_approval
     id: destructive
-    tools:
-      - "*/delete*"
-      - "*/*_delete"
-      - "*/*_delete_*"
-      - "*/*-delete"
-      - "*/*-delete-*"
-      - "*/*Delete*"
-      - "*/remove*"
-      - "*/*_remove"
-      - "*/*_remove_*"
-      - "*/drop_*"
-      - "*/drop-*"
-      - "*/*_drop_*"
-      - "*/destroy*"
-      - "*/truncate*"
-      - "*/purge*"
-      - "*/wipe*"
-      - "*/erase*"
-      - "*/terminate*"
-      - "*/revoke*"
-      - "*/uninstall*"
-      - "*/force_push*"
+    tools: ["*"]
+    when: >-
+      words(tool).exists(w, w in ["delete", "remove", "drop", "destroy", "truncate", "purge",
+      "wipe", "erase", "terminate", "revoke", "uninstall", "unlink", "kill", "rm", "force"])
     timeout: 5m
-  # The same for what moves money.
+  # The same for what moves money, and does not only read of it.
   - type: require_approval
     id: money
-    tools:
-      - "*/charge*"
-      - "*/pay_*"
-      - "*/refund*"
-      - "*/transfer*"
-      - "*/*_transfer"
-      - "*/create_payment*"
-      - "*/create_refund*"
-      - "*/create_payout*"
-      - "*/send_payment*"
+    tools: ["*"]
+    when: >-
+      words(tool).exists(w, w in ["pay", "payment", "payments", "payout", "payouts", "charge",
+      "charges", "refund", "refunds", "transfer", "transfers", "money", "buy", "purchase", "withdraw"])
+      && !words(tool).exists(w, w in ["get", "list", "search", "find", "read", "retrieve", "fetch"])
     timeout: 5m
   # An agent that has gone wild stops here. Every agent counts by itself.
   - {type: rate_limit, id: calls, max_calls: 600, window: 1h, per: agent}
