@@ -171,7 +171,9 @@ func (p *person) gets(store adopt.Store) map[string]string {
 func TestWhatDiffsShowIsMasked(t *testing.T) {
 	p := newPerson(t)
 	const cursor, yaml = ".cursor/mcp.json", ".config/haldir/haldir.yaml"
-	p.write(cursor, `{"mcpServers": {
+	p.write(cursor, `// TOKEN=hidden-0
+	{"mcpServers": {
+		// "old": {"env": {"API_KEY": "hidden-f"}},
 		"goes": {"url": "https://a.example.com/mcp?tavilyApiKey=hidden-1"},
 		"stays": {"url": "https://b.example.com/mcp?exaApiKey=hidden-2", "disabled": true},
 		"off": {"command": "x", "disabled": true, "args": ["--token", "hidden\/3"], "env": {"DB_PASSWORD": "hidden\/4", "CONN": "Password=hidden\u002d5;X=y"}}}}`)

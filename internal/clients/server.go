@@ -69,8 +69,8 @@ func (s *Server) Place() string {
 }
 
 // Secrets lists the texts of the file that are secret by the name that each is the value of,
-// and what is among the texts of each list, which may be the arguments of a program, and in each
-// text. Of one that is written in an unusual way it has what stands in the file as well.
+// and what is among the texts of each list, which may be the arguments of a program, in each text
+// and in comments. Of one that is written in an unusual way it has what stands in the file as well.
 func (f *File) Secrets(looks func(name, value string) bool, among func(list []string) []string) (out []string) {
 	if f.text == nil || f.text.root == nil {
 		return nil
@@ -108,6 +108,9 @@ func (f *File) Secrets(looks func(name, value string) bool, among func(list []st
 		out = append(out, found...)
 	}
 	walk("", f.text.root)
+	for _, line := range comments(&hujson.Value{Value: &hujson.Array{Elements: []hujson.Value{*f.text.root}}}) {
+		out = append(out, among([]string{"{" + line, "- " + line})...) // an entry that is commented out, and words
+	}
 	return out
 }
 
