@@ -68,3 +68,28 @@ func lines(data []byte) (out []string) {
 	}
 	return out
 }
+
+// longText is more than a setting has, in bytes: what people have told an agent stands in Claude
+// Code's file, too.
+const longText = 4 << 10
+
+// among is [hidden] for texts of any kind and any number. A long one is not taken apart, but
+// hidden as a whole if a secret may be in it.
+func among(list []string) (out []string) {
+	short, some := slices.Clone(list), false
+	for i, s := range list {
+		suspect := edit.LooksSecret(s, strings.ReplaceAll(s, "${", ""))
+		switch {
+		case len(s) <= longText:
+			some = some || suspect || strings.Contains(s, "://") || strings.Contains(strings.ToLower(s), "x-")
+		case suspect:
+			out, short[i] = append(out, s), ""
+		default:
+			short[i] = ""
+		}
+	}
+	if some {
+		out = append(out, hidden(short)...)
+	}
+	return out
+}

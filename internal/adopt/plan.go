@@ -194,7 +194,7 @@ func (p *Plan) read() (files []*clients.File, err error) {
 		if !seen[f.Target] && f.Data != nil {
 			seen[f.Target] = true
 			files = append(files, f)
-			p.Masks = append(p.Masks, f.Secrets(secretive, hidden)...)
+			p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
 		}
 	}
 	return files, err

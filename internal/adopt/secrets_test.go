@@ -176,6 +176,7 @@ func TestWhatDiffsShowIsMasked(t *testing.T) {
 		// "old": {"env": {"API_KEY": "hidden-f"}},
 		"goes": {"url": "https://a.example.com/mcp?tavilyApiKey=hidden-1"},
 		"stays": {"url": "https://b.example.com/mcp?exaApiKey=hidden-2", "disabled": true},
+		"talk": {"command": "x", "disabled": true, "description": "`+strings.Repeat("hidden ", 1000)+`TOKEN=abcdef"},
 		"off": {"command": "x", "disabled": true, "args": ["--token", "hidden\/3"], "env": {"DB_PASSWORD": "hidden\/4", "CONN": "Password=hidden\u002d5;X=y"}}}}`)
 	p.write(yaml, `version: 1
 upstreams:

@@ -174,7 +174,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 			continue
 		}
 		f, err := h.With(was, data)
-		if u.Masks = append(u.Masks, f.Secrets(secretive, hidden)...); err != nil {
+		if u.Masks = append(u.Masks, f.Secrets(secretive, among)...); err != nil {
 			u.Masks = append(u.Masks, lines(data)...)
 		}
 	}
