@@ -58,6 +58,8 @@ func newCELEnv() (*cel.Env, error) {
 			cel.UnaryBinding(celClean))),
 		cel.Function("host", cel.Overload("host_string", []*cel.Type{cel.StringType}, cel.StringType,
 			cel.UnaryBinding(celHost))),
+		cel.Function("words", cel.Overload("words_string", []*cel.Type{cel.StringType}, cel.ListType(cel.StringType),
+			cel.UnaryBinding(celWords))),
 	)
 }
 
@@ -148,6 +150,8 @@ func (effort) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint
 		if l, ok := result.(*texts); ok {
 			units += l.walked
 		}
+	case "words":
+		units += length(args[0])
 	case "under", "clean":
 		units = 10 + length(args[0])/8
 	case "host": // IDNA is slow, and is for the host only

@@ -645,6 +645,9 @@ func (i *adoption) takeBack(ctx context.Context, path string) error {
 	for _, name := range u.Kept {
 		a.say("haldir: the secret %s stays, as it is not what init stored any more; remove it by: %s secret remove %s", name, a.command(), name)
 	}
+	for _, name := range u.Named {
+		a.say("haldir: the secret %s stays, as an upstream of yours in haldir.yaml refers to it", name)
+	}
 	conflicts := u.Conflicts()
 	if len(conflicts) > 0 && !i.force {
 		for _, c := range conflicts {

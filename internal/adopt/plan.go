@@ -135,8 +135,9 @@ func New(o Options) (*Plan, error) {
 		if cfg, err = config.Parse(before, o.Config); err != nil {
 			return nil, err
 		}
+		p.Masks = append(p.Masks, unshown(o.Config, before)...)
 	}
-	p.gather(files, cfg)
+	p.gather(files)
 	for _, u := range p.Upstreams {
 		p.name(u, cfg)
 	}
@@ -191,29 +192,14 @@ func (p *Plan) read() (files []*clients.File, err error) {
 		if !seen[f.Target] && f.Data != nil {
 			seen[f.Target] = true
 			files = append(files, f)
-			p.Masks = append(p.Masks, f.Secrets(secretive, hidden)...)
+			p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
 		}
 	}
 	return files, err
 }
 
 // gather decides which servers move.
-func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
-	if cfg != nil {
-		for _, u := range cfg.Upstreams {
-			for _, v := range slices.Concat(values(u.Headers), []string{u.Bearer}) {
-				if secretive("token", v) {
-					p.Masks = append(p.Masks, v)
-				}
-			}
-			for _, e := range u.Env {
-				if name, v, _ := strings.Cut(e, "="); secretive(name, v) {
-					p.Masks = append(p.Masks, v)
-				}
-			}
-			p.Masks = append(p.Masks, hidden(u.Args)...)
-		}
-	}
+func (p *Plan) gather(files []*clients.File) {
 	for _, f := range files {
 		for _, l := range f.Lists {
 			stays := sync.OnceValue(func() string { return p.stays(l) }) // it reads files
@@ -230,13 +216,6 @@ func (p *Plan) gather(files []*clients.File, cfg *config.Config) {
 			}
 		}
 	}
-}
-
-func values(headers []config.Header) (out []string) {
-	for _, h := range headers {
-		out = append(out, h.Value)
-	}
-	return out
 }
 
 // stays says why the servers of a list are none of this plan; "" if they are.

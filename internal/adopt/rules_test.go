@@ -107,6 +107,31 @@ func TestWithheldToolsThatReadAsPatterns(t *testing.T) {
 	}
 }
 
+// The starter policy asks about what destroys or moves money, however its name is put together,
+// and about nothing whose name merely has the same letters.
+func TestStarterPolicy(t *testing.T) {
+	p := newPerson(t)
+	p.write(".cursor/mcp.json", `{"mcpServers": {"t": {"command": "t"}}}`)
+	must(p.plan().Do(t.Context()))(t)
+	e := p.engine()
+	for want, tools := range map[policy.Verdict]string{
+		policy.Ask: `delete deletefile removeall delete_x deleteFile DeleteUser bulkDelete bulk_delete_files DELETE_ITEM batch.delete x/delete remove_x RemoveUser userRemove bulk-remove-x x-remove
+			dropTable drop-database db_drop table-drop-all db.dropTable x_destroy x_truncate instance_terminate x-purge cache_purge bulk_wipe eraseDisk key_revoke UNINSTALL-APP
+			git_force_push forcePush kill_process unlink_file docker_rm
+			pay payInvoice pay_invoice PAY_BILL make_payment createPayment create-payment payments_create create_payout issue_refund createRefund sendPayment stripe_charge CHARGE_CARD
+			transfer_funds bankTransfer send_money withdraw_funds`,
+		policy.Allow: `deleted deletedItems removedpages get_dropbox_file DROPBOX_LIST_FILES dropbox-upload list_deleted LIST_DELETED getDeletedItems removed_items undelete_file createDroplet open_dropdown airdrop-info raindrop_add
+			paypal_get_invoice PAYPAL_CREATE_INVOICE payload_get getPayload payroll_view list_payments get_refund retrieveCharge search_transfers recharge_info chargeable get_removal terminator
+			killer_whale reinforce workforce_add enforce_policy read_file write_file create_issue alarm_set form_fill`,
+	} {
+		for tool := range strings.FieldsSeq(tools) {
+			if got := verdict(e, "t/"+tool); got != want {
+				t.Errorf("%s: %v, want %v", tool, got, want)
+			}
+		}
+	}
+}
+
 // engine judges by the haldir.yaml that there is.
 func (p *person) engine() *policy.Engine {
 	p.t.Helper()

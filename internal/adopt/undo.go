@@ -30,6 +30,7 @@ type Undo struct {
 	Files   []Reversal
 	Secrets []string // that go
 	Kept    []string // secrets that stay, since they are not what init stored any more
+	Named   []string // secrets that stay, since haldir.yaml goes on to refer to them
 	Masks   []string // texts that must not be shown
 
 	store  Store
@@ -94,13 +95,6 @@ func open(dir string, h clients.Host, store Store) (*Undo, error) {
 		return nil, fmt.Errorf("%s is of another haldir (version %d)", path, m.Version)
 	}
 	u := &Undo{Dir: dir, Made: m.Made, store: store, values: m.Values}
-	for _, name := range m.Secrets {
-		if u.ours(name) {
-			u.Secrets = append(u.Secrets, name)
-		} else {
-			u.Kept = append(u.Kept, name)
-		}
-	}
 	for i, r := range m.Files {
 		v, err := u.reverse(h, r, filepath.Join(dir, strconv.Itoa(i)))
 		if err != nil {
@@ -108,7 +102,24 @@ func open(dir string, h clients.Host, store Store) (*Undo, error) {
 		}
 		u.Files = append(u.Files, v)
 	}
+	for _, name := range m.Secrets {
+		switch {
+		case !u.ours(name):
+			u.Kept = append(u.Kept, name)
+		case slices.ContainsFunc(u.Files, func(v Reversal) bool { return v.names(name) }):
+			u.Named = append(u.Named, name)
+		default:
+			u.Secrets = append(u.Secrets, name)
+		}
+	}
 	return u, nil
+}
+
+// names reports whether a haldir.yaml will refer to a secret as it did not before init: a person
+// has used it for an upstream of theirs.
+func (v Reversal) names(secret string) bool {
+	ref := []byte("${keyring:" + secret + "}")
+	return v.Kind == KindConfig && bytes.Contains(v.After, ref) && !bytes.Contains(v.before, ref)
 }
 
 // ours reports whether a secret is what init stored, or is not there. One that cannot be read
@@ -197,9 +208,14 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 	v.After = v.before
 	v.place = clients.Place{Client: r.Client, Scope: r.Scope, Path: r.Path}
 	was := &clients.File{Place: v.place, Target: target}
-	for _, data := range [][]byte{v.before, v.Now} {
-		if f, err := h.With(was, data); err == nil && r.Kind != KindConfig {
-			u.Masks = append(u.Masks, f.Secrets(secretive, hidden)...)
+	for _, data := range [][]byte{v.before, v.Left, v.Now} {
+		if r.Kind == KindConfig {
+			u.Masks = append(u.Masks, unshown(r.Path, data)...)
+			continue
+		}
+		f, err := h.With(was, data)
+		if u.Masks = append(u.Masks, f.Secrets(secretive, among)...); err != nil {
+			u.Masks = append(u.Masks, lines(data)...)
 		}
 	}
 	switch now := digest(v.Now); {

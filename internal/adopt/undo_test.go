@@ -61,6 +61,26 @@ func TestUndoLeavesAPersonsConfigAlone(t *testing.T) {
 	}
 }
 
+// A secret of init that a person has used for an upstream of theirs stays with it.
+func TestUndoKeepsSecretsThatAreReferredTo(t *testing.T) {
+	p := newPerson(t)
+	p.write(".config/haldir/haldir.yaml", "version: 1\nupstreams:\n  - {name: files, command: files}\n")
+	p.write(".cursor/mcp.json", `{"mcpServers": {"gh": {"command": "gh", "env": {"TOKEN": "tok-123456", "API_KEY": "key-123456"}}}}`)
+	must(p.plan().Do(t.Context()))(t)
+	must(edit.Add(p.o.Config, edit.Upstreams, []byte(`{name: admin, command: gh, env: ["TOKEN=${keyring:gh.TOKEN}"]}`), edit.Options{}))(t)
+	u := must(adopt.Last(p.o.StateDir, p.o.Host, p.store))(t)
+	if diff := cmp.Diff([][]string{{"gh.TOKEN"}, {"gh.API_KEY"}}, [][]string{u.Named, u.Secrets}); diff != "" {
+		t.Errorf("what stays and what goes (-want +got):\n%s", diff)
+	}
+	p.undo(false)
+	if v, err := p.store.Get("gh.TOKEN"); v != "tok-123456" {
+		t.Errorf("the upstream has lost its secret: %q, %v", v, err)
+	}
+	if names := must(p.store.Names())(t); len(names) != 1 {
+		t.Errorf("secrets that stay: %q", names)
+	}
+}
+
 func must[T any](v T, err error) func(*testing.T) T {
 	return func(t *testing.T) T {
 		t.Helper()

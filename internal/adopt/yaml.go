@@ -31,45 +31,24 @@ upstreams: []
 # A call must pass every policy that applies to it. Reading is free; what no policy is
 # about is allowed and recorded: haldir audit list.
 policies:
-  # A person must allow what destroys, each call by itself or for the rest of the session.
+  # A person must allow what destroys, each call by itself or for the rest of the session:
+  # tools with one of these words in their name, as delete_file, deleteFile, FILE-DELETE or deletefile.
   - type: require_approval
     id: destructive
-    tools:
-      - "*/delete*"
-      - "*/*_delete"
-      - "*/*_delete_*"
-      - "*/*-delete"
-      - "*/*-delete-*"
-      - "*/*Delete*"
-      - "*/remove*"
-      - "*/*_remove"
-      - "*/*_remove_*"
-      - "*/drop_*"
-      - "*/drop-*"
-      - "*/*_drop_*"
-      - "*/destroy*"
-      - "*/truncate*"
-      - "*/purge*"
-      - "*/wipe*"
-      - "*/erase*"
-      - "*/terminate*"
-      - "*/revoke*"
-      - "*/uninstall*"
-      - "*/force_push*"
+    tools: ["*"]
+    when: >-
+      words(tool).exists(w, w in ["delete", "remove", "drop", "destroy", "truncate", "purge",
+      "wipe", "erase", "terminate", "revoke", "uninstall", "unlink", "kill", "rm", "force"]
+      || w.matches("^(delete|remove|destroy|purge)[a-ce-z]"))
     timeout: 5m
-  # The same for what moves money.
+  # The same for what moves money, and does not only read of it.
   - type: require_approval
     id: money
-    tools:
-      - "*/charge*"
-      - "*/pay_*"
-      - "*/refund*"
-      - "*/transfer*"
-      - "*/*_transfer"
-      - "*/create_payment*"
-      - "*/create_refund*"
-      - "*/create_payout*"
-      - "*/send_payment*"
+    tools: ["*"]
+    when: >-
+      words(tool).exists(w, w in ["pay", "payment", "payments", "payout", "payouts", "charge",
+      "charges", "refund", "refunds", "transfer", "transfers", "money", "buy", "purchase", "withdraw"])
+      && !words(tool).exists(w, w in ["get", "list", "search", "find", "read", "retrieve", "fetch"])
     timeout: 5m
   # An agent that has gone wild stops here. Every agent counts by itself.
   - {type: rate_limit, id: calls, max_calls: 600, window: 1h, per: agent}
@@ -286,10 +265,38 @@ var scheme = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^
 // safe is a value without what is secret in it, which is kept.
 func (p *Plan) safe(u *Upstream, what, name, value string) string {
 	if !secretive(name, value) {
-		return value
+		return parts(value, func(_, part string) string { return p.keep(u, what, name, part) })
 	}
 	word := scheme().FindString(value)
 	return word + p.keep(u, what, name, value[len(word):])
+}
+
+// parts is a value without those of its parts that are secret, as in JSON. What is between them
+// stays as it is, so that the server gets what it got before.
+func parts(value string, keep func(name, part string) string) string {
+	var b strings.Builder
+	list, at := []string{value}, 0
+	for _, a := range edit.Arguments(list) {
+		part := a.In(list)
+		if !secretive(a.Name, part) {
+			continue
+		}
+		if open := strings.LastIndex(value[:a.Start], "$${"); open >= 0 && !strings.Contains(value[open:a.Start], "}") {
+			return whole(value, keep) // haldir.yaml would take a reference here for a plain text
+		}
+		word := scheme().FindString(part)
+		b.WriteString(value[at:a.Start] + word + keep(a.Name, part[len(word):]))
+		at = a.End
+	}
+	return b.String() + value[at:]
+}
+
+// whole is a value that is kept as one, if it refers to nothing.
+func whole(value string, keep func(name, part string) string) string {
+	if strings.Contains(strings.ReplaceAll(value, "$${", ""), "${") {
+		return value
+	}
+	return keep("", value)
 }
 
 // hidden are the secrets among the arguments of a program. They stay where they are, since
@@ -303,28 +310,17 @@ func hidden(args []string) (out []string) {
 	return out
 }
 
-// safeURL is an address without the secrets in its parameters.
+// safeURL is an address without the secrets in its path and its parameters.
 func (p *Plan) safeURL(u *Upstream, address string) string {
-	head, query, ok := strings.Cut(address, "?")
-	if edit.LooksSecret("", head) {
+	if head, _, _ := strings.Cut(address, "?"); edit.LooksSecret("", head) {
 		return p.keep(u, "the url", "url", address)
 	}
-	if !ok {
-		return address
-	}
-	query, fragment, hashed := strings.Cut(query, "#")
-	pairs := strings.Split(query, "&")
-	for i, pair := range pairs {
-		name, value, _ := strings.Cut(pair, "=")
-		if plain, err := url.QueryUnescape(value); err == nil && secretive(name, plain) {
-			pairs[i] = name + "=" + p.keep(u, "the parameter "+name, name, value)
+	return parts(address, func(name, part string) string {
+		if name == "" || name == edit.Unnamed {
+			return p.keep(u, "a part of the url", "url", part)
 		}
-	}
-	out := head + "?" + strings.Join(pairs, "&")
-	if hashed {
-		out += "#" + fragment
-	}
-	return out
+		return p.keep(u, "the parameter "+name, name, part)
+	})
 }
 
 var unnamed = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^A-Za-z0-9._-]+`) })

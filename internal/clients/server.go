@@ -71,29 +71,48 @@ func (s *Server) Place() string {
 }
 
 // Secrets lists the texts of the file that are secret by the name that each is the value of,
-// and what is among the texts of each list, which may be the arguments of a program.
+// and what is among the texts of each list, which may be the arguments of a program, in each text
+// and in comments. Of one that is written in an unusual way it has what stands in the file as well.
 func (f *File) Secrets(looks func(name, value string) bool, among func(list []string) []string) (out []string) {
 	if f.text == nil || f.text.root == nil {
 		return nil
 	}
+	hide := func(found []string, v *hujson.Value) {
+		s, ok := str(v)
+		if !ok || !slices.ContainsFunc(found, func(secret string) bool { return strings.Contains(s, secret) }) {
+			return
+		}
+		if l, _ := v.Value.(hujson.Literal); string(l) != quote(s) {
+			out = append(out, string(l[1:len(l)-1]))
+		}
+	}
 	var walk func(name string, v *hujson.Value)
 	walk = func(name string, v *hujson.Value) {
+		var found []string
 		if s, ok := str(v); ok && looks(name, s) {
-			out = append(out, s)
+			found = []string{s}
+		} else if ok {
+			found = among([]string{s})
 		}
+		hide(found, v)
 		switch c := v.Value.(type) {
 		case *hujson.Object:
 			for i := range c.Members {
 				walk(nameOf(&c.Members[i]), &c.Members[i].Value)
 			}
 		case *hujson.Array:
-			out = append(out, among(elements(v))...)
+			found = among(elements(v))
 			for i := range c.Elements {
+				hide(found, &c.Elements[i])
 				walk(name, &c.Elements[i])
 			}
 		}
+		out = append(out, found...)
 	}
 	walk("", f.text.root)
+	for _, line := range comments(&hujson.Value{Value: &hujson.Array{Elements: []hujson.Value{*f.text.root}}}) {
+		out = append(out, among([]string{"{" + line, "- " + line})...) // an entry that is commented out, and words
+	}
 	return out
 }
 

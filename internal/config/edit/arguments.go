@@ -2,17 +2,21 @@ package edit
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 )
 
 // Argument is a value among the arguments of a program, args[At][Start:End]. Its name is that
 // of the flag, variable, header, parameter or member that it is the value of, if such a name
-// says that a value is secret, else "".
+// says that a value is secret; Unnamed for a part of an address that looks like one; else "".
 type Argument struct {
 	At, Start, End int
 	Name           string
 }
+
+// Unnamed is the name of a secret that has none.
+const Unnamed = "secret"
 
 // In is the value.
 func (a Argument) In(args []string) string { return args[a.At][a.Start:a.End] }
@@ -25,7 +29,11 @@ var (
 	argPair = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?:--?)?([A-Za-z_][\w.-]*)=`) })
 	// argHeader is "Name: value", which an address is not.
 	argHeader = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([A-Za-z][\w-]*):[ \t]*(?:[^/\s]|/[^/])`) })
-	argMember = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"([^"\\]+)"\s*:\s*"((?:[^"\\]|\\.)*)"`) })
+	// argText is a text in JSON, and whether it is the name of a member.
+	argText = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"((?:[^"\\]|\\.)*)"(\s*:)?`) })
+	// argField is one of name=value;name=value, as databases are told, and argFieldName its name.
+	argField     = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?:"[^"]*"|'[^']*'|[^;"']|["'])+`) })
+	argFieldName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\s*([A-Za-z][\w .-]*?)\s*=\s*`) })
 	// argWord is a word of a command line in one argument, as in sh -c.
 	argWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?:"[^"]*"|'[^']*'|[^\s"']|["'])+`) })
 
@@ -81,10 +89,12 @@ func (s *argument) value(name string, from, to int) {
 	}
 	text := s.text[from:to]
 	switch pair, header := argPair().FindStringSubmatchIndex(text), argHeader().FindStringSubmatchIndex(text); {
-	case tells(name):
+	case tells(name) || custom(name, text):
 		s.add(name, from, to)
-	case strings.HasPrefix(text, "{"):
+	case strings.HasPrefix(text, "{") || strings.HasPrefix(text, "["):
 		s.members(from, to)
+	case strings.Contains(text, ";") && argFieldName().MatchString(text):
+		s.fields(from, to)
 	case pair != nil:
 		s.value(text[pair[2]:pair[3]], from+pair[1], to)
 	case header != nil:
@@ -93,7 +103,7 @@ func (s *argument) value(name string, from, to int) {
 		s.value(text[header[2]:header[3]], from+at, to)
 	case strings.ContainsAny(text, " \t\r\n"):
 		s.words(from, to)
-	case strings.Contains(text, "://") && strings.Contains(text, "?"):
+	case strings.Contains(text, "://"):
 		s.address(from, to)
 	default:
 		s.add("", from, to)
@@ -106,16 +116,34 @@ func (s *argument) add(name string, from, to int) {
 	}
 }
 
-// members takes JSON apart. Without names that tell it is one value.
+// members takes JSON apart. What stands in a list has the name of the list. Without texts it is
+// one value.
 func (s *argument) members(from, to int) {
-	text, before := s.text[from:to], len(s.found)
-	for _, m := range argMember().FindAllStringSubmatchIndex(text, -1) {
-		if tells(text[m[2]:m[3]]) || secretValue().MatchString(text[m[4]:m[5]]) {
-			s.add(text[m[2]:m[3]], from+m[4], from+m[5])
+	text, before, name := s.text[from:to], len(s.found), ""
+	for _, m := range argText().FindAllStringSubmatchIndex(text, -1) {
+		if m[4] >= 0 {
+			name = text[m[2]:m[3]]
+			continue
 		}
+		s.value(name, from+m[2], from+m[3])
 	}
 	if len(s.found) == before {
 		s.add("", from, to)
+	}
+}
+
+// fields takes name=value;name=value apart.
+func (s *argument) fields(from, to int) {
+	text := s.text[from:to]
+	for _, m := range argField().FindAllStringIndex(text, -1) {
+		name, at := "", m[0]
+		if n := argFieldName().FindStringSubmatchIndex(text[m[0]:m[1]]); n != nil {
+			name, at = text[m[0]+n[2]:m[0]+n[3]], m[0]+n[1]
+		}
+		if strings.EqualFold(name, "pwd") { // a directory elsewhere
+			name = "password"
+		}
+		s.value(name, from+at, from+m[1])
 	}
 }
 
@@ -137,21 +165,48 @@ func (s *argument) words(from, to int) {
 	}
 }
 
-// address takes the parameters of a URL apart. One with a password in it is one value.
+// address takes the path, the parameters and the fragment of a URL apart. One with a password in
+// it is one value, and so is one of a database.
 func (s *argument) address(from, to int) {
-	head, query, _ := strings.Cut(s.text[from:to], "?")
-	if secretValue().MatchString(head) {
+	text, fragment, _ := strings.Cut(s.text[from:to], "#")
+	head, query, asks := strings.Cut(text, "?")
+	scheme, rest, _ := strings.Cut(head, "://")
+	web := slices.Contains([]string{"http", "https", "ws", "wss"}, strings.ToLower(scheme))
+	if secretValue().MatchString(head) || !web && !asks {
 		s.add("", from, to)
 		return
 	}
-	query, _, _ = strings.Cut(query, "#")
-	at := from + len(head) + 1
+	if host, path, ok := strings.Cut(rest, "/"); ok && web {
+		s.path(path, from+len(scheme)+len("://")+len(host)+1)
+	}
+	s.parameters(query, from+len(head)+len("?"))
+	s.value("", to-len(fragment), to)
+}
+
+// path takes the path of a URL apart, which begins at an offset.
+func (s *argument) path(path string, at int) {
+	for part := range strings.SplitSeq(path, "/") {
+		s.part("", part, at)
+		at += len(part) + 1
+	}
+}
+
+// parameters takes the parameters of a URL apart, which begin at an offset.
+func (s *argument) parameters(query string, at int) {
 	for pair := range strings.SplitSeq(query, "&") {
 		name, value, _ := strings.Cut(pair, "=")
-		if !tells(name) {
-			name = ""
-		}
-		s.add(name, at+len(pair)-len(value), at+len(pair))
+		s.part(name, value, at+len(pair)-len(value))
 		at += len(pair) + 1
 	}
+}
+
+// part is one of a URL.
+func (s *argument) part(name, value string, at int) {
+	switch {
+	case random(value):
+		name = Unnamed
+	case !tells(name):
+		name = ""
+	}
+	s.add(name, at, at+len(value))
 }

@@ -35,6 +35,17 @@ func TestSecretsAmongArguments(t *testing.T) {
 		{"postgresql://u:pw@host/db?sslmode=off", []string{": postgresql://u:pw@host/db?sslmode=off"}},
 		{"ghp_0123456789abcdefghij", []string{": ghp_0123456789abcdefghij"}},
 		{"--token-file\n/run/token\n--api-key-env=API_KEY\n--no-auth\nfiles\n--max-tokens\n4096\n--max-tokens=4096\n/srv/token/x\nC:\\keys\\a", nil},
+		{`{"headers": {"Authorization": "Bearer ntn_a", "Version": "1"}, "tokens": ["abcdef", "ghi\"kl"], "at": "https://h/?key=mnop"}`, []string{"Authorization: Bearer ntn_a", "tokens: abcdef", `tokens: ghi\"kl`, "key: mnop"}},
+		{`[{"apiKey": "abcdef"}]`, []string{"apiKey: abcdef"}},
+		{"Server=db;User Id=sa; Password = 'a;b=c' ;Encrypt=true", []string{"Password: 'a;b=c' "}},
+		{"CONN=Server=db;Pwd=abcdef;", []string{"password: abcdef"}},
+		{"AccountName=a;AccountKey=abc/def==;EndpointSuffix=core.windows.net", []string{"AccountKey: abc/def=="}},
+		{"--header\nX-Custom:k12345678\n-H\nX-Region: eu", []string{"X-Custom: k12345678"}},
+		{"https://mcp.zapier.com/api/mcp/s/NGQ0YzRhYmMtZGVmMC00/mcp", []string{"secret: NGQ0YzRhYmMtZGVmMC00"}},
+		{"https://a.example.com/u/0b5a9a5e-07cd-4b6f-8c3d-8a4a1f6b9f10/mcp#token=abcdef", []string{"secret: 0b5a9a5e-07cd-4b6f-8c3d-8a4a1f6b9f10", "token: abcdef"}},
+		{"https://a.example.com/mcp?config=eyJhcGlLZXkiOiAiYWJjZGVmIn0=&profile=my-profile", []string{"secret: eyJhcGlLZXkiOiAiYWJjZGVmIn0="}},
+		{"https://hooks.slack.com/services/T0/B0/xyz", []string{": https://hooks.slack.com/services/T0/B0/xyz"}},
+		{"https://raw.example.com/modelcontextprotocol/server-filesystem/2025-11-25/getUserAccountBalanceHistory/h264-to-mp4-v2/@scope/name@1.2.3\n-y\n@modelcontextprotocol/server-filesystem@2025.11.25\nghcr.io/a/b:1.2.3\nfile:///home/u/NGQ0YzRhYmMtZGVmMC00\n[::1]:8080\n{x}\na=1;b=2", nil},
 		{"--token\n${env:TOKEN}\n--header=Authorization: ${keyring:a}", nil},
 	} {
 		args := strings.Split(c.args, "\n")
@@ -52,7 +63,7 @@ func TestSecretsAmongArguments(t *testing.T) {
 
 // Whatever the arguments are, values are parts of them, one behind the other.
 func TestArgumentsDoNotOverlap(t *testing.T) {
-	part := rapid.SampledFrom([]string{"--token", "--x", "=", " ", ": ", "\"", "'", "{", "}", "abc", "https://h?", "&", "?", "#", "key", "-p", "\n", "é"})
+	part := rapid.SampledFrom([]string{"--token", "--x", "=", " ", ": ", "\"", "'", "{", "}", "abc", "https://h?", "https://h/", "/", "&", "?", "#", "key", "-p", "\n", "é", ";", "[", "\\", "x-a: ", "a1b2c3d4e5f6g7h8"})
 	rapid.Check(t, func(r *rapid.T) {
 		args := rapid.SliceOfN(rapid.Map(rapid.SliceOfN(part, 0, 8), func(p []string) string { return strings.Join(p, "") }), 0, 4).Draw(r, "args")
 		found := edit.Arguments(args)

@@ -1,0 +1,29 @@
+package policy_test
+
+import (
+	"testing"
+
+	"github.com/haldir-mcp/haldir/policy"
+)
+
+// The words of a name are found however it puts them together, and those alone.
+func TestWords(t *testing.T) {
+	for name, want := range map[string]string{
+		"delete_file": `["delete", "file"]`, "deleteFile": `["delete", "file"]`, "DeleteFile": `["delete", "file"]`, "FILE-DELETE": `["file", "delete"]`,
+		"db.dropTable": `["db", "drop", "table"]`, "HTTPDelete": `["http", "delete"]`, "delete": `["delete"]`, "s3Delete2": `["s", "delete"]`,
+		"a/b c": `["a", "b", "c"]`, "undeleted": `["undeleted"]`, "ÄpfelLöschen": `["äpfel", "löschen"]`, "__1": `[]`, "": `[]`, "X": `["x"]`, "aB": `["a", "b"]`,
+	} {
+		e, err := policy.Compile(policy.Ruleset{Policies: []policy.Rule{{Type: policy.TypeDeny, When: "words(args.name) == " + want}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		call := policy.Call{Upstream: "u", Tool: "t", Arguments: []byte(`{"name":"` + name + `"}`)}
+		if d := e.Decide(call, policy.State{Session: policy.SessionState{AllScopes: true}}); d.Verdict != policy.Deny || d.Reason == "" {
+			t.Errorf("%q has not the words %s: %v", name, want, d)
+		}
+		call.Arguments = []byte(`{"name":"another"}`)
+		if d := e.Decide(call, policy.State{Session: policy.SessionState{AllScopes: true}}); d.Verdict != policy.Allow {
+			t.Errorf("another name has the words %s: %v", want, d)
+		}
+	}
+}
