@@ -604,6 +604,30 @@ var illnesses = map[string]illness{
 			p.typed(f.Commands[1])
 		},
 	},
+	"pins that are damaged": {
+		id: doctor.PinsDamaged, status: 1, text: `what is pinned is damaged: `, fix: "pins accept toy",
+		sicken: func(p *patient) {
+			p.database(func(tx *bbolt.Tx) error { return tx.Bucket([]byte("catalogue")).Put([]byte("pins/toy"), []byte{0}) })
+		},
+		mend: func(p *patient, f doctor.Finding) {
+			out, said, status := p.sh(f.Commands[0])
+			for _, text := range []string{"toy: server  (withheld: what was pinned is damaged)", `toy: tool add  (withheld`, "Adds numbers."} {
+				if status != 1 || !strings.Contains(out, text) || !strings.Contains(said, "pins it anew") {
+					p.t.Errorf("%s: exit status %d, want %q\n%s%s", f.Commands[0], status, text, out, said)
+				}
+			}
+			if out := p.must("haldir tools"); strings.Contains(out, "add") {
+				p.t.Errorf("its tools are offered:\n%s", out)
+			}
+			if _, said, status := p.sh(f.Commands[1] + " --yes add"); status != 2 || !strings.Contains(said, "leave the names out") {
+				p.t.Errorf("a part of it: exit status %d: %s", status, said)
+			}
+			p.typed(f.Commands[1])
+			if out := p.must("haldir tools"); !strings.Contains(out, "add") {
+				p.t.Errorf("its tools are not offered:\n%s", out)
+			}
+		},
+	},
 	"a description with text that hides": {
 		id: doctor.Flagged, text: `tool sum, description: `, fix: "policy add --type deny --tools toy/sum",
 		sicken: func(p *patient) {

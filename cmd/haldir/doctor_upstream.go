@@ -118,9 +118,12 @@ func (e *examination) signedIn(u *upstream.Upstream, st upstream.Status) {
 // pinned says what has changed in a server's definitions, and what in them should be read.
 func (e *examination) pinned(u *upstream.Upstream) {
 	p, name := u.Pinned(), u.Name()
-	if n := len(p.Changes); n > 0 {
-		e.add(doctor.PinsChanged, doctor.Warning, name, doctor.Do("read what has changed: %s; and if it is meant so: %s", e.command()+" pins diff "+name, e.command()+" pins accept "+name),
-			"not as pinned: %s", count(n, "definition", "definitions"))
+	diff, accept := e.command()+" pins diff "+name, e.command()+" pins accept "+name
+	switch n := len(p.Changes); {
+	case p.Damaged != nil:
+		e.add(doctor.PinsDamaged, doctor.Failure, name, doctor.Do("read all that it offers now: %s; and if it is meant so, pin it anew: %s", diff, accept), "%s", plain(p.Damaged.Error(), 300))
+	case n > 0:
+		e.add(doctor.PinsChanged, doctor.Warning, name, doctor.Do("read what has changed: %s; and if it is meant so: %s", diff, accept), "not as pinned: %s", count(n, "definition", "definitions"))
 	}
 	for _, f := range p.Found {
 		fix := doctor.Do("read it, and if it is not meant well, take the server out: %s", e.takeOut(name))

@@ -69,6 +69,7 @@ const (
 	UpstreamEnds      ID = "upstream-ends"
 	SignInEnds        ID = "sign-in-ends"
 	PinsChanged       ID = "pins-changed"
+	PinsDamaged       ID = "pins-damaged"
 	Flagged           ID = "description-flagged"
 
 	NameShortened   ID = "name-shortened"
@@ -140,6 +141,7 @@ func Meanings() map[ID]string {
 		UpstreamEnds:      "calls under way fail each time, and may have been carried out",
 		SignInEnds:        "no call of its tools passes after that",
 		PinsChanged:       "a server that changes what it tells the model may have been taken over; what has changed is held back as its pins setting says",
+		PinsDamaged:       "whether the server is still as it was cannot be told, so all that it offers is withheld",
 		Flagged:           "a description can give the model orders",
 
 		NameShortened:   "the agent sees another name than the server gives; policies go by the server's",
