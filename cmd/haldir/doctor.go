@@ -479,6 +479,7 @@ func (e *examination) tools(srv *proxy.Server) {
 		e.renamed(n)
 	}
 	unknown := ""
+	var names []string
 	var all []doctor.Tool
 	for _, t := range entries {
 		shown := t.Definition()
@@ -488,6 +489,7 @@ func (e *examination) tools(srv *proxy.Server) {
 		all = append(all, doctor.Tool{Upstream: t.Upstream, Name: t.Tool, Shown: shown})
 	}
 	for _, u := range e.ups {
+		names = append(names, u.Name())
 		for _, w := range u.Catalogue().Withheld {
 			all = append(all, doctor.Tool{Upstream: u.Name(), Name: w.Name})
 		}
@@ -503,7 +505,7 @@ func (e *examination) tools(srv *proxy.Server) {
 		e.add(doctor.PatternsUnknown, doctor.Note, "policies", doctor.Fix{}, "patterns are not compared with tools, as those of %s are unknown", unknown)
 		return
 	}
-	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, all, e.command()+" tools", packs.Has)...)
+	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, names, all, e.command()+" tools", packs.Has)...)
 }
 
 // renamed says what the agent does not see as the server gives it.

@@ -29,7 +29,7 @@ func Programs(ctx context.Context, path, self, version string) (found []Finding)
 	for _, dir := range filepath.SplitList(path) {
 		file := filepath.Join(dir, name)
 		info, err := os.Stat(file)
-		if err != nil || !info.Mode().IsRegular() || runtime.GOOS != "windows" && info.Mode()&0o111 == 0 || known(seen, info) {
+		if err != nil || !info.Mode().IsRegular() || runtime.GOOS != "windows" && info.Mode()&0o111 == 0 || seenBefore(seen, info) {
 			continue
 		}
 		seen, others = append(seen, info), append(others, file)
@@ -62,7 +62,7 @@ func launches(program, self string) bool {
 		strings.Contains(filepath.ToSlash(self), "/node_modules/@haldir-mcp/")
 }
 
-func known(seen []os.FileInfo, info os.FileInfo) bool {
+func seenBefore(seen []os.FileInfo, info os.FileInfo) bool {
 	for _, s := range seen {
 		if os.SameFile(s, info) {
 			return true
