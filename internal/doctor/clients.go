@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/haldir-mcp/haldir/internal/adopt"
 	"github.com/haldir-mcp/haldir/internal/clients"
@@ -17,6 +19,7 @@ import (
 // Clients looks at the MCP clients of a person: what of them goes past haldir, and whether they
 // can start it. o is what haldir init would go by here, init the command for one client.
 func Clients(o adopt.Options, cfg *config.Config, init func(clients.Client) string) (found []Finding) {
+	o.Projects, o.Shared = true, true // a client starts those as well
 	for _, c := range clients.All() {
 		o := o
 		o.Clients = []clients.Client{c}
@@ -59,47 +62,96 @@ func read(h clients.Host, c clients.Client) (files []*clients.File, err error) {
 	return files, err
 }
 
-// direct finds the servers that a client starts by itself.
+// direct finds the servers that a client starts by itself, by a plan that has those of all projects
+// and those that came with one.
 func direct(c clients.Client, plan *adopt.Plan, cfg *config.Config, init string) (found []Finding) {
-	also := func(s *clients.Server) string { // which upstream is the same program, or the same address
-		for _, u := range cfg.Upstreams {
-			if u.URL != "" && u.URL == s.URL || u.Command != "" && u.Command == s.Command && slices.Equal(u.Args, s.Args) {
-				return u.Name
-			}
-		}
-		return ""
+	say := func(fix Fix, format string, args ...any) {
+		found = append(found, New(ClientBypass, Warning, "clients", fix, format, args...))
 	}
 	var free []string
+	all := init // for all that are free
 	for _, u := range plan.Upstreams {
 		for _, s := range u.From {
-			name := also(s)
+			run := init + wider(s)
+			name := also(s, cfg)
 			switch {
+			case u.There && brought(s):
+				say(Do("take the entry out there: %s", run), "%s: %s starts %q by itself, beside the upstream %s", s.Place(), c, s.Name, u.Name)
 			case u.There:
-				found = append(found, New(ClientBypass, Warning, "clients", Run(init), "%s: %s starts %q by itself, beside the upstream %s", s.Place(), c, s.Name, u.Name))
+				say(Run(run), "%s: %s starts %q by itself, beside the upstream %s", s.Place(), c, s.Name, u.Name)
 			case name != "":
-				found = append(found, New(ClientBypass, Warning, "clients", Do("take the entry out there; or, to have it behind haldir as another upstream: %s", init),
-					"%s: %s starts %q by itself, which is the upstream %s but for its settings", s.Place(), c, s.Name, name))
-			default:
+				say(Do("take the entry out there; or, to have it behind haldir as another upstream: %s", run),
+					"%s: %s starts %q by itself, which is the upstream %s but for its settings", s.Place(), c, s.Name, name)
+			case !brought(s): // nobody may have looked at what else came with a project
 				free = append(free, fmt.Sprintf("%q (%s)", s.Name, s.Place()))
+				if more := wider(s); !strings.HasSuffix(all, more) {
+					all += more
+				}
 			}
 		}
 	}
 	for _, l := range plan.Left {
-		if l.Server.List.Here {
-			if name := also(l.Server); name != "" {
-				fix := Fix{Text: "take the entry out there"}
-				if l.Server.List.Scope == clients.Project {
-					fix = Do("take the entry out there: %s", init+" --project")
-				}
-				found = append(found, New(ClientBypass, Warning, "clients", fix, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s",
-					l.Server.Place(), c, l.Server.Name, name, l.Why))
-			}
+		if name := also(l.Server, cfg); name != "" && !l.Server.Off {
+			say(Fix{Text: "take the entry out there"}, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s", l.Server.Place(), c, l.Server.Name, name, l.Why)
 		}
 	}
 	if len(free) > 0 {
-		found = append(found, New(ClientUnguarded, Note, "clients", Run(init), "%s has %d server(s) that are not behind haldir: %s", c, len(free), some(free)))
+		found = append(found, New(ClientUnguarded, Note, "clients", Run(all), "%s has %d server(s) that are not behind haldir: %s", c, len(free), some(free)))
 	}
 	return found
+}
+
+// brought reports whether a server came with a project, and nobody has approved it since.
+func brought(s *clients.Server) bool { return s.List.Scope == clients.Project && !s.Approved }
+
+// wider are the flags by which haldir init takes a server that it would leave where it is.
+func wider(s *clients.Server) string {
+	switch {
+	case brought(s):
+		return " --project"
+	case !s.List.Here:
+		return " --all-projects"
+	}
+	return ""
+}
+
+// also finds the upstream that is the same program as a server, or at the same address; "" if
+// none is.
+func also(s *clients.Server, cfg *config.Config) string {
+	for _, u := range cfg.Upstreams {
+		if u.URL != "" && address(u.URL) == address(s.URL) || u.Command != "" && program(u.Command, s.Command) && slices.Equal(newest(u.Args), newest(s.Args)) {
+			return u.Name
+		}
+	}
+	return ""
+}
+
+// address is a URL in one spelling.
+func address(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	u.Host = strings.ToLower(u.Host)
+	if port := u.Port(); port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
+		u.Host = strings.TrimSuffix(u.Host, ":"+port)
+	}
+	u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
+	return u.String()
+}
+
+// program reports whether two commands are one: a whole path is that of a name.
+func program(a, b string) bool {
+	named := filepath.Base(a) == a || filepath.Base(b) == b
+	return a == b || named && filepath.Base(a) == filepath.Base(b)
+}
+
+// newest are arguments in which a package is that of its newest version.
+func newest(args []string) (out []string) {
+	for _, a := range args {
+		out = append(out, strings.TrimSuffix(a, "@latest"))
+	}
+	return out
 }
 
 // entries looks whether those of haldir in a list lead anywhere.
