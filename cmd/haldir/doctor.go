@@ -236,7 +236,7 @@ func (e *examination) config() bool {
 		case len(e.quick.upstreams) > 0:
 			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "the flags: %s", about)
 		case e.cfg.Path == "":
-			e.add(doctor.ConfigNone, doctor.Warning, "config", doctor.Do("make one: %s; or write %s, or name a file with --config", "haldir init", path), "there is no file")
+			e.add(doctor.ConfigNone, doctor.Warning, "config", doctor.Do("make one: %s; or write %s, or name a file with --config", itself()+" init", path), "there is no file")
 		default:
 			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "%s: %s", e.cfg.Path, about)
 		}
@@ -250,7 +250,7 @@ func (e *examination) config() bool {
 }
 
 func (e *examination) problem(p config.Problem) {
-	fix := doctor.Do("mend it there; all keys are told by: %s", "haldir schema")
+	fix := doctor.Do("mend it there; all keys are told by: %s", itself()+" schema")
 	if p.Warning {
 		e.take(exitUsage, doctor.New(doctor.ConfigWarning, doctor.Warning, "config", fix, "%s", p))
 		return

@@ -578,12 +578,12 @@ var illnesses = map[string]illness{
 		},
 	},
 	"a variable that is not set": {
-		id: doctor.UpstreamReference, status: 1, text: `the variable TOY_TOKEN, referred to by \$\{env:TOY_TOKEN\}, is not set`, fix: "haldir secret set TOY_TOKEN",
+		id: doctor.UpstreamReference, status: 1, text: `the variable TOY_TOKEN, referred to by \$\{env:TOY_TOKEN\}, is not set`, fix: "secret set TOY_TOKEN, and write",
 		sicken: func(p *patient) {
 			p.edit("haldir.yaml", `args: [toy.sh]`, `args: [toy.sh], env: ["T=${env:TOY_TOKEN}"]`)
 		},
 		mend: func(p *patient, f doctor.Finding) {
-			p.must("printf x | haldir secret set TOY_TOKEN")
+			p.must("printf x | " + f.Commands[0])
 			p.edit("haldir.yaml", "${env:TOY_TOKEN}", "${keyring:TOY_TOKEN}")
 		},
 	},
@@ -864,6 +864,33 @@ func TestDoctorNamesWhatIsWrongAndHowToMendIt(t *testing.T) {
 				t.Errorf("after its fix it still says %+v", *f)
 			}
 		})
+	}
+}
+
+// TestDoctorOfAHaldirThatIsNotOnPATH: its commands are to be run as they stand, wherever it is.
+func TestDoctorOfAHaldirThatIsNotOnPATH(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.must("mkdir 'my programs' && cp \"$(command -v haldir)\" 'my programs/haldir' && 'my programs/haldir' stop")
+	var dirs []string
+	for _, dir := range filepath.SplitList(p.env["PATH"]) {
+		if _, err := os.Stat(filepath.Join(dir, "haldir")); err != nil {
+			dirs = append(dirs, dir)
+		}
+	}
+	p.env["PATH"] = strings.Join(dirs, string(os.PathListSeparator))
+	var r report
+	out, _, _ := p.sh("'my programs/haldir' doctor --json")
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatal(err)
+	}
+	f := r.find(doctor.Stopped)
+	if f == nil || !strings.HasPrefix(f.Fix, "'"+p.path("my programs/haldir")+"' --config ") {
+		t.Fatalf("%+v", r.Findings)
+	}
+	p.commands(*f)
+	if out := p.must("'my programs/haldir' doctor"); strings.Contains(out, "was stopped") {
+		t.Errorf("its command has done nothing:\n%s", out)
 	}
 }
 

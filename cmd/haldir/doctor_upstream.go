@@ -70,8 +70,8 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 	if ref, ok := errors.AsType[*config.ReferenceError](err); ok {
 		switch ref.Kind {
 		case "env":
-			return doctor.UpstreamReference, doctor.Fix{Text: "set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: haldir secret set " + ref.Name +
-				", and write ${keyring:" + ref.Name + "} in haldir.yaml", Commands: []string{"export " + ref.Name + "=…"}}
+			return doctor.UpstreamReference, doctor.Do("set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: %s, and write ${keyring:"+ref.Name+"} in haldir.yaml",
+				e.command()+" secret set "+shellWord(ref.Name))
 		case "keyring":
 			return doctor.UpstreamReference, doctor.Run(e.command() + " secret set " + shellWord(ref.Name))
 		}

@@ -227,7 +227,7 @@ func (a *app) printDiff(list []pinJSON) error {
 		}
 	}
 	if b.Len() > 0 {
-		b.WriteString("accept with: haldir pins accept UPSTREAM [NAME…]\n")
+		b.WriteString("accept with: " + a.command() + " pins accept UPSTREAM [NAME…]\n")
 	}
 	return a.printf("%s", b.String())
 }
