@@ -194,7 +194,7 @@ func (e *examination) examine(ctx context.Context) {
 		return
 	}
 	e.vaulted()
-	e.clients()
+	e.clients(ctx, files)
 	e.hooks()
 	srv, err := e.endpoint(ctx)
 	if err != nil {
@@ -401,7 +401,7 @@ func (e *examination) vaulted() {
 }
 
 // clients looks for servers that go past haldir. Without a file of upstreams none does.
-func (e *examination) clients() {
+func (e *examination) clients(ctx context.Context, files doctor.Files) {
 	if e.path == "" {
 		return
 	}
@@ -420,7 +420,7 @@ func (e *examination) clients() {
 		return
 	}
 	init := func(c clients.Client) string { return e.command() + " init --client " + string(c) }
-	e.take(exitFailed, doctor.Clients(o, e.cfg, init)...)
+	e.take(exitFailed, doctor.Clients(ctx, o, doctor.Own{Config: e.cfg, Version: version(), Files: files, Init: init})...)
 }
 
 // hooks looks for what answers a client's forms in place of a person.

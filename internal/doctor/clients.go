@@ -1,11 +1,11 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -16,10 +16,19 @@ import (
 	"github.com/haldir-mcp/haldir/internal/config"
 )
 
+// Own is this haldir, with which those that clients start are compared.
+type Own struct {
+	Config  *config.Config
+	Version string
+	Files   Files
+	Init    func(clients.Client) string // the command for one client
+}
+
 // Clients looks at the MCP clients of a person: what of them goes past haldir, and whether they
-// can start it. o is what haldir init would go by here, init the command for one client.
-func Clients(o adopt.Options, cfg *config.Config, init func(clients.Client) string) (found []Finding) {
+// can start it. o is what haldir init would go by here.
+func Clients(ctx context.Context, o adopt.Options, own Own) (found []Finding) {
 	o.Projects, o.Shared = true, true // a client starts those as well
+	e := entries{Own: own, o: o, versions: map[string]string{}}
 	for _, c := range clients.All() {
 		o := o
 		o.Clients = []clients.Client{c}
@@ -30,7 +39,7 @@ func Clients(o adopt.Options, cfg *config.Config, init func(clients.Client) stri
 		}
 		for _, f := range files {
 			for _, l := range f.Lists {
-				found = append(found, entries(o, l)...)
+				found = append(found, e.look(ctx, l)...)
 			}
 		}
 		plan, err := adopt.New(o)
@@ -38,7 +47,7 @@ func Clients(o adopt.Options, cfg *config.Config, init func(clients.Client) stri
 			found = append(found, New(ClientBroken, Warning, "clients", Fix{Text: "mend it there"}, "%s: %v", c, err))
 			continue
 		}
-		found = append(found, direct(c, plan, cfg, init(c))...)
+		found = append(found, direct(c, plan, own.Config, own.Init(c))...)
 	}
 	return found
 }
@@ -154,21 +163,72 @@ func newest(args []string) (out []string) {
 	return out
 }
 
-// entries looks whether those of haldir in a list lead anywhere.
-func entries(o adopt.Options, l *clients.List) (found []Finding) {
+// entries are those of haldir in the files of clients.
+type entries struct {
+	Own
+
+	o        adopt.Options
+	versions map[string]string // of the programs that were asked
+}
+
+// look looks whether those of a list lead anywhere.
+func (e entries) look(ctx context.Context, l *clients.List) (found []Finding) {
 	for _, s := range l.Servers {
 		if s.Guard == nil {
 			continue
 		}
-		if err := startable(s.Command); err != nil {
-			found = append(found, New(ClientProgram, Failure, "clients", Fix{Text: fmt.Sprintf("make its command %q there, and start the client anew", o.Window.Command)},
-				"%s: %s cannot start haldir: %s %v", s.Place(), l.File.Client, s.Command, err))
+		found = append(found, e.program(ctx, s)...)
+		// What is relative is so to where the client is started.
+		if path := s.Guard.Config; filepath.IsAbs(path) {
+			found = append(found, e.config(s, path)...)
 		}
-		if path := s.Guard.Config; filepath.IsAbs(path) { // a relative one is so to where the client is started
-			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-				found = append(found, New(ClientConfigGone, Failure, "clients", Fix{Text: fmt.Sprintf("put a config back at %s, or name %s there", path, o.Config)},
-					"%s: the haldir of %s is given the config %s, which does not exist", s.Place(), l.File.Client, path))
-			}
+		if dir := s.Guard.StateDir; filepath.IsAbs(dir) && filepath.Clean(dir) != filepath.Clean(e.o.StateDir) { // that one is looked at anyway
+			found = append(found, e.state(s, dir)...)
+		}
+	}
+	return found
+}
+
+// program looks whether the client can start haldir, and which.
+func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
+	client := s.List.File.Client
+	fix := Fix{Text: fmt.Sprintf("make its command %q there, and start the client anew", e.o.Window.Command)}
+	if err := startable(s.Command); err != nil {
+		return []Finding{New(ClientProgram, Failure, "clients", fix, "%s: %s cannot start haldir: %s %v", s.Place(), client, s.Command, err)}
+	}
+	path, err := exec.LookPath(s.Command)
+	// What came with a project is not started, nor is what starts haldir in its turn.
+	if err != nil || brought(s) || !strings.HasPrefix(strings.ToLower(filepath.Base(path)), "haldir") || sameFile(path, e.o.Host.Own) {
+		return nil
+	}
+	if _, asked := e.versions[path]; !asked {
+		e.versions[path] = versionOf(ctx, path)
+	}
+	if e.versions[path] == e.Version {
+		return nil
+	}
+	return []Finding{New(ClientVersion, Warning, "clients", fix, "%s: %s starts another haldir, %s (%s), than this one (%s)", s.Place(), client, path, e.versions[path], e.Version)}
+}
+
+// config looks at the config that an entry names.
+func (e entries) config(s *clients.Server, path string) []Finding {
+	client := s.List.File.Client
+	switch _, err := config.Load(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return []Finding{New(ClientConfigGone, Failure, "clients", Fix{Text: fmt.Sprintf("put a config back at %s, or name %s there", path, e.o.Config)},
+			"%s: the haldir of %s is given the config %s, which does not exist", s.Place(), client, path)}
+	case err != nil:
+		return []Finding{New(ClientConfigBroken, Failure, "clients", Fix{Text: fmt.Sprintf("mend %s, or name %s there", path, e.o.Config)},
+			"%s: the haldir of %s is given a config that cannot be used: %v", s.Place(), client, err)}
+	}
+	return nil
+}
+
+// state looks at the state directory that an entry names.
+func (e entries) state(s *clients.Server, dir string) (found []Finding) {
+	for _, f := range e.Files.State(dir) {
+		if f.Severity == Failure {
+			found = append(found, New(ClientState, Failure, "clients", Fix{f.Fix, f.Commands}, "%s: of the state directory that the haldir of %s is given: %s", s.Place(), s.List.File.Client, f.Text))
 		}
 	}
 	return found

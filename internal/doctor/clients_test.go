@@ -53,7 +53,10 @@ func (p person) look(upstreams string) []doctor.Finding {
 		Config: p.path("haldir.yaml"), StateDir: p.path("state"), Store: noStore{},
 		Window: clients.Entry{Command: "/opt/haldir"},
 	}
-	return doctor.Clients(o, cfg, func(c clients.Client) string { return "haldir init --client " + string(c) })
+	return doctor.Clients(p.Context(), o, doctor.Own{
+		Config: cfg, Version: "1.2.3", Files: doctor.Files{Quote: same, Free: func(string) (int64, bool) { return 0, false }},
+		Init: func(c clients.Client) string { return "haldir init --client " + string(c) },
+	})
 }
 
 // noStore keeps nothing.

@@ -27,7 +27,10 @@ func Programs(ctx context.Context, path, self, version string) (found []Finding)
 		seen = append(seen, own)
 	}
 	for _, dir := range filepath.SplitList(path) {
-		file := filepath.Join(dir, name)
+		file, err := filepath.Abs(filepath.Join(dir, name)) // by a path of this directory nothing can be started
+		if err != nil {
+			continue
+		}
 		info, err := os.Stat(file)
 		if err != nil || !info.Mode().IsRegular() || runtime.GOOS != "windows" && info.Mode()&0o111 == 0 || seenBefore(seen, info) {
 			continue
@@ -60,6 +63,13 @@ func launches(program, self string) bool {
 	script, err := filepath.EvalSymlinks(program)
 	return err == nil && strings.Contains(filepath.ToSlash(script), "/node_modules/haldir/") &&
 		strings.Contains(filepath.ToSlash(self), "/node_modules/@haldir-mcp/")
+}
+
+// sameFile reports whether two paths lead to one file.
+func sameFile(a, b string) bool {
+	one, errOne := os.Stat(a)
+	two, errTwo := os.Stat(b)
+	return errOne == nil && errTwo == nil && os.SameFile(one, two)
 }
 
 func seenBefore(seen []os.FileInfo, info os.FileInfo) bool {
