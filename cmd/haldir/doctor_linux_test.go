@@ -547,6 +547,32 @@ var illnesses = map[string]illness{
 		id: doctor.UpstreamProgram, status: 1, text: `/nowhere/npx: there is no such program`, fix: "install Node.js",
 		sicken: func(p *patient) { p.must("haldir upstream add files -- /nowhere/npx") },
 	},
+	"a program that may not be executed": {
+		id: doctor.UpstreamProgram, status: 1, text: `my server\.sh is not executable \(mode 0600\)`, fix: "chmod \\+x '.*my server\\.sh'",
+		sicken: func(p *patient) {
+			p.write("my server.sh", "#!/bin/sh\n"+toyServer)
+			p.must("haldir upstream add --file - <<'E'\n{name: mine, command: './my server.sh', cwd: \"" + p.dir + "\"}\nE")
+		},
+		mend: func(p *patient, f doctor.Finding) { p.must(f.Commands[0]) },
+	},
+	"a program whose interpreter is not there": {
+		id: doctor.UpstreamProgram, status: 1, text: `its interpreter "/bin/sh\\r", which the first line of .*mine\.sh names, is missing`, fix: "mend what it names",
+		sicken: func(p *patient) {
+			p.write("mine.sh", "#!/bin/sh\r\necho\n")
+			p.must("chmod +x mine.sh; haldir upstream add mine -- $PWD/mine.sh")
+		},
+	},
+	"a text that is no program": {
+		id: doctor.UpstreamProgram, status: 1, text: `mine is neither a program of this system nor a script`, fix: "mend what it names",
+		sicken: func(p *patient) {
+			p.write("mine", "hello\n")
+			p.must("chmod +x mine; haldir upstream add mine -- $PWD/mine")
+		},
+	},
+	"a directory to run in that is a file": {
+		id: doctor.UpstreamProgram, status: 1, text: `its directory .*tools\.json \(cwd\) is no directory`, fix: "correct its entry",
+		sicken: func(p *patient) { p.edit("haldir.yaml", `cwd: "`+p.dir, `cwd: "`+p.dir+"/tools.json") },
+	},
 	"a server that wants credentials": {
 		id: doctor.UpstreamAuth, status: 1, text: `401`, fix: "auth or headers",
 		sicken: func(p *patient) {

@@ -77,6 +77,7 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 		}
 		return doctor.UpstreamReference, doctor.Fix{Text: "put the file there, or correct the reference in haldir.yaml"}
 	}
+	start, unstarted := errors.AsType[*upstream.StartError](err)
 	status, web := errors.AsType[*wire.HTTPError](err)
 	switch {
 	case oauth.IsSignIn(err):
@@ -93,6 +94,10 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 			hint = "install uv, or write the whole path of " + command + " as command in haldir.yaml"
 		}
 		return doctor.UpstreamProgram, doctor.Do(hint+"; or take it out: %s", out)
+	case unstarted && start.File != "" && e.secrets.clean(start.File) == start.File:
+		return doctor.UpstreamProgram, doctor.Do("make it executable: %s; or take it out: %s", "chmod +x "+shellWord(start.File), out)
+	case unstarted:
+		return doctor.UpstreamProgram, doctor.Do("mend what it names, or correct its entry in haldir.yaml; or take it out: %s", out)
 	}
 	return doctor.UpstreamDown, doctor.Do("start it, correct its entry in haldir.yaml, or take it out: %s", out)
 }
