@@ -3,9 +3,9 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -133,14 +133,10 @@ func (e *examination) pinned(u *upstream.Upstream) {
 	for _, f := range p.Found {
 		fix := doctor.Do("read it, and if it is not meant well, take the server out: %s", e.takeOut(name))
 		if f.Kind == pins.Tool {
-			id := name + "/" + f.Name
-			if !plainWord(f.Name) {
-				id = name + "/*"
-			}
 			if e.denied(name, f.Name) {
 				continue // the model does not see it
 			}
-			fix = doctor.Do("read it, and if it is not meant well, deny the tool: %s", fmt.Sprintf("%s policy add --type deny --tools %s", e.command(), shellWord(id)))
+			fix = doctor.Do("read it, and if it is not meant well, deny the tool: %s", e.command()+" policy add "+denying(name, f.Name))
 		}
 		e.add(doctor.Flagged, doctor.Warning, name, fix, "%s %s, %s: %s", f.Kind, plain(f.Name, 80), plain(f.Path, 80), plain(f.Reason, 200))
 	}
@@ -151,5 +147,12 @@ func (e *examination) denied(name, tool string) bool {
 	return e.settings.DeniedTools == "hide" && e.cfg.Engine.Never(policy.Call{Session: e.session.ID, Agent: e.agent, Upstream: name, Tool: tool}, e.state)
 }
 
-// plainWord reports whether a tool's name stands for itself in a pattern.
-func plainWord(s string) bool { return !strings.ContainsAny(s, `*?[]\{},`) && plain(s, 0) == s }
+// denying is what haldir policy add is told to deny one tool, and no other: of a name that flags,
+// patterns or terminals would take for something else, an entry has the pattern.
+func denying(name, tool string) string {
+	if !strings.ContainsAny(tool, `*?[]\{},"`) && plain(tool, 0) == tool {
+		return "--type deny --tools " + shellWord(name+"/"+tool)
+	}
+	pattern := strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, "\x00", "?").Replace(tool) // a pattern cannot have a zero
+	return shellWord("{type: deny, tools: [" + strconv.QuoteToASCII(name+"/"+pattern) + "]}")
+}
