@@ -521,6 +521,22 @@ var illnesses = map[string]illness{
 		id: doctor.UpstreamSlow, status: 1, text: `has not answered in 8s`, flags: "--wait 8s",
 		sicken: func(p *patient) { p.must("haldir upstream add mute -- sh -c 'cat > /dev/null'") },
 	},
+	"a server that speaks another language": {
+		id: doctor.UpstreamSlow, status: 1, text: `has not answered in 5s; of what it has written, lines that are no JSON-RPC: 2, the first: "y.\[31m"`, fix: "starts an MCP server", flags: "--wait 5s",
+		sicken: func(p *patient) { p.must(`haldir upstream add yes -- sh -c "printf 'y\033[31m\nyes\n'; cat > /dev/null"`) },
+	},
+	"a server whose line does not end": {
+		id: doctor.UpstreamSlow, status: 1, text: `it has written a line that does not end: \d+ bytes so far`, flags: "--wait 5s",
+		sicken: func(p *patient) { p.must("haldir upstream add zero -- sh -c 'printf xxxx; cat > /dev/null'") },
+	},
+	"a server whose list does not end": {
+		id: doctor.UpstreamSlow, status: 1, text: `its list of tools does not end: pages so far: \d+`, flags: "--wait 5s",
+		sicken: func(p *patient) {
+			page := `"result":{"tools":[],"nextCursor":"'"$id"'"}}'; [ "$id" -lt 5 ] || cat > /dev/null ;;` // the rest is silence
+			p.write("pages.sh", strings.Replace(toyServer, `*'"tools/list"'*)`, `*'"tools/list"'*) echo '{"jsonrpc":"2.0","id":'"$id"',`+page+"\n    *'\"nothing\"'*)", 1))
+			p.must("haldir upstream add pages -- sh pages.sh")
+		},
+	},
 	"an address that is none of a server": {
 		id: doctor.UpstreamDown, status: 1, text: `404`, fix: "correct its entry",
 		sicken: func(p *patient) { p.must("haldir upstream add lost --url " + p.serve(http.NotFoundHandler())) },

@@ -54,6 +54,8 @@ func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
 	case st.Err != nil:
 		id, fix := e.trouble(u.Name(), st.Err, out)
 		e.add(id, doctor.Failure, u.Name(), fix, "%s", plain(st.Err.Error(), 500))
+	case st.Heard != "":
+		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), doctor.Do("look whether its entry in haldir.yaml starts an MCP server, and one over stdio; or take it out: %s", out), "has not answered in %s; %s", e.wait, plain(st.Heard, 500))
 	default:
 		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), doctor.Do("give it longer with --wait, look at its log, or take it out: %s", out), "has not answered in %s", e.wait)
 	}
