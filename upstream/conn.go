@@ -427,7 +427,7 @@ func (c *conn) explain(err error) error {
 	case e.Status == http.StatusTooManyRequests:
 		advice = "it asks for fewer calls; try again later"
 	case e.Status/100 == 3:
-		advice = "it has moved; haldir follows within the same host only, since headers carry credentials"
+		advice = fmt.Sprintf("it has moved to %s; if you trust that with your credentials, make it the url in haldir.yaml (haldir follows within the same host, and by 307 and 308 alone)", cmp.Or(e.Location, "a place that it does not name"))
 	case e.Status >= http.StatusInternalServerError:
 		advice = "the server failed; try again later"
 	}

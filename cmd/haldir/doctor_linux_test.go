@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -521,9 +522,31 @@ var illnesses = map[string]illness{
 		id: doctor.UpstreamSlow, status: 1, text: `has not answered in 8s`, flags: "--wait 8s",
 		sicken: func(p *patient) { p.must("haldir upstream add mute -- sh -c 'cat > /dev/null'") },
 	},
+	"an address that has moved": {
+		id: doctor.UpstreamDown, status: 1, text: `302.*; it has moved to http://127\.0\.0\.1:\d+/elsewhere; if you trust that.* make it the url`, fix: "correct its entry",
+		sicken: func(p *patient) {
+			p.must("haldir upstream add moved --url " + p.serve(http.RedirectHandler("/elsewhere?token=secret", http.StatusFound)))
+		},
+	},
+	"a certificate that nobody has signed": {
+		id: doctor.UpstreamDown, status: 1, text: `unknown authority`, fix: `trust that by tls: \{ca_file: FILE\.pem\}`,
+		sicken: func(p *patient) {
+			s := httptest.NewTLSServer(securitytools.Handler())
+			p.t.Cleanup(s.Close)
+			p.write("own.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
+			p.must("haldir upstream add private --url " + s.URL + "/mcp")
+		},
+		mend: func(p *patient, f doctor.Finding) {
+			url := regexp.MustCompile(`https://[^\s",}]+`).FindString(p.must("cat haldir.yaml"))
+			p.must("haldir upstream remove private")
+			p.must("haldir upstream add --file - <<'E'\n{name: private, url: \"" + url + "\", " + strings.Replace(regexp.MustCompile(`tls: \{.*?\}`).FindString(f.Fix), "FILE.pem", p.path("own.pem"), 1) + "}\nE")
+		},
+	},
 	"a server that speaks another language": {
 		id: doctor.UpstreamSlow, status: 1, text: `has not answered in 5s; of what it has written, lines that are no JSON-RPC: 2, the first: "y.\[31m"`, fix: "starts an MCP server", flags: "--wait 5s",
-		sicken: func(p *patient) { p.must(`haldir upstream add yes -- sh -c "printf 'y\033[31m\nyes\n'; cat > /dev/null"`) },
+		sicken: func(p *patient) {
+			p.must(`haldir upstream add yes -- sh -c "printf 'y\033[31m\nyes\n'; cat > /dev/null"`)
+		},
 	},
 	"a server whose line does not end": {
 		id: doctor.UpstreamSlow, status: 1, text: `it has written a line that does not end: \d+ bytes so far`, flags: "--wait 5s",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"net/http"
 	"path/filepath"
@@ -100,6 +101,9 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 		return doctor.UpstreamProgram, doctor.Do("make it executable: %s; or take it out: %s", "chmod +x "+shellWord(start.File), out)
 	case unstarted:
 		return doctor.UpstreamProgram, doctor.Do("mend what it names, or correct its entry in haldir.yaml; or take it out: %s", out)
+	}
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+		return doctor.UpstreamDown, doctor.Do("if its certificate is your own, or of an authority of yours, trust that by tls: {ca_file: FILE.pem} in its entry in haldir.yaml; or take it out: %s", out)
 	}
 	return doctor.UpstreamDown, doctor.Do("start it, correct its entry in haldir.yaml, or take it out: %s", out)
 }
