@@ -119,8 +119,7 @@ func (a *app) openLog() error {
 		tty = terminal(a.err) != nil
 	}
 	if a.settings.LogFormat == "console" || a.settings.LogFormat == "auto" && tty {
-		_, plain := os.LookupEnv("NO_COLOR")
-		w = zerolog.ConsoleWriter{Out: w, NoColor: plain || !tty, TimeFormat: time.TimeOnly}
+		w = zerolog.ConsoleWriter{Out: w, NoColor: colourless() || !tty, TimeFormat: time.TimeOnly}
 	}
 	level := zerolog.WarnLevel
 	if a.serving {

@@ -433,12 +433,17 @@ func (e *examination) hooks() {
 		own = filepath.Join(home, ".claude")
 	}
 	here := filepath.Join(workingDir(), ".claude")
-	for _, path := range []string{filepath.Join(own, "settings.json"), filepath.Join(here, "settings.json"), filepath.Join(here, "settings.local.json")} {
+	paths := []string{filepath.Join(own, "settings.json"), filepath.Join(here, "settings.json"), filepath.Join(here, "settings.local.json")}
+	if sameFile(paths[0], paths[1]) { // one is at home
+		paths = paths[1:]
+	}
+	for _, path := range paths {
 		raw, err := os.ReadFile(path) //nolint:gosec // the client's own settings, which its user has chosen
 		if err != nil {
 			continue // most are not there
 		}
-		if hook, ok := wire.At(raw, "hooks", "Elicitation"); ok && string(hook.Value) != "[]" {
+		hook, ok := wire.At(raw, "hooks", "Elicitation")
+		if hooks, err := wire.Elements(hook.Value); ok && (err != nil || len(hooks) > 0) {
 			e.add(doctor.ApprovalHook, doctor.Warning, "approval", doctor.Fix{Text: "take it out, unless you mean it to answer for you"}, "%s has a hook for elicitation", path)
 		}
 	}

@@ -975,6 +975,43 @@ func TestDoctorOfAHaldirThatIsNotOnPATH(t *testing.T) {
 	}
 }
 
+// A list without a hook answers nobody, and the settings of a home where one is are one file.
+func TestDoctorOfHooks(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.must("haldir policy add --type require_approval --tools toy/add")
+	for text, want := range map[string]int{`{"hooks":{"Elicitation": [ ]}}`: 0, `{"hooks":{"Elicitation":[{}]}}`: 1, `{"hooks":{"Elicitation":"?"}}`: 1} {
+		p.write(".claude/settings.json", text)
+		n := 0
+		for _, f := range p.doctor().Findings {
+			if f.ID == doctor.ApprovalHook {
+				n++
+			}
+		}
+		if n != want {
+			t.Errorf("%s: it is told %d times", text, n)
+		}
+	}
+}
+
+// A terminal that has no colours gets none.
+func TestDoctorAtADumbTerminal(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	for kind, want := range map[string]bool{"dumb": false, "xterm": true} {
+		p.env["TERM"] = kind
+		tty, err := pty.Start(p.command(t.Context(), "haldir doctor"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		told, _ := io.ReadAll(tty) // until the other end is closed
+		_ = tty.Close()
+		if !bytes.Contains(told, []byte("the chain is intact")) || bytes.Contains(told, []byte("\x1b[")) != want {
+			t.Errorf("TERM=%s: %q", kind, told)
+		}
+	}
+}
+
 // TestDoctorFixesWhatIsSafe: --fix closes what is open to others and settles for the dead, says
 // so, asks at a terminal and nowhere else, and leaves to a person what is a person's.
 func TestDoctorFixesWhatIsSafe(t *testing.T) {

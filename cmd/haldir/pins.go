@@ -232,13 +232,18 @@ func (a *app) printDiff(list []pinJSON) error {
 	return a.printf("%s", b.String())
 }
 
-// colours returns the escape sequences of a terminal, empty where they are not wanted
-// (no-color.org).
+// colours returns the escape sequences of a terminal, empty where they are not wanted.
 func (a *app) colours() (red, green, bold, end string) {
-	if _, plain := os.LookupEnv("NO_COLOR"); plain || terminal(a.out) == nil {
+	if colourless() || terminal(a.out) == nil {
 		return "", "", "", ""
 	}
 	return "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
+}
+
+// colourless reports whether nobody wants colours (no-color.org), or the terminal has none.
+func colourless() bool {
+	_, plain := os.LookupEnv("NO_COLOR")
+	return plain || os.Getenv("TERM") == "dumb"
 }
 
 // confirm asks a person, for whom --yes may stand.

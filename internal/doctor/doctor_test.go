@@ -102,6 +102,9 @@ func TestWhatClaudeCodeMakesOfSchemas(t *testing.T) {
 	look := func(def string) []doctor.Finding { return doctor.Schemas([]doctor.Tool{tool("buy", def)}, same) }
 	one(t, look(`{"inputSchema":{"type":"object","properties":{"an amount":{}}}}`), doctor.SchemaSkipped, `buy: it has an argument "an amount"`)
 	one(t, look(`{"inputSchema":{"type":"object","properties":{"`+strings.Repeat("x", 65)+`":{}}}}`), doctor.SchemaSkipped, "buy")
+	for range 20 {
+		one(t, look(`{"inputSchema":{"type":"object","properties":{"d d":{},"c c":{},"b b":{},"a a":{}}}}`), doctor.SchemaSkipped, `"a a"`)
+	}
 	one(t, look(`{"inputSchema":{"type":"object","anyOf":[{},{}]}}`), doctor.SchemaRewritten, "anyOf")
 	f := one(t, look(`{"description":"`+strings.Repeat("ä", 4097)+`","inputSchema":{}}`), doctor.DescriptionCut, "4097 characters, and 4096 are shown")
 	if f.Fix != "have it show more: export CLAUDE_CODE_MAX_MCP_DESCRIPTION_LENGTH=4097" {
@@ -123,6 +126,9 @@ func TestWhatToolsCost(t *testing.T) {
 	if len(found) != 2 || found[0].ID != doctor.ContextLarge || found[0].About != "shop" || !strings.Contains(found[0].Text, "its 1 tools cost some 20004 tokens") ||
 		found[1].ID != doctor.Context || found[1].Severity != doctor.Fine || !strings.Contains(found[1].Text, "an agent sees 2, some 20005 tokens") {
 		t.Errorf("%+v", found)
+	}
+	if f := found[0]; len(f.Commands) > 0 || !strings.HasSuffix(f.Fix, "--tools shop/NAME") {
+		t.Errorf("a command without a name is to be run: %+v", f)
 	}
 	if found := doctor.Weight(nil, same); len(found) != 0 {
 		t.Errorf("of no tools: %+v", found)

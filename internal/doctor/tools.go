@@ -3,6 +3,7 @@ package doctor
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -142,7 +143,7 @@ func Weight(tools []Tool, deny func(upstream string) string) (found []Finding) {
 	}
 	for _, name := range names {
 		if n := Tokens(by[name]); n >= largeContext {
-			found = append(found, New(ContextLarge, Warning, name, Do("deny what is not needed, and it is not listed any more: %s", deny(name)),
+			found = append(found, New(ContextLarge, Warning, name, Fix{Text: "deny what is not needed, and it is not listed any more: " + deny(name)}, // a person says which
 				"its %d tools cost some %d tokens of context", len(by[name]), n))
 		}
 	}
@@ -168,7 +169,7 @@ func Schemas(tools []Tool, shown func(string) string) (found []Finding) {
 			continue
 		}
 		name := shown(t.Name)
-		for k := range def.Schema.Properties {
+		for _, k := range slices.Sorted(maps.Keys(def.Schema.Properties)) { // the same one each time
 			if !key().MatchString(k) {
 				found = append(found, New(SchemaSkipped, Warning, t.Upstream, Fix{Text: "ask its author to name arguments by letters, digits, _, . and - alone, at most 64 of them"},
 					"%s: it has an argument %q", name, shown(k)))
