@@ -434,7 +434,7 @@ func (e *examination) hooks() {
 	}
 	here := filepath.Join(workingDir(), ".claude")
 	paths := []string{filepath.Join(own, "settings.json"), filepath.Join(here, "settings.json"), filepath.Join(here, "settings.local.json")}
-	if sameFile(paths[0], paths[1]) { // one is at home
+	if own == here { // one is at home
 		paths = paths[1:]
 	}
 	for _, path := range paths {
