@@ -451,7 +451,8 @@ func list(ctx context.Context, c *conn, method, member string, report func(error
 	var params json.RawMessage
 	cursors := map[string]bool{}
 	size := 0
-	for range maxPages {
+	for page := range maxPages {
+		c.babble.page(member, page)
 		m, err := c.exchange(ctx, Call{Method: method, Params: params})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", method, err)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -87,8 +88,8 @@ func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resol
 	if !strings.ContainsAny(texts[0], separators) {
 		cmd.Path, cmd.Err = path, notFound
 	}
-	if info, err := os.Stat(cmd.Dir); cmd.Dir != "" && (err != nil || !info.IsDir()) {
-		return nil, fmt.Errorf("start %s: its directory %s (cwd) does not exist", cfg.Command, cmd.Dir)
+	if err := enters(cmd.Dir); err != nil {
+		return nil, &StartError{Command: cfg.Command, Err: err}
 	}
 	c := &child{cmd: cmd, family: family{guard: guard}, clean: clean, exited: make(chan struct{}), silent: make(chan struct{})}
 	// Pipes of our own: those of exec.Cmd close under a reader when the child
@@ -115,7 +116,11 @@ func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resol
 	if err != nil {
 		c.wg.Wait()
 		_ = errors.Join(stdinW.Close(), stdoutR.Close(), stderrR.Close(), err2) // nothing was started
-		return nil, startError(cfg, err)
+		file := cmd.Path
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(cmd.Dir, file)
+		}
+		return nil, startError(cfg, file, err)
 	}
 	c.wg.Go(func() { c.logStderr(log) })
 	return c, nil
@@ -124,17 +129,81 @@ func startChild(guard *Guard, cfg config.Upstream, own []string, r *config.Resol
 // ErrNoProgram says that an upstream's command is not there.
 var ErrNoProgram = errors.New("there is no such program")
 
-func startError(cfg config.Upstream, err error) error {
-	if _, set := pathOf(cfg); set && errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("start %s: %w on the PATH that its env sets", cfg.Command, ErrNoProgram)
-	}
+// StartError says why a program could not be started.
+type StartError struct {
+	Command string // as the config has it
+	File    string // that its mode keeps from being executed; "" if it is not that
+	Err     error
+}
+
+func (e *StartError) Error() string { return fmt.Sprintf("start %s: %v", e.Command, e.Err) }
+
+func (e *StartError) Unwrap() error { return e.Err }
+
+// startError says what is wrong with the file that a command stands for.
+func startError(cfg config.Upstream, file string, err error) error {
+	e := &StartError{Command: cfg.Command, Err: err}
 	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("start %s: %w on PATH (%s)", cfg.Command, ErrNoProgram, os.Getenv("PATH"))
+		e.Err = fmt.Errorf("%w on PATH (%s)", ErrNoProgram, os.Getenv("PATH"))
+		if _, set := pathOf(cfg); set {
+			e.Err = fmt.Errorf("%w on the PATH that its env sets", ErrNoProgram)
+		}
+		return e
 	}
-	if _, missing := os.Stat(cfg.Command); errors.Is(err, fs.ErrNotExist) && errors.Is(missing, fs.ErrNotExist) {
-		return fmt.Errorf("start %s: %w", cfg.Command, ErrNoProgram)
+	info, statErr := os.Stat(file)
+	switch {
+	case errors.Is(statErr, fs.ErrNotExist):
+		e.Err = ErrNoProgram
+	case statErr != nil: // err says as much
+	case info.IsDir():
+		e.Err = fmt.Errorf("%s is a directory", file)
+	case errors.Is(err, fs.ErrPermission) && info.Mode()&0o111 == 0:
+		e.File, e.Err = file, fmt.Errorf("%s is not executable (mode %04o)", file, info.Mode().Perm())
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist): // of a file that is there
+		if program := interpreter(file); program != "" {
+			e.Err = fmt.Errorf("its interpreter %q, which the first line of %s names, is missing or cannot be executed", program, file)
+		} else if errors.Is(err, fs.ErrNotExist) {
+			e.Err = fmt.Errorf("%s needs a loader that is missing: it was built for another system", file)
+		}
+	case errors.Is(err, syscall.ENOEXEC):
+		e.Err = fmt.Errorf("%s is neither a program of this system nor a script whose first line names its interpreter, such as #!/bin/sh", file)
 	}
-	return fmt.Errorf("start %s: %w", cfg.Command, err)
+	return e
+}
+
+// interpreter is what the first line of a script names, if that cannot be executed. Its line may
+// end as on Windows, and then so does the name.
+func interpreter(script string) string {
+	f, err := os.Open(script)
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = f.Close() }()              // only read from
+	head, _ := io.ReadAll(io.LimitReader(f, 256)) // as much as Linux reads; what is cut short is none
+	line, _, _ := strings.Cut(string(head), "\n")
+	line, is := strings.CutPrefix(line, "#!")
+	words := strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' })
+	if !is || len(words) == 0 {
+		return ""
+	}
+	if info, err := os.Stat(words[0]); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+		return ""
+	}
+	return words[0]
+}
+
+// enters says why a program cannot be started in a directory; "" is that of haldir.
+func enters(dir string) error {
+	info, err := os.Stat(dir)
+	switch {
+	case dir == "" || err == nil && info.IsDir():
+		return nil
+	case err == nil:
+		return fmt.Errorf("its directory %s (cwd) is no directory", dir)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("its directory %s (cwd) does not exist", dir)
+	}
+	return fmt.Errorf("its directory (cwd) cannot be used: %w", err)
 }
 
 // run starts the process and waits for it, on a thread that lives as long and is
@@ -296,7 +365,7 @@ func Program(cfg config.Upstream, r *config.Resolver) (string, error) {
 	}
 	path, err := find(cfg, name, r)
 	if err != nil {
-		return "", startError(cfg, err)
+		return "", startError(cfg, name, err)
 	}
 	return filepath.Abs(path)
 }

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -29,6 +30,7 @@ type conn struct {
 	modern  atomic.Bool // it speaks without a handshake (MCP 2026-07-28)
 	haldir  string      // haldir's version
 	host    Host
+	babble  babble
 	name    string        // of the upstream
 	asked   chan struct{} // a place for each of the server's requests that waits for the host
 	relist  chan struct{}
@@ -83,14 +85,26 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 		c.kill()
 		return nil, err
 	}
+	u.greets(c)
+	defer u.greets(nil)
 	if err := u.greet(ctx, c); err != nil {
 		err = c.explain(err)
+		if text := c.babble.text(); text != "" {
+			err = fmt.Errorf("%w; %s", err, text)
+		}
 		c.close()
 		u.withdraw()
 		return nil, err
 	}
 	u.learn(c.offers, [len(lists)]bool{}, true)
 	return c, nil
+}
+
+// greets notes the connection that is being made.
+func (u *Upstream) greets(c *conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.greeting = c
 }
 
 func (u *Upstream) dial(c *conn) error {
@@ -102,10 +116,12 @@ func (u *Upstream) dial(c *conn) error {
 		}
 		c.child = ch
 		c.set(func() wire.Client {
-			return wire.NewPipe(ch.stdin, ch.stdout, wire.PipeOptions{
+			return wire.NewPipe(ch.stdin, listening{ch.stdout, &c.babble}, wire.PipeOptions{
 				Handler: c.handle, MaxMessage: u.o.MaxMessage,
 				Noise: func(line []byte, why error) {
-					u.o.Log.Warn().Err(u.cleaned(why)).Str("line", wire.Printable(u.o.Clean(string(line)), shown)).Msg("the upstream wrote something that is no message; skipped")
+					text := wire.Printable(u.o.Clean(string(line)), shown)
+					c.babble.noise(cmp.Or(text, why.Error())) // a line that is too long is not kept
+					u.o.Log.Warn().Err(u.cleaned(why)).Str("line", text).Msg("the upstream wrote something that is no message; skipped")
 				},
 			})
 		})
@@ -411,7 +427,7 @@ func (c *conn) explain(err error) error {
 	case e.Status == http.StatusTooManyRequests:
 		advice = "it asks for fewer calls; try again later"
 	case e.Status/100 == 3:
-		advice = "it has moved; haldir follows within the same host only, since headers carry credentials"
+		advice = fmt.Sprintf("it has moved to %s; if you trust that with your credentials, make it the url in haldir.yaml (haldir follows within the same host, and by 307 and 308 alone)", cmp.Or(e.Location, "a place that it does not name"))
 	case e.Status >= http.StatusInternalServerError:
 		advice = "the server failed; try again later"
 	}

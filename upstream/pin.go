@@ -34,10 +34,14 @@ func readPins(raw []byte) (r pins.Record, err error) {
 		return r, nil
 	}
 	if err := json.Unmarshal(raw, &r); err != nil {
-		return r, fmt.Errorf("what is pinned is damaged: %w", err)
+		return pins.Record{}, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	return r, nil
 }
+
+// errDamaged says that what is stored are no pins. Only a person can replace them: whoever has
+// damaged them may have changed the server, too.
+var errDamaged = errors.New("what is pinned is damaged")
 
 // offering is what a catalogue holds for a model, and from whom.
 func offering(c Catalogue, server string) pins.Offer {
@@ -63,6 +67,9 @@ type Pinned struct {
 	Record  pins.Record
 	Changes []pins.Change
 	Found   []pins.Finding // in what is offered now
+	// Damaged says why what is pinned cannot be read; nil if it can. Then all that is offered
+	// is in Changes.
+	Damaged error
 }
 
 // hold compares a catalogue with what is pinned, and makes of it what the host may see.
@@ -81,14 +88,13 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 		return c, nil
 	}
 	var r pins.Record
-	if err == nil {
-		r, err = readPins(raw)
-	}
+	var damaged error
 	var o pins.Offer
 	if err == nil {
+		r, damaged = readPins(raw)
 		var program pins.Program
 		o, program, err = u.offers(c, r, pin)
-		if err == nil && pin && (r.Program != program || !pins.Settles(raw, list) || !r.Knows(o, r.Compare(o, u.strict()))) {
+		if err == nil && damaged == nil && pin && (r.Program != program || !pins.Settles(raw, list) || !r.Knows(o, r.Compare(o, u.strict()))) {
 			r, raw, err = u.pin(ctx, raw, o, program, list)
 		}
 	}
@@ -99,6 +105,9 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 		u.o.Log.Error().Err(err).Msg("what is pinned of the upstream cannot be read; its tools are withheld until it can")
 		u.set(func() { u.unpinned = true })
 		return withholdAll(c, nil, fmt.Sprintf("what is pinned of this upstream cannot be read: %v", err)), nil
+	}
+	if damaged != nil {
+		return u.anew(c, o, raw, damaged, pin), nil
 	}
 	changes := r.Compare(o, u.strict())
 	u.mu.Lock()
@@ -113,6 +122,22 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 		return c, nil
 	}
 	return bounded(c, r), nil
+}
+
+// anew withholds all that is offered until a person has accepted it in place of pins that are
+// damaged.
+func (u *Upstream) anew(c Catalogue, o pins.Offer, raw []byte, damaged error, pin bool) Catalogue {
+	u.mu.Lock()
+	if u.pinned.Damaged == nil { // else it was told
+		u.o.Log.Error().Err(damaged).Msg("all of the upstream is withheld until a person has accepted it anew; see: " + u.o.Command + " pins diff " + u.Name())
+	}
+	u.pinned, u.pinnedRaw, u.pinnable = Pinned{Changes: o.All("what was pinned is damaged"), Damaged: damaged}, raw, o
+	u.unpinned = false
+	if pin {
+		u.met = o.Server
+	}
+	u.mu.Unlock()
+	return withholdAll(c, nil, damaged.Error()+"; see: haldir pins diff")
 }
 
 // strict reports whether an addition is a change.
@@ -426,10 +451,16 @@ func (u *Upstream) Pinned() Pinned {
 }
 
 // Accept pins these changes, as [Upstream.Pinned] has told of them: what has changed
-// since is not accepted with them.
+// since is not accepted with them. In place of damaged pins only all of it is.
 func (u *Upstream) Accept(ctx context.Context, changes []pins.Change) error {
 	return u.o.Pins.ChangePins(ctx, u.Name(), func(old []byte) ([]byte, []pins.Note, error) {
 		r, err := readPins(old)
+		if errors.Is(err, errDamaged) {
+			if all := u.Pinned(); all.Damaged == nil || len(changes) != len(all.Changes) {
+				return nil, nil, fmt.Errorf("%w; only all that the upstream offers can be pinned in its place", err)
+			}
+			r, err = pins.Record{Since: time.Now().UTC().Truncate(time.Second)}, nil
+		}
 		if err != nil {
 			return nil, nil, err
 		}

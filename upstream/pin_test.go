@@ -443,6 +443,32 @@ func TestPinsThatCannotBeReadWithholdWhatTheyAreAbout(t *testing.T) {
 	}
 }
 
+// Pins that are damaged are replaced by all that is offered, once a person has accepted it, and
+// by no part of it: the rest would be taken for new, and so for good.
+func TestDamagedPinsAreReplacedAsAWhole(t *testing.T) {
+	for mode, raw := range map[string][]byte{"hold": {0}, "block": {}, "warn": []byte(`{"settled":"`)} {
+		b := &board{kept: map[string][]byte{"up": raw}}
+		r := ready(t, listing(t, mode, honest, string(mcptest.Tool("other"))), pinnedBy(b))
+		p := r.Pinned()
+		if offered(r) != "" || p.Damaged == nil || len(p.Changes) != 3 { // who it is, and two tools
+			t.Fatalf("%s: offered %q, %v: %+v", mode, offered(r), p.Damaged, p.Changes)
+		}
+		if err := r.Accept(soon(t), p.Changes[:2]); err == nil || !bytes.Equal(b.kept["up"], raw) {
+			t.Errorf("%s: a part of it is accepted: %v", mode, err)
+		}
+		if err := r.Accept(soon(t), p.Changes); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is offered", func() bool { return len(r.Catalogue().Tools) == 2 })
+		if p := r.Pinned(); p.Damaged != nil || len(p.Changes) != 0 {
+			t.Errorf("%s: %v, %+v", mode, p.Damaged, p.Changes)
+		}
+		if strings.Count(r.log.String(), "withheld until a person") != 1 {
+			t.Errorf("%s: it is not told of once: %s", mode, r.log)
+		}
+	}
+}
+
 func TestAnotherProgramIsNoticed(t *testing.T) {
 	b := &board{}
 	ready(t, listing(t, "hold", honest), pinnedBy(b)).Close()

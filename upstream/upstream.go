@@ -75,6 +75,7 @@ type Status struct {
 	Version string    // the protocol revision agreed on
 	Since   time.Time // since when it is connected; zero if it is not
 	Ends    int       // how often it has ended by itself lately, see [Lately]
+	Heard   string    // while it is connecting, what has come in place of an answer; "" for nothing
 }
 
 // Upstream is one server.
@@ -94,6 +95,7 @@ type Upstream struct {
 	restored  bool   // the cache has been looked into
 	kept      map[string]Call
 	conn      *conn
+	greeting  *conn // that is being made
 	trying    bool
 	tried     bool // one attempt has ended, well or not
 	asleep    bool // the child is not wanted before the next call
@@ -311,7 +313,11 @@ func (u *Upstream) Status() Status {
 	case u.conn != nil:
 		return Status{State: StateReady, Server: u.o.Clean(u.conn.server), Version: u.conn.version, Since: u.since, Ends: u.lately()}
 	case u.trying:
-		return Status{State: StateConnecting, Err: u.err, Ends: u.lately()}
+		s := Status{State: StateConnecting, Err: u.err, Ends: u.lately()}
+		if u.greeting != nil {
+			s.Heard = u.greeting.babble.text()
+		}
+		return s
 	case u.asleep:
 		return Status{State: StateIdle}
 	case u.tried:

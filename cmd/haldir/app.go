@@ -119,8 +119,7 @@ func (a *app) openLog() error {
 		tty = terminal(a.err) != nil
 	}
 	if a.settings.LogFormat == "console" || a.settings.LogFormat == "auto" && tty {
-		_, plain := os.LookupEnv("NO_COLOR")
-		w = zerolog.ConsoleWriter{Out: w, NoColor: plain || !tty, TimeFormat: time.TimeOnly}
+		w = zerolog.ConsoleWriter{Out: w, NoColor: colourless() || !tty, TimeFormat: time.TimeOnly}
 	}
 	level := zerolog.WarnLevel
 	if a.serving {
@@ -281,7 +280,7 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 // command is how a person runs haldir for the config and the state of this process, as
 // far as to the verb: what a host has said by flags and variables a person must, too.
 func (a *app) command() string {
-	words := []string{"haldir"}
+	words := []string{itself()}
 	if path, named, err := a.layers.ConfigPath(); err == nil && named {
 		words = append(words, "--config", shellWord(path))
 	}
@@ -293,6 +292,24 @@ func (a *app) command() string {
 	}
 	return strings.Join(words, " ")
 }
+
+// itself is how a person starts the program that runs: by its name where a shell finds it by
+// that. One that is there for this run only cannot be started again, and has but the name.
+var itself = sync.OnceValue(func() string {
+	own, err := os.Executable()
+	if err != nil {
+		return "haldir"
+	}
+	e, _, err := started(own, onPath("haldir"), onPath("npx"), runtime.GOOS)
+	if err != nil {
+		return "haldir"
+	}
+	words := []string{shellWord(e.Command)}
+	for _, a := range e.Args {
+		words = append(words, shellWord(a))
+	}
+	return strings.Join(words, " ")
+})
 
 // shownUpstream leaves out of a server of the flags what may be secret: its arguments,
 // and of a URL all but where it is.

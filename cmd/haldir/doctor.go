@@ -197,7 +197,7 @@ func (e *examination) examine(ctx context.Context) {
 		return
 	}
 	e.vaulted()
-	e.clients()
+	e.clients(ctx, files)
 	e.hooks()
 	srv, err := e.endpoint(ctx)
 	if err != nil {
@@ -239,7 +239,7 @@ func (e *examination) config() bool {
 		case len(e.quick.upstreams) > 0:
 			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "the flags: %s", about)
 		case e.cfg.Path == "":
-			e.add(doctor.ConfigNone, doctor.Warning, "config", doctor.Do("make one: %s; or write %s, or name a file with --config", "haldir init", path), "there is no file")
+			e.add(doctor.ConfigNone, doctor.Warning, "config", doctor.Do("make one: %s; or write %s, or name a file with --config", itself()+" init", path), "there is no file")
 		default:
 			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "%s: %s", e.cfg.Path, about)
 		}
@@ -253,7 +253,7 @@ func (e *examination) config() bool {
 }
 
 func (e *examination) problem(p config.Problem) {
-	fix := doctor.Do("mend it there; all keys are told by: %s", "haldir schema")
+	fix := doctor.Do("mend it there; all keys are told by: %s", itself()+" schema")
 	if p.Warning {
 		e.take(exitUsage, doctor.New(doctor.ConfigWarning, doctor.Warning, "config", fix, "%s", p))
 		return
@@ -408,7 +408,7 @@ func (e *examination) vaulted() {
 }
 
 // clients looks for servers that go past haldir. Without a file of upstreams none does.
-func (e *examination) clients() {
+func (e *examination) clients(ctx context.Context, files doctor.Files) {
 	if e.path == "" {
 		return
 	}
@@ -427,7 +427,7 @@ func (e *examination) clients() {
 		return
 	}
 	init := func(c clients.Client) string { return e.command() + " init --client " + string(c) }
-	e.take(exitFailed, doctor.Clients(o, e.cfg, init)...)
+	e.take(exitFailed, doctor.Clients(ctx, o, doctor.Own{Config: e.cfg, Version: version(), Files: files, Init: init})...)
 }
 
 // hooks looks for what answers a client's forms in place of a person.
@@ -440,12 +440,17 @@ func (e *examination) hooks() {
 		own = filepath.Join(home, ".claude")
 	}
 	here := filepath.Join(workingDir(), ".claude")
-	for _, path := range []string{filepath.Join(own, "settings.json"), filepath.Join(here, "settings.json"), filepath.Join(here, "settings.local.json")} {
+	paths := []string{filepath.Join(own, "settings.json"), filepath.Join(here, "settings.json"), filepath.Join(here, "settings.local.json")}
+	if own == here { // one is at home
+		paths = paths[1:]
+	}
+	for _, path := range paths {
 		raw, err := os.ReadFile(path) //nolint:gosec // the client's own settings, which its user has chosen
 		if err != nil {
 			continue // most are not there
 		}
-		if hook, ok := wire.At(raw, "hooks", "Elicitation"); ok && string(hook.Value) != "[]" {
+		hook, ok := wire.At(raw, "hooks", "Elicitation")
+		if hooks, err := wire.Elements(hook.Value); ok && (err != nil || len(hooks) > 0) {
 			e.add(doctor.ApprovalHook, doctor.Warning, "approval", doctor.Fix{Text: "take it out, unless you mean it to answer for you"}, "%s has a hook for elicitation", path)
 		}
 	}
@@ -486,6 +491,7 @@ func (e *examination) tools(srv *proxy.Server) {
 		e.renamed(n)
 	}
 	unknown := ""
+	var names []string
 	var all []doctor.Tool
 	for _, t := range entries {
 		shown := t.Definition()
@@ -495,6 +501,7 @@ func (e *examination) tools(srv *proxy.Server) {
 		all = append(all, doctor.Tool{Upstream: t.Upstream, Name: t.Tool, Shown: shown})
 	}
 	for _, u := range e.ups {
+		names = append(names, u.Name())
 		for _, w := range u.Catalogue().Withheld {
 			all = append(all, doctor.Tool{Upstream: u.Name(), Name: w.Name})
 		}
@@ -510,7 +517,7 @@ func (e *examination) tools(srv *proxy.Server) {
 		e.add(doctor.PatternsUnknown, doctor.Note, "policies", doctor.Fix{}, "patterns are not compared with tools, as those of %s are unknown", unknown)
 		return
 	}
-	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, all, e.command()+" tools", packs.Has)...)
+	e.take(exitFailed, doctor.Patterns(e.cfg.Ruleset, names, all, e.command()+" tools", packs.Has)...)
 }
 
 // renamed says what the agent does not see as the server gives it.

@@ -2,10 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
-	"fmt"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -54,6 +55,8 @@ func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
 	case st.Err != nil:
 		id, fix := e.trouble(u.Name(), st.Err, out)
 		e.add(id, doctor.Failure, u.Name(), fix, "%s", plain(st.Err.Error(), 500))
+	case st.Heard != "":
+		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), doctor.Do("look whether its entry in haldir.yaml starts an MCP server, and one over stdio; or take it out: %s", out), "has not answered in %s; %s", e.wait, plain(st.Heard, 500))
 	default:
 		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), doctor.Do("give it longer with --wait, look at its log, or take it out: %s", out), "has not answered in %s", e.wait)
 	}
@@ -70,13 +73,14 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 	if ref, ok := errors.AsType[*config.ReferenceError](err); ok {
 		switch ref.Kind {
 		case "env":
-			return doctor.UpstreamReference, doctor.Fix{Text: "set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: haldir secret set " + ref.Name +
-				", and write ${keyring:" + ref.Name + "} in haldir.yaml", Commands: []string{"export " + ref.Name + "=…"}}
+			return doctor.UpstreamReference, doctor.Do("set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: %s, and write ${keyring:"+ref.Name+"} in haldir.yaml",
+				e.command()+" secret set "+shellWord(ref.Name))
 		case "keyring":
 			return doctor.UpstreamReference, doctor.Run(e.command() + " secret set " + shellWord(ref.Name))
 		}
 		return doctor.UpstreamReference, doctor.Fix{Text: "put the file there, or correct the reference in haldir.yaml"}
 	}
+	start, unstarted := errors.AsType[*upstream.StartError](err)
 	status, web := errors.AsType[*wire.HTTPError](err)
 	switch {
 	case oauth.IsSignIn(err):
@@ -93,6 +97,13 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 			hint = "install uv, or write the whole path of " + command + " as command in haldir.yaml"
 		}
 		return doctor.UpstreamProgram, doctor.Do(hint+"; or take it out: %s", out)
+	case unstarted && start.File != "" && e.secrets.clean(start.File) == start.File:
+		return doctor.UpstreamProgram, doctor.Do("make it executable: %s; or take it out: %s", "chmod +x "+shellWord(start.File), out)
+	case unstarted:
+		return doctor.UpstreamProgram, doctor.Do("mend what it names, or correct its entry in haldir.yaml; or take it out: %s", out)
+	}
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+		return doctor.UpstreamDown, doctor.Do("if its certificate is your own, or of an authority of yours, trust that by tls: {ca_file: FILE.pem} in its entry in haldir.yaml; or take it out: %s", out)
 	}
 	return doctor.UpstreamDown, doctor.Do("start it, correct its entry in haldir.yaml, or take it out: %s", out)
 }
@@ -118,21 +129,20 @@ func (e *examination) signedIn(u *upstream.Upstream, st upstream.Status) {
 // pinned says what has changed in a server's definitions, and what in them should be read.
 func (e *examination) pinned(u *upstream.Upstream) {
 	p, name := u.Pinned(), u.Name()
-	if n := len(p.Changes); n > 0 {
-		e.add(doctor.PinsChanged, doctor.Warning, name, doctor.Do("read what has changed: %s; and if it is meant so: %s", e.command()+" pins diff "+name, e.command()+" pins accept "+name),
-			"not as pinned: %s", count(n, "definition", "definitions"))
+	diff, accept := e.command()+" pins diff "+name, e.command()+" pins accept "+name
+	switch n := len(p.Changes); {
+	case p.Damaged != nil:
+		e.add(doctor.PinsDamaged, doctor.Failure, name, doctor.Do("read all that it offers now: %s; and if it is meant so, pin it anew: %s", diff, accept), "%s", plain(p.Damaged.Error(), 300))
+	case n > 0:
+		e.add(doctor.PinsChanged, doctor.Warning, name, doctor.Do("read what has changed: %s; and if it is meant so: %s", diff, accept), "not as pinned: %s", count(n, "definition", "definitions"))
 	}
 	for _, f := range p.Found {
 		fix := doctor.Do("read it, and if it is not meant well, take the server out: %s", e.takeOut(name))
 		if f.Kind == pins.Tool {
-			id := name + "/" + f.Name
-			if !plainWord(f.Name) {
-				id = name + "/*"
-			}
 			if e.denied(name, f.Name) {
 				continue // the model does not see it
 			}
-			fix = doctor.Do("read it, and if it is not meant well, deny the tool: %s", fmt.Sprintf("%s policy add --type deny --tools %s", e.command(), shellWord(id)))
+			fix = doctor.Do("read it, and if it is not meant well, deny the tool: %s", e.command()+" policy add "+denying(name, f.Name))
 		}
 		e.add(doctor.Flagged, doctor.Warning, name, fix, "%s %s, %s: %s", f.Kind, plain(f.Name, 80), plain(f.Path, 80), plain(f.Reason, 200))
 	}
@@ -143,5 +153,12 @@ func (e *examination) denied(name, tool string) bool {
 	return e.settings.DeniedTools == "hide" && e.cfg.Engine.Never(policy.Call{Session: e.session.ID, Agent: e.agent, Upstream: name, Tool: tool}, e.state)
 }
 
-// plainWord reports whether a tool's name stands for itself in a pattern.
-func plainWord(s string) bool { return !strings.ContainsAny(s, `*?[]\{},`) && plain(s, 0) == s }
+// denying is what haldir policy add is told to deny one tool, and no other: of a name that flags,
+// patterns or terminals would take for something else, an entry has the pattern.
+func denying(name, tool string) string {
+	if !strings.ContainsAny(tool, `*?[]\{},"`) && plain(tool, 0) == tool {
+		return "--type deny --tools " + shellWord(name+"/"+tool)
+	}
+	pattern := strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, "\x00", "?").Replace(tool) // a pattern cannot have a zero
+	return shellWord("{type: deny, tools: [" + strconv.QuoteToASCII(name+"/"+pattern) + "]}")
+}

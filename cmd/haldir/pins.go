@@ -81,6 +81,7 @@ type pinJSON struct {
 	Prompts  int            `json:"prompts"`
 	Changes  []pins.Change  `json:"changes"`
 	Found    []pins.Finding `json:"findings"`
+	Damaged  string         `json:"damaged,omitempty"`
 	Error    string         `json:"error,omitempty"`
 }
 
@@ -95,6 +96,9 @@ func describePins(u *upstream.Upstream) pinJSON {
 	}
 	if out.Found == nil {
 		out.Found = []pins.Finding{}
+	}
+	if p.Damaged != nil {
+		out.Damaged = p.Damaged.Error()
 	}
 	if err := u.Status().Err; err != nil && u.Status().State != upstream.StateReady {
 		out.Error = err.Error()
@@ -127,9 +131,7 @@ func pinsList(a *app) *cobra.Command {
 				return err
 			}
 			for _, p := range list {
-				if p.Error != "" {
-					a.say("haldir: upstream %s: %s; what is said of it is from its last run", p.Upstream, plain(p.Error, 300))
-				}
+				a.saysOf(p)
 				for _, f := range p.Found {
 					a.say("haldir: upstream %s: %s %s, %s: %s", p.Upstream, f.Kind, plain(f.Name, 80), plain(f.Path, 80), plain(f.Reason, 200))
 				}
@@ -139,6 +141,16 @@ func pinsList(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// saysOf tells a person how far what is said of an upstream's pins can be relied on.
+func (a *app) saysOf(p pinJSON) {
+	if p.Error != "" {
+		a.say("haldir: upstream %s: %s; what is said of it is from its last run", p.Upstream, plain(p.Error, 300))
+	}
+	if p.Damaged != "" {
+		a.say("haldir: upstream %s: %s; all that it offers is withheld until a person has read it and pins it anew", p.Upstream, plain(p.Damaged, 300))
+	}
 }
 
 func pinsDiff(a *app) *cobra.Command {
@@ -158,9 +170,7 @@ func pinsDiff(a *app) *cobra.Command {
 				p := describePins(u)
 				list = append(list, p)
 				changed += len(p.Changes)
-				if p.Error != "" {
-					a.say("haldir: upstream %s: %s; what is said of it is from its last run", p.Upstream, plain(p.Error, 300))
-				}
+				a.saysOf(p)
 			}
 			if asJSON {
 				err = a.printJSON(map[string]any{"pins": list})
@@ -193,7 +203,7 @@ func (a *app) printDiff(list []pinJSON) error {
 				what += " " + plain(c.Name, 120)
 			}
 			becomes := map[string]string{"hold": "the pinned one is offered", "block": "withheld", "warn": "the new one is offered"}[p.Mode]
-			if c.Blocks != "" && p.Mode == "hold" {
+			if c.Blocks != "" && (p.Mode == "hold" || p.Damaged != "") {
 				becomes = "withheld: " + plain(c.Blocks, 200)
 			}
 			fmt.Fprintf(&b, "%s%s: %s%s  (%s)\n", bold, p.Upstream, what, end, becomes)
@@ -217,18 +227,23 @@ func (a *app) printDiff(list []pinJSON) error {
 		}
 	}
 	if b.Len() > 0 {
-		b.WriteString("accept with: haldir pins accept UPSTREAM [NAME…]\n")
+		b.WriteString("accept with: " + a.command() + " pins accept UPSTREAM [NAME…]\n")
 	}
 	return a.printf("%s", b.String())
 }
 
-// colours returns the escape sequences of a terminal, empty where they are not wanted
-// (no-color.org).
+// colours returns the escape sequences of a terminal, empty where they are not wanted.
 func (a *app) colours() (red, green, bold, end string) {
-	if _, plain := os.LookupEnv("NO_COLOR"); plain || terminal(a.out) == nil {
+	if colourless() || terminal(a.out) == nil {
 		return "", "", "", ""
 	}
 	return "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
+}
+
+// colourless reports whether nobody wants colours (no-color.org), or the terminal has none.
+func colourless() bool {
+	_, plain := os.LookupEnv("NO_COLOR")
+	return plain || os.Getenv("TERM") == "dumb"
 }
 
 // confirm asks a person, for whom --yes may stand.
@@ -274,6 +289,10 @@ func pinsAccept(a *app) *cobra.Command {
 				a.say("everything is as it is pinned; nothing to accept")
 				return nil
 			}
+			if p.Damaged != "" && len(args) > 1 {
+				return usage("what is pinned of %s is damaged, so that all that it offers is pinned anew: leave the names out", u.Name())
+			}
+			a.saysOf(p)
 			if err := a.printDiff([]pinJSON{p}); err != nil {
 				return err
 			}

@@ -118,7 +118,7 @@ func (h Host) switchedOff(f *File, projects *hujson.Object) {
 				switch {
 				case !slices.Contains(off, s.Name) && denied.deny(h.loaded(s)) == nil:
 				case here && l.Here && s.Why == "":
-					s.Why = "it is switched off in this project"
+					s.Why, s.Off = "it is switched off in this project", true
 				case !here && l.Scope == User:
 					s.OffIn = append(s.OffIn, nameOf(m))
 				}
@@ -169,7 +169,7 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 		off, on, claims := h.rejected(), h.chosen(enabled), h.approvals()
 		for _, s := range l.Servers {
 			if s.Why == "" && slices.Contains(off, s.Name) {
-				s.Why = "it was rejected in Claude Code"
+				s.Why, s.Off = "it was rejected in Claude Code", true
 			}
 			s.Approved = slices.Contains(on, s.Name)
 			for _, a := range claims {

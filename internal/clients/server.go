@@ -23,6 +23,7 @@ type Server struct {
 	Line, Column int
 
 	Why string // why it cannot move; "" if it can
+	Off bool   // its client does not start it
 	// Approved: the person has said yes to it in Claude Code, if it came with a project.
 	Approved bool
 	Claim    string // settings in the project that say so, and may have come with it; "" for none
@@ -275,6 +276,7 @@ func (r *reading) flag(key string, v *hujson.Value, off bool) {
 	}
 	if l.Bool() == off {
 		r.no("it is disabled")
+		r.server.Off = true
 	}
 }
 

@@ -1,22 +1,34 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
+	"net/url"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/haldir-mcp/haldir/internal/adopt"
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
 )
 
+// Own is this haldir, with which those that clients start are compared.
+type Own struct {
+	Config  *config.Config
+	Version string
+	Files   Files
+	Init    func(clients.Client) string // the command for one client
+}
+
 // Clients looks at the MCP clients of a person: what of them goes past haldir, and whether they
-// can start it. o is what haldir init would go by here, init the command for one client.
-func Clients(o adopt.Options, cfg *config.Config, init func(clients.Client) string) (found []Finding) {
+// can start it. o is what haldir init would go by here.
+func Clients(ctx context.Context, o adopt.Options, own Own) (found []Finding) {
+	o.Projects, o.Shared = true, true // a client starts those as well
+	e := entries{Own: own, o: o, versions: map[string]string{}}
 	for _, c := range clients.All() {
 		o := o
 		o.Clients = []clients.Client{c}
@@ -27,7 +39,7 @@ func Clients(o adopt.Options, cfg *config.Config, init func(clients.Client) stri
 		}
 		for _, f := range files {
 			for _, l := range f.Lists {
-				found = append(found, entries(o, l)...)
+				found = append(found, e.look(ctx, l)...)
 			}
 		}
 		plan, err := adopt.New(o)
@@ -35,7 +47,7 @@ func Clients(o adopt.Options, cfg *config.Config, init func(clients.Client) stri
 			found = append(found, New(ClientBroken, Warning, "clients", Fix{Text: "mend it there"}, "%s: %v", c, err))
 			continue
 		}
-		found = append(found, direct(c, plan, cfg, init(c))...)
+		found = append(found, direct(c, plan, own.Config, own.Init(c))...)
 	}
 	return found
 }
@@ -59,64 +71,164 @@ func read(h clients.Host, c clients.Client) (files []*clients.File, err error) {
 	return files, err
 }
 
-// direct finds the servers that a client starts by itself.
+// direct finds the servers that a client starts by itself, by a plan that has those of all projects
+// and those that came with one.
 func direct(c clients.Client, plan *adopt.Plan, cfg *config.Config, init string) (found []Finding) {
-	also := func(s *clients.Server) string { // which upstream is the same program, or the same address
-		for _, u := range cfg.Upstreams {
-			if u.URL != "" && u.URL == s.URL || u.Command != "" && u.Command == s.Command && slices.Equal(u.Args, s.Args) {
-				return u.Name
-			}
-		}
-		return ""
+	say := func(fix Fix, format string, args ...any) {
+		found = append(found, New(ClientBypass, Warning, "clients", fix, format, args...))
 	}
 	var free []string
+	all := init // for all that are free
 	for _, u := range plan.Upstreams {
 		for _, s := range u.From {
-			name := also(s)
+			run := init + wider(s)
+			name := also(s, cfg)
 			switch {
+			case u.There && brought(s):
+				say(Do("take the entry out there: %s", run), "%s: %s starts %q by itself, beside the upstream %s", s.Place(), c, s.Name, u.Name)
 			case u.There:
-				found = append(found, New(ClientBypass, Warning, "clients", Run(init), "%s: %s starts %q by itself, beside the upstream %s", s.Place(), c, s.Name, u.Name))
+				say(Run(run), "%s: %s starts %q by itself, beside the upstream %s", s.Place(), c, s.Name, u.Name)
 			case name != "":
-				found = append(found, New(ClientBypass, Warning, "clients", Do("take the entry out there; or, to have it behind haldir as another upstream: %s", init),
-					"%s: %s starts %q by itself, which is the upstream %s but for its settings", s.Place(), c, s.Name, name))
-			default:
+				say(Do("take the entry out there; or, to have it behind haldir as another upstream: %s", run),
+					"%s: %s starts %q by itself, which is the upstream %s but for its settings", s.Place(), c, s.Name, name)
+			case !brought(s): // nobody may have looked at what else came with a project
 				free = append(free, fmt.Sprintf("%q (%s)", s.Name, s.Place()))
+				if more := wider(s); !strings.HasSuffix(all, more) {
+					all += more
+				}
 			}
 		}
 	}
 	for _, l := range plan.Left {
-		if l.Server.List.Here {
-			if name := also(l.Server); name != "" {
-				fix := Fix{Text: "take the entry out there"}
-				if l.Server.List.Scope == clients.Project {
-					fix = Do("take the entry out there: %s", init+" --project")
-				}
-				found = append(found, New(ClientBypass, Warning, "clients", fix, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s",
-					l.Server.Place(), c, l.Server.Name, name, l.Why))
-			}
+		if name := also(l.Server, cfg); name != "" && !l.Server.Off {
+			say(Fix{Text: "take the entry out there"}, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s", l.Server.Place(), c, l.Server.Name, name, l.Why)
 		}
 	}
 	if len(free) > 0 {
-		found = append(found, New(ClientUnguarded, Note, "clients", Run(init), "%s has %d server(s) that are not behind haldir: %s", c, len(free), some(free)))
+		found = append(found, New(ClientUnguarded, Note, "clients", Run(all), "%s has %d server(s) that are not behind haldir: %s", c, len(free), some(free)))
 	}
 	return found
 }
 
-// entries looks whether those of haldir in a list lead anywhere.
-func entries(o adopt.Options, l *clients.List) (found []Finding) {
+// brought reports whether a server came with a project, and nobody has approved it since.
+func brought(s *clients.Server) bool { return s.List.Scope == clients.Project && !s.Approved }
+
+// wider are the flags by which haldir init takes a server that it would leave where it is.
+func wider(s *clients.Server) string {
+	switch {
+	case brought(s):
+		return " --project"
+	case !s.List.Here:
+		return " --all-projects"
+	}
+	return ""
+}
+
+// also finds the upstream that is the same program as a server, or at the same address; "" if
+// none is.
+func also(s *clients.Server, cfg *config.Config) string {
+	for _, u := range cfg.Upstreams {
+		if u.URL != "" && address(u.URL) == address(s.URL) || u.Command != "" && program(u.Command, s.Command) && slices.Equal(newest(u.Args), newest(s.Args)) {
+			return u.Name
+		}
+	}
+	return ""
+}
+
+// address is a URL in one spelling.
+func address(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	u.Host = strings.ToLower(u.Host)
+	if port := u.Port(); port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
+		u.Host = strings.TrimSuffix(u.Host, ":"+port)
+	}
+	u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
+	return u.String()
+}
+
+// program reports whether two commands are one: a whole path is that of a name.
+func program(a, b string) bool {
+	named := filepath.Base(a) == a || filepath.Base(b) == b
+	return a == b || named && filepath.Base(a) == filepath.Base(b)
+}
+
+// newest are arguments in which a package is that of its newest version.
+func newest(args []string) (out []string) {
+	for _, a := range args {
+		out = append(out, strings.TrimSuffix(a, "@latest"))
+	}
+	return out
+}
+
+// entries are those of haldir in the files of clients.
+type entries struct {
+	Own
+
+	o        adopt.Options
+	versions map[string]string // of the programs that were asked
+}
+
+// look looks whether those of a list lead anywhere.
+func (e entries) look(ctx context.Context, l *clients.List) (found []Finding) {
 	for _, s := range l.Servers {
 		if s.Guard == nil {
 			continue
 		}
-		if err := startable(s.Command); err != nil {
-			found = append(found, New(ClientProgram, Failure, "clients", Fix{Text: fmt.Sprintf("make its command %q there, and start the client anew", o.Window.Command)},
-				"%s: %s cannot start haldir: %s %v", s.Place(), l.File.Client, s.Command, err))
+		found = append(found, e.program(ctx, s)...)
+		// What is relative is so to where the client is started.
+		if path := s.Guard.Config; filepath.IsAbs(path) {
+			found = append(found, e.config(s, path)...)
 		}
-		if path := s.Guard.Config; filepath.IsAbs(path) { // a relative one is so to where the client is started
-			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-				found = append(found, New(ClientConfigGone, Failure, "clients", Fix{Text: fmt.Sprintf("put a config back at %s, or name %s there", path, o.Config)},
-					"%s: the haldir of %s is given the config %s, which does not exist", s.Place(), l.File.Client, path))
-			}
+		if dir := s.Guard.StateDir; filepath.IsAbs(dir) && filepath.Clean(dir) != filepath.Clean(e.o.StateDir) { // that one is looked at anyway
+			found = append(found, e.state(s, dir)...)
+		}
+	}
+	return found
+}
+
+// program looks whether the client can start haldir, and which.
+func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
+	client := s.List.File.Client
+	fix := Fix{Text: fmt.Sprintf("make its command %q there, and start the client anew", e.o.Window.Command)}
+	if err := startable(s.Command); err != nil {
+		return []Finding{New(ClientProgram, Failure, "clients", fix, "%s: %s cannot start haldir: %s %v", s.Place(), client, s.Command, err)}
+	}
+	path, err := exec.LookPath(s.Command)
+	// What came with a project is not started, nor is what starts haldir in its turn.
+	if err != nil || brought(s) || !strings.HasPrefix(strings.ToLower(filepath.Base(path)), "haldir") || sameFile(path, e.o.Host.Own) {
+		return nil
+	}
+	if _, asked := e.versions[path]; !asked {
+		e.versions[path] = versionOf(ctx, path)
+	}
+	if e.versions[path] == e.Version {
+		return nil
+	}
+	return []Finding{New(ClientVersion, Warning, "clients", fix, "%s: %s starts another haldir, %s (%s), than this one (%s)", s.Place(), client, path, e.versions[path], e.Version)}
+}
+
+// config looks at the config that an entry names.
+func (e entries) config(s *clients.Server, path string) []Finding {
+	client := s.List.File.Client
+	switch _, err := config.Load(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return []Finding{New(ClientConfigGone, Failure, "clients", Fix{Text: fmt.Sprintf("put a config back at %s, or name %s there", path, e.o.Config)},
+			"%s: the haldir of %s is given the config %s, which does not exist", s.Place(), client, path)}
+	case err != nil:
+		return []Finding{New(ClientConfigBroken, Failure, "clients", Fix{Text: fmt.Sprintf("mend %s, or name %s there", path, e.o.Config)},
+			"%s: the haldir of %s is given a config that cannot be used: %v", s.Place(), client, err)}
+	}
+	return nil
+}
+
+// state looks at the state directory that an entry names.
+func (e entries) state(s *clients.Server, dir string) (found []Finding) {
+	for _, f := range e.Files.State(dir) {
+		if f.Severity == Failure {
+			found = append(found, New(ClientState, Failure, "clients", Fix{f.Fix, f.Commands}, "%s: of the state directory that the haldir of %s is given: %s", s.Place(), s.List.File.Client, f.Text))
 		}
 	}
 	return found

@@ -102,6 +102,9 @@ func TestWhatClaudeCodeMakesOfSchemas(t *testing.T) {
 	look := func(def string) []doctor.Finding { return doctor.Schemas([]doctor.Tool{tool("buy", def)}, same) }
 	one(t, look(`{"inputSchema":{"type":"object","properties":{"an amount":{}}}}`), doctor.SchemaSkipped, `buy: it has an argument "an amount"`)
 	one(t, look(`{"inputSchema":{"type":"object","properties":{"`+strings.Repeat("x", 65)+`":{}}}}`), doctor.SchemaSkipped, "buy")
+	for range 20 {
+		one(t, look(`{"inputSchema":{"type":"object","properties":{"d d":{},"c c":{},"b b":{},"a a":{}}}}`), doctor.SchemaSkipped, `"a a"`)
+	}
 	one(t, look(`{"inputSchema":{"type":"object","anyOf":[{},{}]}}`), doctor.SchemaRewritten, "anyOf")
 	f := one(t, look(`{"description":"`+strings.Repeat("ä", 4097)+`","inputSchema":{}}`), doctor.DescriptionCut, "4097 characters, and 4096 are shown")
 	if f.Fix != "have it show more: export CLAUDE_CODE_MAX_MCP_DESCRIPTION_LENGTH=4097" {
@@ -124,6 +127,9 @@ func TestWhatToolsCost(t *testing.T) {
 		found[1].ID != doctor.Context || found[1].Severity != doctor.Fine || !strings.Contains(found[1].Text, "an agent sees 2, some 20005 tokens") {
 		t.Errorf("%+v", found)
 	}
+	if f := found[0]; len(f.Commands) > 0 || !strings.HasSuffix(f.Fix, "--tools shop/NAME") {
+		t.Errorf("a command without a name is to be run: %+v", f)
+	}
 	if found := doctor.Weight(nil, same); len(found) != 0 {
 		t.Errorf("of no tools: %+v", found)
 	}
@@ -133,7 +139,7 @@ func TestPatternsThatMatchNothing(t *testing.T) {
 	t.Parallel()
 	none := func([]string) bool { return false }
 	rules := policy.Ruleset{Policies: []policy.Rule{{Tools: []string{"buy", "shop/b*", "resource:x", "prompt:y"}}, {Tools: []string{"sell"}}}}
-	one(t, doctor.Patterns(rules, []doctor.Tool{tool("buy", "{}")}, "haldir tools", none), doctor.PatternUnmatched, `policies[1]: "sell" matches no tool that there is`)
+	one(t, doctor.Patterns(rules, nil, []doctor.Tool{tool("buy", "{}")}, "haldir tools", none), doctor.PatternUnmatched, `policies[1]: "sell" matches no tool that there is`)
 	for want, globs := range map[string][]string{
 		"":                        {"*/delete*", "*/drop_*"},
 		`: "delte" matches no`:    {"*/delete*", "delte"},
@@ -148,7 +154,7 @@ func TestPatternsThatMatchNothing(t *testing.T) {
 		for where, r := range map[string]policy.Ruleset{
 			"policies[0]": {Policies: []policy.Rule{{Tools: globs}}}, "costs[0]": {Costs: []policy.Cost{{Tools: globs}}}, "scopes[0]": {Scopes: []policy.Scope{{Tools: globs}}},
 		} {
-			found := doctor.Patterns(r, []doctor.Tool{tool("buy", "{}")}, "haldir tools", none)
+			found := doctor.Patterns(r, []string{"shop"}, []doctor.Tool{tool("buy", "{}")}, "haldir tools", none)
 			if want == "" {
 				if len(found) > 0 {
 					t.Errorf("%q: %+v", globs, found)
@@ -158,13 +164,35 @@ func TestPatternsThatMatchNothing(t *testing.T) {
 			if f := one(t, found, doctor.PatternUnmatched, want); !strings.HasPrefix(f.Text, where+": ") {
 				t.Errorf("%q: %s", globs, f.Text)
 			}
-			if found := doctor.Patterns(r, nil, "haldir tools", func(list []string) bool { return slices.Equal(list, globs) }); len(found) > 0 {
+			if found := doctor.Patterns(r, nil, nil, "haldir tools", func(list []string) bool { return slices.Equal(list, globs) }); len(found) > 0 {
 				t.Errorf("of a pack: %+v", found)
 			}
 		}
 	}
 	rules.Policies[1].Shadow = true
 	one(t, doctor.Shadows(rules, "haldir audit list"), doctor.PolicyShadow, "policies[1]")
+}
+
+// A rule that is for some upstreams can only match what they have.
+func TestPatternsOfOtherUpstreamsThanTheRules(t *testing.T) {
+	t.Parallel()
+	tools := []doctor.Tool{{Upstream: "a", Name: "add"}, {Upstream: "b", Name: "t0"}, {Upstream: "b", Name: "t7"}}
+	look := func(of []string, globs ...string) []doctor.Finding {
+		rules := policy.Ruleset{Policies: []policy.Rule{{Type: "deny", Upstreams: of, Tools: globs}}}
+		return doctor.Patterns(rules, []string{"a", "b"}, tools, "haldir tools", func([]string) bool { return false })
+	}
+	one(t, look([]string{"a"}, "t7"), doctor.PatternUnmatched, `policies[0]: "t7" matches no tool that the upstreams of this policy have`)
+	one(t, look([]string{"b"}, "add"), doctor.PatternUnmatched, `"add" matches no tool`)
+	one(t, look([]string{"a"}, "b/*"), doctor.PatternUnmatched, `"b/*" matches no tool`)
+	one(t, look([]string{"?"}, "t7", "t8"), doctor.PatternUnmatched, `"t8" matches no tool`)
+	for _, found := range [][]doctor.Finding{look([]string{"b*"}, "t7"), look([]string{"a", "b"}, "add", "b/t*"), look([]string{"a"}), look(nil, "b/t0")} {
+		if len(found) > 0 {
+			t.Errorf("of a rule that can match: %+v", found)
+		}
+	}
+	if found := look(nil, "c/*"); len(found) > 0 {
+		t.Errorf("the config has said it: %+v", found)
+	}
 }
 
 // npm installs a script that starts the haldir of another package. The two are one program.

@@ -70,6 +70,7 @@ const (
 	UpstreamEnds      ID = "upstream-ends"
 	SignInEnds        ID = "sign-in-ends"
 	PinsChanged       ID = "pins-changed"
+	PinsDamaged       ID = "pins-damaged"
 	Flagged           ID = "description-flagged"
 
 	NameShortened   ID = "name-shortened"
@@ -86,11 +87,14 @@ const (
 	PolicyShadow     ID = "policy-shadow"
 	ApprovalHook     ID = "approval-hook"
 
-	ClientBypass     ID = "client-bypass"
-	ClientUnguarded  ID = "client-unguarded"
-	ClientBroken     ID = "client-broken"
-	ClientProgram    ID = "client-program"
-	ClientConfigGone ID = "client-config-gone"
+	ClientBypass       ID = "client-bypass"
+	ClientUnguarded    ID = "client-unguarded"
+	ClientBroken       ID = "client-broken"
+	ClientProgram      ID = "client-program"
+	ClientVersion      ID = "client-version"
+	ClientConfigGone   ID = "client-config-gone"
+	ClientConfigBroken ID = "client-config-broken"
+	ClientState        ID = "client-state"
 )
 
 // Meanings says what each kind means to a person; "" where the finding itself says it.
@@ -142,6 +146,7 @@ func Meanings() map[ID]string {
 		UpstreamEnds:      "calls under way fail each time, and may have been carried out",
 		SignInEnds:        "no call of its tools passes after that",
 		PinsChanged:       "a server that changes what it tells the model may have been taken over; what has changed is held back as its pins setting says",
+		PinsDamaged:       "whether the server is still as it was cannot be told, so all that it offers is withheld",
 		Flagged:           "a description can give the model orders",
 
 		NameShortened:   "the agent sees another name than the server gives; policies go by the server's",
@@ -157,11 +162,14 @@ func Meanings() map[ID]string {
 		PolicyShadow:     "it records what it would refuse, and refuses nothing",
 		ApprovalHook:     "it can allow what a person is to be asked about",
 
-		ClientBypass:     "its calls are neither judged nor recorded",
-		ClientUnguarded:  "its calls are neither judged nor recorded",
-		ClientBroken:     "whether a server goes past haldir there is not known",
-		ClientProgram:    "the client cannot start haldir, so it has none of the tools",
-		ClientConfigGone: "haldir tells the client why it cannot serve, and offers no tool",
+		ClientBypass:       "its calls are neither judged nor recorded",
+		ClientUnguarded:    "its calls are neither judged nor recorded",
+		ClientBroken:       "whether a server goes past haldir there is not known",
+		ClientProgram:      "the client cannot start haldir, so it has none of the tools",
+		ClientVersion:      "the oldest decides what a file of a newer format is worth: it refuses all calls",
+		ClientConfigGone:   "haldir tells the client why it cannot serve, and offers no tool",
+		ClientConfigBroken: "haldir tells the client why it cannot serve, and offers no tool",
+		ClientState:        "every call is recorded before it is made, so none of this client's passes",
 	}
 }
 

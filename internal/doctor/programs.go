@@ -27,9 +27,12 @@ func Programs(ctx context.Context, path, self, version string) (found []Finding)
 		seen = append(seen, own)
 	}
 	for _, dir := range filepath.SplitList(path) {
-		file := filepath.Join(dir, name)
+		file, err := filepath.Abs(filepath.Join(dir, name)) // by a path of this directory nothing can be started
+		if err != nil {
+			continue
+		}
 		info, err := os.Stat(file)
-		if err != nil || !info.Mode().IsRegular() || runtime.GOOS != "windows" && info.Mode()&0o111 == 0 || known(seen, info) {
+		if err != nil || !info.Mode().IsRegular() || runtime.GOOS != "windows" && info.Mode()&0o111 == 0 || seenBefore(seen, info) {
 			continue
 		}
 		seen, others = append(seen, info), append(others, file)
@@ -62,7 +65,14 @@ func launches(program, self string) bool {
 		strings.Contains(filepath.ToSlash(self), "/node_modules/@haldir-mcp/")
 }
 
-func known(seen []os.FileInfo, info os.FileInfo) bool {
+// sameFile reports whether two paths lead to one file.
+func sameFile(a, b string) bool {
+	one, errOne := os.Stat(a)
+	two, errTwo := os.Stat(b)
+	return errOne == nil && errTwo == nil && os.SameFile(one, two)
+}
+
+func seenBefore(seen []os.FileInfo, info os.FileInfo) bool {
 	for _, s := range seen {
 		if os.SameFile(s, info) {
 			return true

@@ -3,6 +3,7 @@ package doctor
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -21,31 +22,57 @@ type Tool struct {
 }
 
 // Patterns finds policies, costs and scopes that seem to be about tools that there are not, each
-// once. brought reports whether a list of patterns came with a pack: it has the names of all
-// versions of a server, of which one is here.
-func Patterns(rules policy.Ruleset, tools []Tool, list string, brought func([]string) bool) (found []Finding) {
-	look := func(where string, globs []string) {
-		missed := unmatched(globs, tools)
+// once. Of patterns for none of the upstreams that there are the config is told already. brought
+// reports whether a list of patterns came with a pack: it has the names of all versions of a
+// server, of which one is here.
+func Patterns(rules policy.Ruleset, upstreams []string, tools []Tool, list string, brought func([]string) bool) (found []Finding) {
+	look := func(where string, globs, of []string) {
+		missed := unmatched(known(globs, upstreams), those(tools, of))
 		if len(missed) == 0 || brought(globs) {
 			return
+		}
+		whose := "there is"
+		if len(of) > 0 {
+			whose = "the upstreams of this policy have"
 		}
 		verb := "matches"
 		if len(missed) > 1 {
 			verb = "match"
 		}
-		found = append(found, New(PatternUnmatched, Warning, "policies", Do("correct it in haldir.yaml; the names are listed by: %s", list), "%s: %s %s no tool that there is", where, some(missed), verb))
+		found = append(found, New(PatternUnmatched, Warning, "policies", Do("correct it in haldir.yaml; the names are listed by: %s", list), "%s: %s %s no tool that %s", where, some(missed), verb, whose))
 	}
 	for i, r := range rules.Policies {
-		look(fmt.Sprintf("policies[%d]", i), r.Tools)
+		look(fmt.Sprintf("policies[%d]", i), r.Tools, r.Upstreams)
 	}
 	for i, c := range rules.Costs {
-		look(fmt.Sprintf("costs[%d]", i), c.Tools)
+		look(fmt.Sprintf("costs[%d]", i), c.Tools, nil)
 	}
 	for i, s := range rules.Scopes {
-		look(fmt.Sprintf("scopes[%d]", i), s.Tools)
+		look(fmt.Sprintf("scopes[%d]", i), s.Tools, nil)
 	}
 	return found
 }
+
+// known are the patterns but those that name an upstream which there is not.
+func known(globs, upstreams []string) []string {
+	return slices.DeleteFunc(slices.Clone(globs), func(g string) bool {
+		name, _, both := strings.Cut(g, "/")
+		return both && len(upstreams) > 0 && !strings.ContainsAny(name, special+":") && !slices.Contains(upstreams, name)
+	})
+}
+
+// those are the tools of the upstreams that a rule is for; without any it is for all.
+func those(tools []Tool, upstreams []string) []Tool {
+	if len(upstreams) == 0 {
+		return tools
+	}
+	return slices.DeleteFunc(slices.Clone(tools), func(t Tool) bool {
+		return !slices.ContainsFunc(upstreams, func(glob string) bool { return policy.MatchTool(glob+"/*", t.Upstream, t.Name) })
+	})
+}
+
+// special are the characters that make a name a pattern.
+const special = `*?[\`
 
 // unmatched are the patterns of a rule that its author need not have meant so: names that no tool
 // has, and the others if none of them all matches one. A rule for whatever servers there may be,
@@ -61,7 +88,7 @@ func unmatched(globs []string, tools []Tool) (missed []string) {
 			continue
 		}
 		missed = append(missed, strconv.Quote(g))
-		if !strings.ContainsAny(g, `*?[\`) {
+		if !strings.ContainsAny(g, special) {
 			names = append(names, strconv.Quote(g))
 		}
 	}
@@ -116,7 +143,7 @@ func Weight(tools []Tool, deny func(upstream string) string) (found []Finding) {
 	}
 	for _, name := range names {
 		if n := Tokens(by[name]); n >= largeContext {
-			found = append(found, New(ContextLarge, Warning, name, Do("deny what is not needed, and it is not listed any more: %s", deny(name)),
+			found = append(found, New(ContextLarge, Warning, name, Fix{Text: "deny what is not needed, and it is not listed any more: " + deny(name)}, // a person says which
 				"its %d tools cost some %d tokens of context", len(by[name]), n))
 		}
 	}
@@ -142,7 +169,7 @@ func Schemas(tools []Tool, shown func(string) string) (found []Finding) {
 			continue
 		}
 		name := shown(t.Name)
-		for k := range def.Schema.Properties {
+		for _, k := range slices.Sorted(maps.Keys(def.Schema.Properties)) { // the same one each time
 			if !key().MatchString(k) {
 				found = append(found, New(SchemaSkipped, Warning, t.Upstream, Fix{Text: "ask its author to name arguments by letters, digits, _, . and - alone, at most 64 of them"},
 					"%s: it has an argument %q", name, shown(k)))

@@ -237,7 +237,7 @@ func TestDoctorIsContentWithEachPack(t *testing.T) {
 			for _, tool := range s.Tools {
 				tools = append(tools, doctor.Tool{Upstream: "up", Name: tool.Name})
 			}
-			for _, f := range doctor.Patterns(c.Ruleset, tools, "haldir tools", packs.Has) {
+			for _, f := range doctor.Patterns(c.Ruleset, []string{"up"}, tools, "haldir tools", packs.Has) {
 				t.Errorf("before %s: %s", name, f.Text)
 			}
 		}

@@ -120,7 +120,7 @@ func (h *HTTP) call(ctx context.Context, id, method string, params json.RawMessa
 		return Message{}, nil, fmt.Errorf("the upstream's answer (HTTP %d, content type %q) is no JSON-RPC response: %w",
 			resp.StatusCode, Printable(resp.Header.Get("Content-Type"), 64), err)
 	}
-	return Message{}, nil, statusError(resp.StatusCode, raw)
+	return Message{}, nil, statusError(resp, raw)
 }
 
 // body reads a JSON body: the response, or a batch that holds it.

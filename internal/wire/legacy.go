@@ -182,7 +182,7 @@ func (s *SSE) request(ctx context.Context, id string, msg []byte) posted {
 	if m, err := ParseLenient(raw); err == nil && m.Error != nil && answers(m, id) {
 		return posted{refusal: m}
 	}
-	return posted{err: statusError(resp.StatusCode, raw)}
+	return posted{err: statusError(resp, raw)}
 }
 
 // Send implements [Client]: it returns when the upstream has accepted msg.

@@ -38,8 +38,9 @@ type HTTPOptions struct {
 // HTTPError is an answer whose status is no success and whose body is no
 // JSON-RPC message.
 type HTTPError struct {
-	Status int
-	Body   string // its first 512 bytes
+	Status   int
+	Body     string // its first 512 bytes
+	Location string // where a redirect leads, without what may be secret
 }
 
 const shownBody = 512
@@ -56,8 +57,13 @@ func (e *HTTPError) Error() string {
 	return s
 }
 
-func statusError(status int, body []byte) error {
-	return &HTTPError{Status: status, Body: string(body[:min(len(body), shownBody)])}
+func statusError(resp *http.Response, body []byte) error {
+	e := &HTTPError{Status: resp.StatusCode, Body: string(body[:min(len(body), shownBody)])}
+	if to, err := resp.Location(); err == nil {
+		to.User, to.RawQuery, to.ForceQuery, to.Fragment = nil, "", false, ""
+		e.Location = Printable(to.String(), 200)
+	}
+	return e
 }
 
 // web is what the two HTTP transports share: the life of a conversation, and
@@ -261,7 +267,7 @@ func (w *web) get(ctx context.Context, lastID string) (*http.Response, error) {
 	if w.expired(resp.StatusCode, raw, false) {
 		return nil, ErrSessionExpired
 	}
-	return nil, statusError(resp.StatusCode, raw)
+	return nil, statusError(resp, raw)
 }
 
 func (w *web) head(req *http.Request) {
@@ -292,7 +298,7 @@ func (w *web) send(ctx context.Context, url string, msg []byte) error {
 	case w.expired(resp.StatusCode, raw, false):
 		return ErrSessionExpired
 	}
-	return statusError(resp.StatusCode, raw)
+	return statusError(resp, raw)
 }
 
 // expired reports whether a refusal says that the server does not know the

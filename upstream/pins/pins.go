@@ -226,6 +226,21 @@ func (r Record) Compare(o Offer, additions bool) (changes []Change) {
 	return changes
 }
 
+// All is what is offered, as changes of pins that are not known: who the server is, too.
+func (o Offer) All(blocks string) []Change {
+	changes := []Change{{Kind: Server, New: text(o.Server), Blocks: blocks}}
+	if o.Instructions != "" {
+		changes = append(changes, Change{Kind: Instructions, New: text(o.Instructions), Blocks: blocks})
+	}
+	for _, t := range o.Tools {
+		changes = append(changes, Change{Kind: Tool, Name: t.Name, New: t.Raw, Blocks: blocks})
+	}
+	for _, p := range o.Prompts {
+		changes = append(changes, Change{Kind: Prompt, Name: p.Name, New: p.Raw, Blocks: blocks})
+	}
+	return changes
+}
+
 // isNew is why an addition is not offered where it counts as a change.
 const isNew = "it is new"
 
