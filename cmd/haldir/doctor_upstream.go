@@ -13,6 +13,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/doctor"
+	"github.com/haldir-mcp/haldir/internal/secret"
 	"github.com/haldir-mcp/haldir/internal/wire"
 	"github.com/haldir-mcp/haldir/policy"
 	"github.com/haldir-mcp/haldir/upstream"
@@ -76,6 +77,9 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 			return doctor.UpstreamReference, doctor.Do("set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: %s, and write ${keyring:"+ref.Name+"} in haldir.yaml",
 				e.command()+" secret set "+shellWord(ref.Name))
 		case "keyring":
+			if !errors.Is(err, secret.ErrNotFound) {
+				return doctor.UpstreamReference, doctor.Fix{Text: "it is stored, but the store cannot be read: do what is said of that"}
+			}
 			return doctor.UpstreamReference, doctor.Run(e.command() + " secret set " + shellWord(ref.Name))
 		}
 		return doctor.UpstreamReference, doctor.Fix{Text: "put the file there, or correct the reference in haldir.yaml"}

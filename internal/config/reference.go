@@ -122,7 +122,7 @@ func (r *Resolver) Resolve(text string) (string, error) {
 			}
 			v, err := r.Keyring(name)
 			if err != nil {
-				return "", missing(kind, name, "the secret of ${keyring:%s}: %w; store it with: haldir secret set %s", name, err, name)
+				return "", missing(kind, name, "the secret of ${keyring:%s}: %w", name, err)
 			}
 			return r.Secret(v), nil
 		}

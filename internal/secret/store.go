@@ -75,7 +75,7 @@ func (s *Store) Get(n string) (string, error) {
 	}
 	v, ok := values[n]
 	if !ok {
-		return "", ErrNotFound
+		return "", fmt.Errorf("%w; store it with: haldir secret set %s", ErrNotFound, n)
 	}
 	return v, nil
 }
