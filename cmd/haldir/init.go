@@ -199,6 +199,7 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 		return o, err
 	}
 	o.Terminal.Args, o.Window.Args = slices.Concat(o.Terminal.Args, args), slices.Concat(o.Window.Args, args)
+	o.Claude = onPath("claude")
 	return o, nil
 }
 
@@ -402,6 +403,9 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 				}
 				line("  %s (%s%s): %s in place of %s", c.Client, s.Scope, where, entry, plain(strings.Join(s.Gone, ", "), 200))
 			}
+			if c.Command != nil {
+				line("  registered by `claude mcp add`")
+			}
 		case adopt.KindSettings:
 			line("%s", home(c.Path))
 			line("  gets %d rules that deny Claude Code's shell and editor haldir's files and approvals", len(c.Rules))
@@ -479,6 +483,9 @@ func (i *adoption) offer(p *adopt.Plan, o adopt.Options) (*adopt.Plan, error) {
 // done says what was done and what comes next.
 func (i *adoption) done(p *adopt.Plan, d adopt.Done, o adopt.Options) error {
 	a := i.a
+	for _, n := range d.Notes {
+		a.say("haldir: %s", a.secrets.clean(plain(n, 0)))
+	}
 	if err := a.printf("done; what was before is in %s\n", home(d.Backup)); err != nil {
 		return err
 	}
@@ -560,6 +567,9 @@ func (i *adoption) printPlan(p *adopt.Plan, done *adopt.Done) error {
 	backup := ""
 	if done != nil {
 		backup = done.Backup
+		for _, n := range done.Notes {
+			notes = append(notes, i.a.secrets.clean(n))
+		}
 	}
 	for _, n := range p.Notes {
 		notes = append(notes, i.a.secrets.clean(n))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,6 +59,74 @@ func TestInitThatIsSignalled(t *testing.T) {
 			cmd.Env = env
 			if raw, err := cmd.Output(); err != nil || len(raw) > 0 {
 				t.Errorf("secrets: %s, %v", raw, err)
+			}
+		})
+	}
+}
+
+// A Claude Code that init has started does not write after an undo, though init be killed: it dies
+// with init where the system has that, and what of it lives on has the undo wait.
+func TestInitThatIsKilledWhileClaudeCodeWrites(t *testing.T) {
+	const write = `echo '{"mcpServers": {"a": {"command": "a"}, "haldir": {"type": "stdio", "command": "haldir", "args": ["serve"], "env": {}}}}' >.new; mv .new .claude.json; `
+	scripts := map[string]string{"it lives on": "(touch started; read x <pipe; " + write + ") &\nwait\n"}
+	if runtime.GOOS == "linux" {
+		scripts["it dies"] = write + "touch started; read x <never; echo spoiled >.claude.json\n"
+	}
+	for name, script := range scripts {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			home := t.TempDir()
+			at := func(name string) string { return filepath.Join(home, name) }
+			const before = `{ "mcpServers": {"a": {"command": "a"}} }`
+			for name, text := range map[string]string{".claude.json": before, "claude": "#!/bin/sh\n" + script} {
+				if err := os.WriteFile(at(name), []byte(text), 0o700); err != nil { //nolint:gosec // one of them is a program
+					t.Fatal(err)
+				}
+			}
+			for _, name := range []string{"pipe", "never"} {
+				if err := syscall.Mkfifo(at(name), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			haldir := func(args ...string) (*exec.Cmd, *strings.Builder) {
+				var out strings.Builder
+				cmd := exec.Command(program(t), args...)
+				cmd.Dir, cmd.Stdout, cmd.Stderr = home, &out, &out
+				cmd.Env = []string{"HOME=" + home, "PATH=" + home + string(os.PathListSeparator) + os.Getenv("PATH"), "HALDIR_KEYRING=file", "HALDIR_STATE_DIR=" + at("state")}
+				return cmd, &out
+			}
+			cmd, out := haldir("init", "--yes")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for {
+				if _, err := os.Stat(at("started")); err == nil {
+					break
+				}
+			}
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err == nil {
+				t.Fatalf("it was not killed: %s", out)
+			}
+			if name == "it lives on" {
+				turn, err := os.Open(at("state/init.lock"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = turn.Close() }()
+				if err := syscall.Flock(int(turn.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+					t.Errorf("an undo would not wait: %v", err)
+				}
+				go func() { _ = os.WriteFile(at("pipe"), []byte("go\n"), 0o600) }()
+			}
+			cmd, out = haldir("init", "--undo", "--yes")
+			if err := cmd.Run(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+			if raw, err := os.ReadFile(at(".claude.json")); err != nil || string(raw) != before {
+				t.Errorf("Claude Code's file: %s, %v", raw, err)
 			}
 		})
 	}

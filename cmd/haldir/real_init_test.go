@@ -125,7 +125,7 @@ func TestRealClaudeCodeInit(t *testing.T) {
 	p := newNewcomer(t)
 	servers := p.servers(t)
 	said := p.run(t, "haldir", "init", "--yes")
-	if strings.Contains(said, "k3y-") {
+	if !strings.Contains(said, "registered by `claude mcp add`") || strings.Contains(said, "edited") || strings.Contains(said, "k3y-") {
 		t.Errorf("init said: %s", said)
 	}
 	var now struct {

@@ -20,7 +20,6 @@ import (
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
 	"github.com/haldir-mcp/haldir/internal/replace"
-	"github.com/haldir-mcp/haldir/internal/secret"
 )
 
 // manifestFile names what a run of init has done, in its directory.
@@ -70,7 +69,8 @@ const initDir = "init"
 
 // Done is what a plan has come to.
 type Done struct {
-	Backup string // the directory of the copies
+	Backup string   // the directory of the copies
+	Notes  []string // what went another way
 }
 
 // ErrBegun says that a plan has failed, and that what it had done by then stands.
@@ -89,7 +89,7 @@ func interrupted(ctx context.Context) error {
 // Do carries the plan out. After an error everything is as it was, or the error is ErrBegun
 // as well and says what is not.
 func (p *Plan) Do(ctx context.Context) (d Done, err error) {
-	unlock, err := alone(p.o.StateDir)
+	turn, unlock, err := alone(p.o.StateDir)
 	if err != nil {
 		return d, err
 	}
@@ -117,8 +117,15 @@ func (p *Plan) Do(ctx context.Context) (d Done, err error) {
 		if err := interrupted(ctx); err != nil {
 			return d, err
 		}
-		if err := c.write(ctx); err != nil {
+		note, err := p.change(ctx, c, turn, func() error {
+			m.Files[i].Planned = digest(c.After)
+			return errors.Join(writeNew(filepath.Join(d.Backup, strconv.Itoa(i)+".after"), c.After), m.save(d.Backup))
+		})
+		if err != nil {
 			return d, err
+		}
+		if note != "" {
+			d.Notes = append(d.Notes, note)
 		}
 		m.Files[i].After = m.Files[i].Planned
 		if err := m.save(d.Backup); err != nil {
@@ -199,15 +206,36 @@ func (p *Plan) store(ctx context.Context, m *manifest, dir string) error {
 	return nil
 }
 
-// write makes the change, of what is still as it was planned on.
-func (c *Change) write(ctx context.Context) (err error) {
+// change makes one change. note says what went another way, and noted keeps what is planned by now.
+func (p *Plan) change(ctx context.Context, c *Change, turn *os.File, noted func() error) (note string, err error) {
+	if c.Command != nil {
+		if err := c.still(); err != nil {
+			return "", err
+		}
+		if note, err = p.register(ctx, c, turn); err != nil { // which takes the lock that hold takes
+			return "", err
+		}
+	}
 	if c.file != nil {
 		release, err := hold(ctx, c.file.Place)
 		if err != nil {
-			return err
+			return "", err
 		}
 		defer func() { err = errors.Join(err, release()) }()
 	}
+	if c.Command != nil && note == "" {
+		if note, err = p.follow(c); err != nil {
+			return "", err
+		}
+		if err := noted(); err != nil {
+			return "", err
+		}
+	}
+	return note, c.write()
+}
+
+// write makes the change, of what is still as it was planned on.
+func (c *Change) write() error {
 	if err := c.still(); err != nil {
 		return err
 	}
@@ -224,7 +252,15 @@ func (c *Change) write(ctx context.Context) (err error) {
 	if err := replace.Sweep(target, c.Before, c.After); err != nil { // of an init that was killed
 		return err
 	}
-	return replace.File(target, c.Before, c.After, c.info)
+	return replace.File(target, c.planned(), c.After, c.info)
+}
+
+// planned is what the change was planned on.
+func (c *Change) planned() []byte {
+	if c.base != nil {
+		return c.base
+	}
+	return c.Before
 }
 
 // still reports whether a file is as it was planned on.
@@ -237,7 +273,7 @@ func (c *Change) still() error {
 	if err != nil {
 		return err
 	}
-	if (now == nil) != (c.Before == nil) || !bytes.Equal(now, c.Before) {
+	if base := c.planned(); (now == nil) != (base == nil) || !bytes.Equal(now, base) {
 		return fmt.Errorf("%s: %w by something else; nothing was written to it, try again", c.Path, replace.ErrChanged)
 	}
 	return nil
@@ -285,7 +321,7 @@ func sweep(dir string) error {
 
 // Tidy removes what runs have left that were cut off before they began, or at their very end.
 func Tidy(state string) (err error) {
-	unlock, err := alone(state)
+	_, unlock, err := alone(state)
 	if err != nil {
 		return err
 	}
@@ -316,12 +352,14 @@ func tidy(state string) error {
 const waits = 10 * time.Second
 
 // alone waits until no other run of init, and none of its undoing, is at work: what the other
-// has done would be taken for one's own, and taken back with it.
-func alone(state string) (unlock func() error, err error) {
-	if unlock, err = secret.Lock(filepath.Join(state, "init.lock"), waits); err != nil {
-		return nil, fmt.Errorf("wait for other runs of haldir init: %w", err)
+// has done would be taken for one's own, and taken back with it. So it is with the Claude Code
+// that a run has started which was killed since. turn is the file that is locked, if a child can
+// have that.
+func alone(state string) (turn *os.File, unlock func() error, err error) {
+	if turn, unlock, err = lock(filepath.Join(state, "init.lock"), waits); err != nil {
+		return nil, nil, fmt.Errorf("wait for other runs of haldir init: %w", err)
 	}
-	return unlock, nil
+	return turn, unlock, nil
 }
 
 // makeDir makes the directory of this run.

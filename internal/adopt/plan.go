@@ -40,9 +40,12 @@ type Options struct {
 	Terminal, Window clients.Entry
 	Serves           clients.Guard
 
-	Trust       bool // the annotations of the servers that move
-	Permissions bool // deny rules for Claude Code
+	Trust       bool   // the annotations of the servers that move
+	Permissions bool   // deny rules for Claude Code
+	Claude      string // the path of its command line; "" for none
 	Now         time.Time
+
+	Patience time.Duration // with Claude Code; 0 for a minute
 }
 
 // Upstream is a server that moves.
@@ -88,9 +91,12 @@ type Change struct {
 	Before, After []byte    // Before is nil for a new file
 	Swaps         []Swapped // of a client
 	Rules         []string  // of settings
+	Command       []string  // that Claude Code is told first, to have haldir's entry; nil: that is edited too
 
-	file *clients.File
-	info fs.FileInfo
+	file  *clients.File
+	info  fs.FileInfo
+	swaps []clients.Swap
+	base  []byte // what is there by now, if that is not Before
 }
 
 // Swapped is what has become of one list of servers.
@@ -389,7 +395,6 @@ func (p *Plan) swaps(files []*clients.File) error {
 	}
 	for _, f := range files {
 		c := &Change{Kind: KindClient, Client: f.Client, Path: f.Path, Before: f.Data, file: f, info: f.Info}
-		var swaps []clients.Swap
 		for _, l := range f.Lists {
 			s := clients.Swap{List: l, Keep: map[string][]string{}}
 			here := false
@@ -414,7 +419,7 @@ func (p *Plan) swaps(files []*clients.File) error {
 				}
 				s.Entry = &entry
 			}
-			swaps = append(swaps, s)
+			c.swaps = append(c.swaps, s)
 			c.Swaps = append(c.Swaps, Swapped{l.Scope, l.Dir, s.Gone, s.Name, s.Entry != nil})
 			p.Notes = append(p.Notes, p.o.Host.RefusedIn(l, s.Name, p.entry(l))...)
 			if l.Scope == clients.Project {
@@ -424,12 +429,15 @@ func (p *Plan) swaps(files []*clients.File) error {
 				p.Notes = append(p.Notes, fmt.Sprintf("Claude Code asks you before it uses %s of %s, as that name is new there: run claude in %s, and approve it", s.Name, f.Path, filepath.Dir(f.Path)))
 			}
 		}
-		if len(swaps) == 0 {
+		if len(c.swaps) == 0 {
 			continue
 		}
 		var err error
-		if c.After, err = p.o.Host.Swap(f, swaps...); err != nil {
+		if c.After, err = p.o.Host.Swap(f, c.swaps...); err != nil {
 			return err
+		}
+		if p.o.Claude != "" {
+			c.Command = registration(f, c.swaps)
 		}
 		p.Files = append(p.Files, c)
 	}

@@ -74,9 +74,15 @@ func Last(stateDir string, h clients.Host, store Store) (*Undo, error) {
 	}
 	for _, e := range slices.Backward(entries) {
 		dir := filepath.Join(root, e.Name())
-		if _, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
-			return open(dir, h, store)
+		if _, err := os.Stat(filepath.Join(dir, manifestFile)); err != nil {
+			continue
 		}
+		_, unlock, err := alone(stateDir) // what was killed may have a child that still writes
+		if err != nil {
+			return nil, err
+		}
+		u, err := open(dir, h, store)
+		return u, errors.Join(err, unlock())
 	}
 	return nil, ErrNothing
 }
@@ -142,7 +148,7 @@ func (v Reversal) Undone() string {
 	if v.Now == nil || bytes.Equal(v.Now, v.After) {
 		return ""
 	}
-	if v.Way != WayConflict && v.Way != WayAside && (v.Way != WayMerge || v.Kind != KindConfig && len(v.More) == 0) {
+	if v.Way != WayConflict && v.Way != WayAside && (v.Way != WayMerge || v.Kind != KindConfig) && len(v.More) == 0 {
 		return ""
 	}
 	for n := 1; ; n++ {
@@ -223,7 +229,7 @@ func (u *Undo) reverse(h clients.Host, r record, copies string) (v Reversal, err
 		v.Way = WayNone
 		return v, nil
 	case v.Now != nil && (now == r.After || now == r.Planned):
-		v.Way = WayRestore
+		v.Way, v.More = WayRestore, noted(h, was, v, r)
 		return v, nil
 	}
 	v.Way = WayMerge
@@ -276,7 +282,33 @@ func putBack(h clients.Host, place *clients.File, v Reversal, swaps []Swapped) (
 			return nil, nil, err
 		}
 	}
+	if now, err := h.With(place, text); err == nil && ownForm(place.Place) {
+		if changed, added := now.Since(before); len(changed)+len(added) == 0 {
+			return v.before, notes, nil
+		}
+	}
 	return text, notes, nil
+}
+
+// ownForm reports whether a file is always in the form that Claude Code gives it, which is no
+// work of a person's: if it says what it said before init, it can have its bytes of then.
+func ownForm(p clients.Place) bool { return p.Client == clients.ClaudeCode && p.Scope == clients.User }
+
+// noted says what goes when a file gets its bytes of before init: Claude Code has put it there
+// while it registered haldir.
+func noted(h clients.Host, place *clients.File, v Reversal, r record) (notes []string) {
+	if r.Kind != KindClient || !ownForm(place.Place) {
+		return nil
+	}
+	before, errBefore := h.With(place, v.before)
+	now, errNow := h.With(place, v.Now)
+	if errBefore != nil || errNow != nil {
+		return nil
+	}
+	if _, added := now.Since(before); len(added) > 0 {
+		notes = append(notes, fmt.Sprintf("what Claude Code put into it while it registered haldir goes with that: %s", strings.Join(added, ", ")))
+	}
+	return notes
 }
 
 // altered reports whether haldir's entry says something else than init has written.
@@ -340,7 +372,7 @@ func (u *Undo) Conflicts() (out []Reversal) {
 // those alone: what was saved since in a file that has another way back is not to be lost. The
 // directory of the copies goes, unless something is kept there: see Undone and Original.
 func (u *Undo) Do(force bool) (err error) {
-	unlock, err := alone(filepath.Dir(filepath.Dir(u.Dir)))
+	_, unlock, err := alone(filepath.Dir(filepath.Dir(u.Dir)))
 	if err != nil {
 		return err
 	}

@@ -437,9 +437,54 @@ func (l *List) Alike(other *List, but ...string) bool {
 	return errA == nil && errB == nil && bytes.Equal(a, b)
 }
 
-// Alike reports whether two servers say the same, however they are written.
+// Alike reports whether two servers say the same, however they are written. An env that is empty,
+// as Claude Code writes it, says nothing.
 func (s *Server) Alike(o *Server) bool {
-	return bytes.Equal(meaning(&s.member.Value), meaning(&o.member.Value))
+	return bytes.Equal(s.meaning(), o.meaning())
+}
+
+func (s *Server) meaning() []byte {
+	raw := meaning(&s.member.Value)
+	var keys map[string]json.RawMessage
+	if json.Unmarshal(raw, &keys) != nil || string(keys["env"]) != "{}" {
+		return raw
+	}
+	delete(keys, "env")
+	out, err := json.Marshal(keys)
+	if err != nil {
+		return raw
+	}
+	return out
+}
+
+// Since lists what a file says otherwise, or not any more, than it did in another text of it, and
+// what it says beside that, by the names of its members.
+func (f *File) Since(was *File) (changed, added []string) {
+	then, now := was.text.meanings(), f.text.meanings()
+	for name, v := range then {
+		if !bytes.Equal(v, now[name]) {
+			changed = append(changed, name)
+		}
+	}
+	for name := range now {
+		if then[name] == nil {
+			added = append(added, name)
+		}
+	}
+	slices.Sort(changed)
+	slices.Sort(added)
+	return changed, added
+}
+
+// meanings are those of the members of a file.
+func (t *text) meanings() map[string]json.RawMessage {
+	out := map[string]json.RawMessage{}
+	if o := object(t.root); o != nil {
+		for i := range o.Members {
+			out[nameOf(&o.Members[i])] = meaning(&o.Members[i].Value)
+		}
+	}
+	return out
 }
 
 // meaning is a value as a client reads it, however it is written.

@@ -1,0 +1,14 @@
+package adopt
+
+import (
+	"os"
+	"time"
+
+	"github.com/haldir-mcp/haldir/internal/secret"
+)
+
+// lock takes the lock of a file, which no child can have as well.
+func lock(path string, patience time.Duration) (turn *os.File, unlock func() error, err error) {
+	unlock, err = secret.Lock(path, patience)
+	return nil, unlock, err
+}
