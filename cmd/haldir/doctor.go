@@ -184,7 +184,7 @@ func (e *examination) examine(ctx context.Context) {
 	if e.settings.StateDir == "" {
 		return // the settings are not to be used
 	}
-	files := doctor.Files{Quote: shellWord, Free: ledger.DiskFree}
+	files := e.files()
 	e.take(exitFailed, files.Config(e.path)...)
 	e.take(exitFailed, files.Log(e.settings.LogFile)...)
 	e.take(exitFailed, files.State(e.settings.StateDir)...)
@@ -206,6 +206,15 @@ func (e *examination) examine(ctx context.Context) {
 	e.take(exitFailed, doctor.Shadows(e.cfg.Ruleset, e.command()+" audit list")...)
 }
 
+func (e *examination) files() doctor.Files {
+	return doctor.Files{Quote: shellWord, Free: ledger.DiskFree}
+}
+
+// said reports whether there is a finding of a kind, and a bad one.
+func (e *examination) said(id doctor.ID) bool {
+	return slices.ContainsFunc(e.found, func(f doctor.Finding) bool { return f.ID == id && f.Severity == doctor.Failure })
+}
+
 // config reports whether the file can be used.
 func (e *examination) config() bool {
 	err := e.load()
@@ -224,7 +233,7 @@ func (e *examination) config() bool {
 	case err != nil:
 		fix := doctor.Fix{Text: "name another file with --config, or HALDIR_CONFIG"}
 		if errors.Is(err, fs.ErrPermission) && e.path != "" {
-			fix = doctor.Run("chmod u+r " + shellWord(e.path))
+			fix = e.files().Readable(e.path)
 		}
 		e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", fix, "%v", err))
 	default:
@@ -270,6 +279,9 @@ func (e *examination) records(ctx context.Context) {
 	if errors.Is(err, ledger.ErrNone) {
 		e.add(doctor.StateNone, doctor.Note, "ledger", doctor.Fix{}, "%s has no ledger yet", e.settings.StateDir)
 		return
+	}
+	if errors.Is(err, fs.ErrPermission) && e.said(doctor.StateUnusable) {
+		return // that has been said, and how to mend it
 	}
 	if err != nil {
 		e.broken(err)
