@@ -78,6 +78,9 @@ func (t *tx) checkpointed() (c checkpointed, err error) {
 // short, or a power cut tore, does not count; it can only be the last one, and one
 // that the database does not know of yet.
 func (c checkpointed) logLength(dir string, key *audit.Key) (int64, error) {
+	if err := noFile(logPath(dir)); err != nil {
+		return 0, err
+	}
 	f, err := os.Open(logPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
@@ -198,6 +201,14 @@ func (l *Ledger) checkpoint() (c audit.Checkpoint, signed string, err error) {
 		return meta.putJSON(keyTree, state)
 	}}})
 	return c, signed, err
+}
+
+// noFile is an error if there is something else than a file where the checkpoint log should be.
+func noFile(path string) error {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return &audit.Damage{Kind: audit.DamageCheckpoint, Detail: path + " is no file"}
+	}
+	return nil
 }
 
 func fileSize(path string) (int64, error) {
