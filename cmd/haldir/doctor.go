@@ -17,6 +17,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/doctor"
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/packs"
 	"github.com/haldir-mcp/haldir/internal/wire"
@@ -446,7 +447,7 @@ func (e *examination) hooks() {
 	}
 	here := filepath.Join(workingDir(), ".claude")
 	for _, path := range []string{filepath.Join(own, "settings.json"), filepath.Join(here, "settings.json"), filepath.Join(here, "settings.local.json")} {
-		raw, err := os.ReadFile(path) //nolint:gosec // the client's own settings, which its user has chosen
+		raw, err := files.Read(path) // the client's own settings, which its user has chosen
 		if err != nil {
 			continue // most are not there
 		}
