@@ -72,6 +72,9 @@ func doctorCommand(a *app) *cobra.Command {
 }
 
 func (v *visit) run(ctx context.Context, a *app) error {
+	if v.wait <= 0 {
+		return usage("--wait %s is no time in which anything answers; give it some, such as %s", v.wait, pinsWait)
+	}
 	if v.yes && !v.fix {
 		return usage("--yes goes with --fix")
 	}
@@ -211,9 +214,9 @@ func (e *examination) files() doctor.Files {
 	return doctor.Files{Quote: shellWord, Free: ledger.DiskFree}
 }
 
-// said reports whether there is a finding of a kind, and a bad one.
+// said reports whether there is a finding of a kind.
 func (e *examination) said(id doctor.ID) bool {
-	return slices.ContainsFunc(e.found, func(f doctor.Finding) bool { return f.ID == id && f.Severity == doctor.Failure })
+	return slices.ContainsFunc(e.found, func(f doctor.Finding) bool { return f.ID == id && f.Severity != doctor.Fine })
 }
 
 // config reports whether the file can be used.
@@ -221,7 +224,7 @@ func (e *examination) config() bool {
 	err := e.load()
 	path, _, _ := e.layers.ConfigPath() // what is wrong with it, load has said
 	if len(e.quick.upstreams) == 0 {
-		if _, err := os.Stat(path); err == nil {
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() { // a pipe is read only once
 			e.path = path
 		}
 	}
@@ -231,6 +234,8 @@ func (e *examination) config() bool {
 		for _, p := range problems {
 			e.problem(p)
 		}
+	case err != nil && e.cfg != nil:
+		e.unset(err)
 	case err != nil:
 		fix := doctor.Fix{Text: "name another file with --config, or HALDIR_CONFIG"}
 		if errors.Is(err, fs.ErrPermission) && e.path != "" {
@@ -251,12 +256,17 @@ func (e *examination) config() bool {
 			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "%s: %s", e.cfg.Path, about)
 		}
 	}
-	if err != nil && e.settings.StateDir == "" { // the ledger can be looked at without
+	if err != nil && e.cfg == nil && e.settings.StateDir == "" { // the ledger can be looked at without
 		if err := e.set(); err != nil {
-			e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", doctor.Fix{Text: "correct the flag, the variable or the key that it names"}, "%v", err))
+			e.unset(err)
 		}
 	}
 	return err == nil
+}
+
+// unset says why the settings are not to be used.
+func (e *examination) unset(err error) {
+	e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", doctor.Fix{Text: "correct the flag, the variable or the key that it names"}, "%v", err))
 }
 
 func (e *examination) problem(p config.Problem) {
@@ -303,7 +313,7 @@ func (e *examination) records(ctx context.Context) {
 // broken says why the ledger cannot be used.
 func (e *examination) broken(err error) {
 	id, code, fix := doctor.LedgerFailed, exitFailed, doctor.Fix{Text: "mend what it names, and look again"}
-	damage, changed := errors.AsType[*audit.Damage](err)
+	damage, changed := damaged(err)
 	busy, waits := errors.AsType[*ledger.BusyError](err)
 	switch {
 	case changed:
@@ -364,11 +374,21 @@ func (e *examination) verify(ctx context.Context) {
 		e.add(doctor.Ledger, doctor.Fine, "ledger", doctor.Fix{}, "%s: %d records, the chain is intact", e.settings.StateDir, v.Count())
 	case ctx.Err() != nil:
 		e.add(doctor.AuditUnread, doctor.Warning, "ledger", doctor.Run(e.command()+" audit verify"), "the audit could not be read within %s", e.wait)
+	case errors.Is(err, fs.ErrPermission) && e.said(doctor.StateFileAccess):
+		e.add(doctor.AuditUnread, doctor.Warning, "ledger", doctor.Fix{Text: "give this user the files of the state directory that are named above"}, "%v", err)
 	default:
-		_, changed := errors.AsType[*audit.Damage](err)
+		_, changed := damaged(err)
 		e.usable = changed // the rest can be read
 		e.broken(err)
 	}
+}
+
+// damaged is what was done to the record, or to the key by which it is known.
+func damaged(err error) (error, bool) {
+	if damage, changed := errors.AsType[*audit.Damage](err); changed {
+		return damage, true
+	}
+	return err, errors.Is(err, ledger.ErrKey)
 }
 
 // affairs are what the ledger knows that waits for a person.
@@ -425,11 +445,15 @@ func (e *examination) clients() {
 	if err != nil {
 		return // it could be read, so this is none of it
 	}
+	if _, err := os.Getwd(); err != nil { // each client would say it
+		e.add(doctor.ClientBroken, doctor.Warning, "clients", doctor.Fix{Text: "go to a directory that is there, and look again"}, "the directory in which haldir was started is gone: %v", err)
+		return
+	}
 	i := &adoption{a: e.alike()}
 	i.a.looking = true
 	o, err := i.options(path, named)
 	if err != nil {
-		e.add(doctor.ClientBroken, doctor.Warning, "clients", doctor.Fix{Text: "mend it there"}, "%v", err)
+		e.add(doctor.ClientBroken, doctor.Warning, "clients", doctor.Fix{Text: "set the variable, or mend the file, that it names, and look again"}, "%v", err)
 		return
 	}
 	init := func(c clients.Client) string { return e.command() + " init --client " + string(c) }

@@ -21,6 +21,10 @@ const (
 	diskFull = 1 << 20
 )
 
+// filesLow is below how many files the file system has nearly no room for more. Each process makes
+// one, and the first a dozen.
+const filesLow = 64
+
 // Files looks at files as one user of one system.
 type Files struct {
 	Quote func(string) string // a text as a shell takes it for one word
@@ -244,7 +248,12 @@ func escaped(path string) string {
 func (f Files) disk(dir string) []Finding {
 	free, known := f.Free(dir)
 	move := Fix{Text: "make room on the file system of " + dir + ", or name another directory with --state-dir"}
+	files, counted := inodes(dir)
 	switch {
+	case counted && files == 0:
+		return []Finding{New(DiskFull, Failure, "state", move, "the file system of %s is full: it has room for no more files", dir)}
+	case counted && files < filesLow && (!known || free >= diskFull):
+		return []Finding{New(DiskLow, Warning, "state", move, "the file system of %s is nearly full: it has room for %d more files", dir, files)}
 	case !known || free >= diskLow:
 		return nil
 	case free < diskFull:

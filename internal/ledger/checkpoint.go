@@ -243,18 +243,25 @@ func appendLine(path string, line []byte, at int64) (end int64, err error) {
 	return end, err
 }
 
+// ErrKey says that the key that signs checkpoints is none any more. Calls pass without, but no
+// checkpoint is signed, and none can be verified.
+var ErrKey = errors.New("the key that signs checkpoints is damaged")
+
 // readKey returns the key that signs checkpoints, nil if there is none.
 func readKey(dir string) (*audit.Key, error) {
 	text, err := os.ReadFile(keyPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // documented
 	}
-	if err != nil {
+	if errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("read the checkpoint key: %w", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
 	key, err := audit.ParseKey(string(text))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", keyPath(dir), err)
+		return nil, fmt.Errorf("%s: %w: %w", keyPath(dir), ErrKey, err)
 	}
 	return key, nil
 }

@@ -166,6 +166,9 @@ func (s *salvage) read() (err error) {
 		s.blame(err)
 	}
 	key, err := readKey(s.dir)
+	if errors.Is(err, fs.ErrPermission) { // it may be sound
+		return err
+	}
 	if err != nil {
 		s.blame(err)
 	}
