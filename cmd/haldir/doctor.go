@@ -375,13 +375,16 @@ func (e *examination) verify(ctx context.Context) {
 	case ctx.Err() != nil:
 		e.add(doctor.AuditUnread, doctor.Warning, "ledger", doctor.Run(e.command()+" audit verify"), "the audit could not be read within %s", e.wait)
 	case errors.Is(err, fs.ErrPermission) && e.said(doctor.StateFileAccess):
-		e.add(doctor.AuditUnread, doctor.Warning, "ledger", doctor.Fix{Text: "give this user the files of the state directory that are named above"}, "%v", err)
+		e.add(doctor.AuditUnread, doctor.Warning, "ledger", doctor.Fix{Text: aboveFiles}, "%v", err)
 	default:
 		_, changed := damaged(err)
 		e.usable = changed // the rest can be read
 		e.broken(err)
 	}
 }
+
+// aboveFiles is the fix of what follows from another finding.
+const aboveFiles = "give this user the files of the state directory that are named above"
 
 // damaged is what was done to the record, or to the key by which it is known.
 func damaged(err error) (error, bool) {
@@ -429,7 +432,11 @@ func (e *examination) programs(ctx context.Context) {
 // vaulted looks whether secrets that are stored can be read.
 func (e *examination) vaulted() {
 	if _, err := e.vault().Names(); err != nil {
-		e.add(doctor.Secrets, doctor.Failure, "secrets", doctor.Fix{Text: "open the keyring, or do what it says"}, "%v", err)
+		fix := doctor.Fix{Text: "open the keyring, or do what it says"}
+		if errors.Is(err, fs.ErrPermission) && e.said(doctor.StateFileAccess) {
+			fix.Text = aboveFiles
+		}
+		e.add(doctor.Secrets, doctor.Failure, "secrets", fix, "%v", err)
 	}
 }
 

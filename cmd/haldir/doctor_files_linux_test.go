@@ -134,3 +134,37 @@ true
 		}
 	}
 }
+
+// A haldir that root runs once in a user's directory does not lock the user out.
+func TestRootLeavesFilesToTheirUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		mcptest.Unavailable(t, "only root can make files in the directory of another user")
+	}
+	p := newPatient(t)
+	p.must("chown -R 65534 . && haldir policy add --type deny --tools toy/zap && printf x | haldir secret set q")
+	if out := p.must("find . ! -user 65534"); out != "" {
+		t.Errorf("these are root's:\n%s", out)
+	}
+	for _, made := range []string{".haldir.yaml.lock", "state/secrets.age", "state/secrets.key", "state/secrets.lock"} {
+		p.must("test -f " + made)
+	}
+}
+
+// What keeps a change of the config from being made is said at once, with what to do.
+func TestAConfigThatCannotBeReplaced(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.must("mkfifo .haldir.yaml.lock")
+	if _, said, status := p.sh("haldir policy add --type deny --tools toy/zap"); status != 1 || !strings.Contains(said, ".haldir.yaml.lock is no file; take it away") {
+		t.Errorf("a lock that is a pipe: exit status %d: %s", status, said)
+	}
+	p.must("rm .haldir.yaml.lock")
+	_, said, status := p.sh("unshare -m sh -c 'mount --bind haldir.yaml haldir.yaml && touch mounted && haldir policy add --type deny --tools toy/zap'")
+	if _, err := os.Stat(p.path("mounted")); err != nil {
+		mcptest.Unavailable(t, "no mounts of its own: %s", said)
+	}
+	if status != 1 || !strings.Contains(said, "mount the directory "+p.dir+" instead") {
+		t.Errorf("a file that is mounted: exit status %d: %s", status, said)
+	}
+}

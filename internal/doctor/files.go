@@ -269,8 +269,11 @@ func (f Files) Config(path string) (found []Finding) {
 		return nil
 	}
 	paths := []string{path, filepath.Dir(path)}
-	if to, err := replace.Follow(path); err == nil && !same(filepath.Dir(to), filepath.Dir(path)) {
-		paths = append(paths, filepath.Dir(to))
+	if to, err := replace.Follow(path); err == nil {
+		if !same(filepath.Dir(to), filepath.Dir(path)) {
+			paths = append(paths, filepath.Dir(to))
+		}
+		found = f.lock(filepath.Join(filepath.Dir(to), "."+filepath.Base(to)+".lock"))
 	}
 	for _, p := range paths {
 		info, err := os.Stat(p)
@@ -287,6 +290,19 @@ func (f Files) Config(path string) (found []Finding) {
 		found = append(found, f.writers(p, info)...)
 	}
 	return found
+}
+
+// lock looks at the file by whose lock changes of the config wait for each other. It may be gone.
+func (f Files) lock(path string) []Finding {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		return []Finding{New(ConfigLock, Warning, "config", Run("mv "+f.Quote(path)+" "+f.Quote(path+".old")), "%s is no file", path)}
+	case access(path, toRead) != nil:
+		return []Finding{New(ConfigLock, Warning, "config", f.give(usable, path), "this user has no right to use %s", described([]string{path})[0])}
+	}
+	return nil
 }
 
 // same reports whether two paths lead to one file.

@@ -186,6 +186,8 @@ func TestRights(t *testing.T) {
 		{config, deny{true, "chown 1 home/haldir.yaml", doctor.ConfigMode, warning, "home/haldir.yaml is of the user", "sudo chown USER home/haldir.yaml"}},
 		{config, deny{true, "chown 1 home; chmod 755 home", doctor.ConfigMode, warning, "home is of the user", "sudo chown USER home"}},
 		{config, deny{true, "chown 0 home home/haldir.yaml; chmod 755 home", "", "", "", ""}},
+		{config, deny{true, "touch home/.haldir.yaml.lock; chmod 600 home/.haldir.yaml.lock", doctor.ConfigLock, warning, ".haldir.yaml.lock (mode 0600, of the user root)", "sudo chown USER home/.haldir.yaml.lock"}},
+		{config, deny{false, "mkfifo home/.haldir.yaml.lock", doctor.ConfigLock, warning, ".haldir.yaml.lock is no file", "mv home/.haldir.yaml.lock home/.haldir.yaml.lock.old"}},
 		{log, deny{false, "mkdir home/log", doctor.LogFile, failure, "it is a directory", ""}},
 		{log, deny{false, "touch home/log; chmod 400 home/log", doctor.LogFile, failure, "permission denied", "chmod u+rwX home/log"}},
 		{log, deny{true, "touch home/log", doctor.LogFile, failure, "permission denied", "sudo chown USER home/log"}},

@@ -25,6 +25,7 @@ const (
 	ConfigBroken  ID = "config-broken"
 	ConfigWarning ID = "config-warning"
 	ConfigNone    ID = "config-none"
+	ConfigLock    ID = "config-lock"
 	ConfigMode    ID = "config-mode"
 	ReloadPending ID = "reload-pending"
 	LogFile       ID = "log-file"
@@ -100,6 +101,7 @@ func Meanings() map[ID]string {
 		ConfigBroken:  "no call passes by a haldir that starts now; one that runs goes on with the rules of before",
 		ConfigWarning: "it is taken as it is written, which need not be as it was meant",
 		ConfigNone:    "an agent sees haldir's own tools only",
+		ConfigLock:    "haldir cannot edit the file; an editor can",
 		ConfigMode:    "whoever can write it can take rules away, and have haldir start any command as you",
 		ReloadPending: "a haldir that ran already when it was saved goes by the rules of before",
 		LogFile:       "haldir does not start",
