@@ -291,8 +291,8 @@ func (e *examination) records(ctx context.Context) {
 		e.add(doctor.StateNone, doctor.Note, "ledger", doctor.Fix{}, "%s has no ledger yet", e.settings.StateDir)
 		return
 	}
-	if errors.Is(err, fs.ErrPermission) && e.said(doctor.StateUnusable) {
-		return // that has been said, and how to mend it
+	if ledger.Retryable(err) && e.said(doctor.StateUnusable) {
+		return // it follows from that, which says how to mend it
 	}
 	if err != nil {
 		e.broken(err)

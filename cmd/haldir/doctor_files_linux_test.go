@@ -168,3 +168,25 @@ func TestAConfigThatCannotBeReplaced(t *testing.T) {
 		t.Errorf("a file that is mounted: exit status %d: %s", status, said)
 	}
 }
+
+// What follows from a file that cannot be used is not blamed on a process.
+func TestDoctorOfALockThatIsAPipe(t *testing.T) {
+	t.Parallel()
+	for _, file := range []string{"haldir.lock", "haldir.head"} {
+		p := newPatient(t)
+		p.must("cd state && rm -f *.pid && echo 1 > haldir.lock.pid && rm " + file + " && mkdir x && mv x " + file)
+		if file == "haldir.lock" {
+			p.must("cd state && rmdir haldir.lock && mkfifo haldir.lock")
+		}
+		r := p.doctor()
+		f := r.find(doctor.StateUnusable)
+		if f == nil || !strings.Contains(f.Text, file+" is no file") || r.find(doctor.LedgerBusy) != nil || r.find(doctor.LedgerFailed) != nil {
+			t.Errorf("%s: %+v", file, r.Findings)
+			continue
+		}
+		p.commands(*f)
+		if r := p.doctor(); r.status != 0 {
+			t.Errorf("%s: after its fix: %+v", file, r.Findings)
+		}
+	}
+}

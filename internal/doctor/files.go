@@ -115,9 +115,19 @@ type kept struct {
 }
 
 var keeps = []kept{
-	{"haldir.db", toRead | toWrite, true}, {"haldir.lock", toRead, true}, {"haldir.turn", toRead, true}, {"haldir.head", toRead, true}, {"procs", toUse, true},
-	{"haldir.head", toWrite, false}, {"checkpoints.log", toRead | toWrite, false}, {"checkpoint.key", toRead, false},
-	{"secrets.*", toRead, false}, {"init.lock", toRead, false}, {"locks", toUse, false}, {"locks/*", toRead, false}, {"watchers", toUse, false},
+	{"haldir.db", toRead | toWrite, true},
+	{"haldir.lock", toRead, true},
+	{"haldir.turn", toRead, true},
+	{"haldir.head", toRead, true},
+	{"procs", toUse, true},
+	{"haldir.head", toWrite, false},
+	{"checkpoints.log", toRead | toWrite, false},
+	{"checkpoint.key", toRead, false},
+	{"secrets.*", toRead, false},
+	{"init.lock", toRead, false},
+	{"locks", toUse, false},
+	{"locks/*", toRead, false},
+	{"watchers", toUse, false},
 }
 
 // denied finds what in the state directory this user may not use, and what is no such thing.

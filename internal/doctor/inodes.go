@@ -10,5 +10,5 @@ func inodes(dir string) (free uint64, counted bool) {
 	if err := unix.Statfs(dir, &s); err != nil || s.Files == 0 {
 		return 0, false
 	}
-	return uint64(max(s.Ffree, 0)), true //nolint:gosec,unconvert // its type differs from system to system
+	return uint64(max(s.Ffree, 0)), true //nolint:unconvert // its type differs from system to system
 }
