@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/rs/zerolog"
 	"github.com/rs/zerolog/diode"
@@ -353,7 +354,34 @@ func shellWord(s string) string {
 	if runtime.GOOS == "windows" {
 		return `"` + s + `"`
 	}
+	if !utf8.ValidString(s) {
+		return shellBytes(s)
+	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// shellBytes is shellWord for a path that is no text, which JSON would not keep. Its bytes that are
+// none go by their numbers, in the way that every shell knows.
+func shellBytes(s string) string {
+	var b strings.Builder
+	for s != "" {
+		n := 0
+		for n < len(s) {
+			r, size := utf8.DecodeRuneInString(s[n:])
+			if r == utf8.RuneError && size == 1 {
+				break
+			}
+			n += size
+		}
+		if n > 0 {
+			b.WriteString(shellWord(s[:n]))
+		} else {
+			fmt.Fprintf(&b, `"$(printf '\%03o')"`, s[0])
+			n = 1
+		}
+		s = s[n:]
+	}
+	return b.String()
 }
 
 // start begins to connect to the upstreams.

@@ -17,6 +17,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/doctor"
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/internal/packs"
 	"github.com/haldir-mcp/haldir/internal/wire"
@@ -71,6 +72,9 @@ func doctorCommand(a *app) *cobra.Command {
 }
 
 func (v *visit) run(ctx context.Context, a *app) error {
+	if v.wait <= 0 {
+		return usage("--wait %s is no time in which anything answers; give it some, such as %s", v.wait, pinsWait)
+	}
 	if v.yes && !v.fix {
 		return usage("--yes goes with --fix")
 	}
@@ -187,7 +191,7 @@ func (e *examination) examine(ctx context.Context) {
 	if e.settings.StateDir == "" {
 		return // the settings are not to be used
 	}
-	files := doctor.Files{Quote: shellWord, Free: ledger.DiskFree}
+	files := e.files()
 	e.take(exitFailed, files.Config(e.path)...)
 	e.take(exitFailed, files.Log(e.settings.LogFile)...)
 	e.take(exitFailed, files.State(e.settings.StateDir)...)
@@ -209,12 +213,21 @@ func (e *examination) examine(ctx context.Context) {
 	e.take(exitFailed, doctor.Shadows(e.cfg.Ruleset, e.command()+" audit list")...)
 }
 
+func (e *examination) files() doctor.Files {
+	return doctor.Files{Quote: shellWord, Free: ledger.DiskFree}
+}
+
+// said reports whether there is a finding of a kind.
+func (e *examination) said(id doctor.ID) bool {
+	return slices.ContainsFunc(e.found, func(f doctor.Finding) bool { return f.ID == id && f.Severity != doctor.Fine })
+}
+
 // config reports whether the file can be used.
 func (e *examination) config() bool {
 	err := e.load()
 	path, _, _ := e.layers.ConfigPath() // what is wrong with it, load has said
 	if len(e.quick.upstreams) == 0 {
-		if _, err := os.Stat(path); err == nil {
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() { // a pipe is read only once
 			e.path = path
 		}
 	}
@@ -224,10 +237,12 @@ func (e *examination) config() bool {
 		for _, p := range problems {
 			e.problem(p)
 		}
+	case err != nil && e.cfg != nil:
+		e.unset(err)
 	case err != nil:
 		fix := doctor.Fix{Text: "name another file with --config, or HALDIR_CONFIG"}
 		if errors.Is(err, fs.ErrPermission) && e.path != "" {
-			fix = doctor.Run("chmod u+r " + shellWord(e.path))
+			fix = e.files().Readable(e.path)
 		}
 		e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", fix, "%v", err))
 	default:
@@ -244,12 +259,17 @@ func (e *examination) config() bool {
 			e.add(doctor.Config, doctor.Fine, "config", doctor.Fix{}, "%s: %s", e.cfg.Path, about)
 		}
 	}
-	if err != nil && e.settings.StateDir == "" { // the ledger can be looked at without
+	if err != nil && e.cfg == nil && e.settings.StateDir == "" { // the ledger can be looked at without
 		if err := e.set(); err != nil {
-			e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", doctor.Fix{Text: "correct the flag, the variable or the key that it names"}, "%v", err))
+			e.unset(err)
 		}
 	}
 	return err == nil
+}
+
+// unset says why the settings are not to be used.
+func (e *examination) unset(err error) {
+	e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", doctor.Fix{Text: "correct the flag, the variable or the key that it names"}, "%v", err))
 }
 
 func (e *examination) problem(p config.Problem) {
@@ -274,6 +294,9 @@ func (e *examination) records(ctx context.Context) {
 		e.add(doctor.StateNone, doctor.Note, "ledger", doctor.Fix{}, "%s has no ledger yet", e.settings.StateDir)
 		return
 	}
+	if ledger.Retryable(err) && e.said(doctor.StateUnusable) {
+		return // it follows from that, which says how to mend it
+	}
 	if err != nil {
 		e.broken(err)
 		return
@@ -293,7 +316,7 @@ func (e *examination) records(ctx context.Context) {
 // broken says why the ledger cannot be used.
 func (e *examination) broken(err error) {
 	id, code, fix := doctor.LedgerFailed, exitFailed, doctor.Fix{Text: "mend what it names, and look again"}
-	damage, changed := errors.AsType[*audit.Damage](err)
+	damage, changed := damaged(err)
 	busy, waits := errors.AsType[*ledger.BusyError](err)
 	switch {
 	case changed:
@@ -358,11 +381,24 @@ func (e *examination) verify(ctx context.Context) {
 		e.add(doctor.Ledger, doctor.Fine, "ledger", doctor.Fix{}, "%s: %d records, the chain is intact", e.settings.StateDir, v.Count())
 	case ctx.Err() != nil:
 		e.add(doctor.AuditUnread, doctor.Warning, "ledger", doctor.Run(e.command()+" audit verify"), "the audit could not be read within %s", e.wait)
+	case errors.Is(err, fs.ErrPermission) && e.said(doctor.StateFileAccess):
+		e.add(doctor.AuditUnread, doctor.Warning, "ledger", doctor.Fix{Text: aboveFiles}, "%v", err)
 	default:
-		_, changed := errors.AsType[*audit.Damage](err)
+		_, changed := damaged(err)
 		e.usable = changed // the rest can be read
 		e.broken(err)
 	}
+}
+
+// aboveFiles is the fix of what follows from another finding.
+const aboveFiles = "give this user the files of the state directory that are named above"
+
+// damaged is what was done to the record, or to the key by which it is known.
+func damaged(err error) (error, bool) {
+	if damage, changed := errors.AsType[*audit.Damage](err); changed {
+		return damage, true
+	}
+	return err, errors.Is(err, ledger.ErrKey)
 }
 
 // affairs are what the ledger knows that waits for a person.
@@ -403,7 +439,11 @@ func (e *examination) programs(ctx context.Context) {
 // vaulted looks whether secrets that are stored can be read.
 func (e *examination) vaulted() {
 	if _, err := e.vault().Names(); err != nil {
-		e.add(doctor.Secrets, doctor.Failure, "secrets", doctor.Fix{Text: "open the keyring, or do what it says"}, "%v", err)
+		fix := doctor.Fix{Text: "open the keyring, or do what it says"}
+		if errors.Is(err, fs.ErrPermission) && e.said(doctor.StateFileAccess) {
+			fix.Text = aboveFiles
+		}
+		e.add(doctor.Secrets, doctor.Failure, "secrets", fix, "%v", err)
 	}
 }
 
@@ -419,11 +459,15 @@ func (e *examination) clients(ctx context.Context, files doctor.Files) {
 	if err != nil {
 		return // it could be read, so this is none of it
 	}
+	if _, err := os.Getwd(); err != nil { // each client would say it
+		e.add(doctor.ClientBroken, doctor.Warning, "clients", doctor.Fix{Text: "go to a directory that is there, and look again"}, "the directory in which haldir was started is gone: %v", err)
+		return
+	}
 	i := &adoption{a: e.alike()}
 	i.a.looking = true
 	o, err := i.options(path, named)
 	if err != nil {
-		e.add(doctor.ClientBroken, doctor.Warning, "clients", doctor.Fix{Text: "mend it there"}, "%v", err)
+		e.add(doctor.ClientBroken, doctor.Warning, "clients", doctor.Fix{Text: "set the variable, or mend the file, that it names, and look again"}, "%v", err)
 		return
 	}
 	init := func(c clients.Client) string { return e.command() + " init --client " + string(c) }
@@ -445,7 +489,7 @@ func (e *examination) hooks() {
 		paths = paths[1:]
 	}
 	for _, path := range paths {
-		raw, err := os.ReadFile(path) //nolint:gosec // the client's own settings, which its user has chosen
+		raw, err := files.Read(path) // the client's own settings, which its user has chosen
 		if err != nil {
 			continue // most are not there
 		}

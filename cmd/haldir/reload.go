@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/proxy"
 	"github.com/haldir-mcp/haldir/upstream"
 )
@@ -117,7 +117,7 @@ func mine(name, path string) bool {
 func (f *follower) look(ctx context.Context, path string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	data, err := os.ReadFile(path)
+	data, err := files.Read(path)
 	if err != nil {
 		return // it is being replaced, or was removed: the rules of before hold
 	}

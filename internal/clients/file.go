@@ -13,6 +13,7 @@ import (
 
 	"github.com/tailscale/hujson"
 
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
@@ -203,7 +204,7 @@ func readRoot(path string) *hujson.Object {
 	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
 		return nil // what a project has there may never end
 	}
-	data, err := os.ReadFile(path)
+	data, err := files.Read(path)
 	if err != nil {
 		return nil
 	}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -20,6 +19,7 @@ import (
 	"github.com/goccy/go-yaml/token"
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/policy"
 )
 
@@ -103,7 +103,7 @@ const DefaultConnect = 30 * time.Second
 // Load reads and validates the file at path. The error is of type [Problems]
 // unless the file cannot be read.
 func Load(path string) (*Config, error) {
-	data, err := os.ReadFile(path)
+	data, err := files.Read(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the config: %w", err)
 	}

@@ -27,7 +27,8 @@ func page(t *testing.T, name string) (text string, code []string) {
 }
 
 // notKeys are words with an underscore that the pages name and that are no keys.
-var notKeys = []string{"delete_file", "list_deleted",
+var notKeys = []string{
+	"delete_file", "list_deleted",
 	"retry_at", "outcome_seq", "prev_hash", // of refusals and audit entries
 	"cost_usd",                                                  // of conditions
 	"resource_metadata", "offline_access", "insufficient_scope", // of OAuth

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"unicode"
+
+	"github.com/haldir-mcp/haldir/internal/files"
 )
 
 // reference matches ${…}; $${ stands for a literal ${.
@@ -68,14 +70,14 @@ func parseReference(text string) (kind, name string, err error) {
 type Resolver struct {
 	Root    string                       // the directory haldir was started in
 	Env     func(string) (string, bool)  // usually os.LookupEnv
-	File    func(string) ([]byte, error) // usually os.ReadFile
+	File    func(string) ([]byte, error) // usually files.Read
 	Keyring func(string) (string, error) // reads a stored secret; nil: there are none
 	Seen    func(secret string)          // told every value that came from outside the config; may be nil
 }
 
 // NewResolver reads the process's environment and files, and secrets by keyring.
 func NewResolver(root string, keyring func(string) (string, error), seen func(string)) *Resolver {
-	return &Resolver{Root: root, Env: os.LookupEnv, File: os.ReadFile, Keyring: keyring, Seen: seen}
+	return &Resolver{Root: root, Env: os.LookupEnv, File: files.Read, Keyring: keyring, Seen: seen}
 }
 
 // ReferenceError says that a reference leads to nothing.

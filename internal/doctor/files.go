@@ -7,8 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
 // Space below which the disk is nearly, or as good as, full, in bytes. A record takes some
@@ -18,6 +21,10 @@ const (
 	diskFull = 1 << 20
 )
 
+// filesLow is below how many files the file system has nearly no room for more. Each process makes
+// one, and the first a dozen.
+const filesLow = 64
+
 // Files looks at files as one user of one system.
 type Files struct {
 	Quote func(string) string // a text as a shell takes it for one word
@@ -25,49 +32,189 @@ type Files struct {
 	Free func(dir string) (int64, bool)
 }
 
+// elsewhere is what always helps where a state directory cannot be used.
+const elsewhere = "name another directory with --state-dir, or HALDIR_STATE_DIR"
+
 // State looks at the state directory and what is in it.
 func (f Files) State(dir string) (found []Finding) {
 	add := func(x Finding) { found = append(found, x) }
 	info, err := os.Stat(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		add(New(StateNone, Note, "state", Fix{}, "%s is not there yet", dir))
-		return append(found, f.disk(above(dir))...)
+		return f.absent(dir)
 	}
 	if err == nil && !info.IsDir() {
 		err = errors.New("it is no directory")
 	}
 	if err != nil {
-		add(New(StateUnusable, Failure, "state", Fix{Text: "name another directory with --state-dir, or HALDIR_STATE_DIR"}, "%s cannot be used: %v", dir, err))
+		add(New(StateUnusable, Failure, "state", Fix{Text: elsewhere}, "%s cannot be used: %v", dir, err))
 		return found
 	}
 	if mode := info.Mode().Perm(); runtime.GOOS != "windows" && mode&0o077 != 0 {
-		x := New(StateMode, Failure, "state", Run("chmod 700 "+f.Quote(dir)), "%s is open to others (mode %04o)", dir, mode)
-		x.Mend = &Mend{fmt.Sprintf("chmod 700 %s (it is %04o)", dir, mode), func() error { return os.Chmod(dir, 0o700) }} //nolint:gosec // a directory
+		x := New(StateMode, Failure, "state", f.give(privateDir, dir), "%s is open to others (mode %04o)", dir, mode)
+		if !theirs(info) {
+			x.Mend = &Mend{fmt.Sprintf("chmod 700 %s (it is %04o)", dir, mode), func() error { return os.Chmod(dir, 0o700) }} //nolint:gosec // a directory
+		}
 		add(x)
 	}
-	if other, who := foreign(info); other {
-		add(New(StateOwner, Warning, "state", Fix{Text: "run haldir as its owner, or give it to this user with chown -R"}, "%s is of %s, and haldir runs as another user", dir, who))
-	}
-	if err := writable(dir); err != nil {
-		fix := Fix{Text: "make its file system writable, or name another directory with --state-dir"}
-		if errors.Is(err, fs.ErrPermission) {
-			fix = Run("chmod 700 " + f.Quote(dir))
+	err = access(dir, toUse)
+	other, who := foreign(info)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		add(New(StateUnusable, Failure, "state", f.give(privateDir, dir), "nothing can be written in %s: %v", dir, err))
+	case err != nil:
+		add(New(StateUnusable, Failure, "state", Fix{Text: "make its file system writable, or " + elsewhere}, "nothing can be written in %s: %v", dir, err))
+	default:
+		found = append(found, f.denied(dir)...)
+		if other {
+			add(New(StateOwner, Warning, "state", f.owner(info, dir), "%s is of %s, and haldir runs as another user", dir, who))
 		}
-		add(New(StateUnusable, Failure, "state", fix, "nothing can be written in %s: %v", dir, err))
 	}
+	found = append(found, f.over(dir)...)
 	found = append(found, f.open(dir)...)
 	return append(found, f.disk(dir)...)
 }
 
-// above is the nearest directory above that is there.
-func above(dir string) string {
-	for {
-		up := filepath.Dir(dir)
-		if _, err := os.Stat(up); err == nil || up == dir {
-			return up
-		}
-		dir = up
+// owner is what helps where this user and the owner of a state directory get in each other's way.
+func (f Files) owner(info fs.FileInfo, dir string) Fix {
+	const be = "run haldir as its owner"
+	if !theirs(info) {
+		return Fix{Text: be}
 	}
+	return Do(be+", or give it to this user: %s", f.give(privateDir, dir).Commands[0])
+}
+
+// absent looks whether a state directory that is not there can be made.
+func (f Files) absent(dir string) []Finding {
+	at := nearest(dir)
+	info, err := os.Stat(at)
+	if err == nil {
+		err = access(at, toMake)
+	}
+	fix := Fix{Text: "make its file system writable, or " + elsewhere}
+	switch {
+	case err == nil:
+		return append([]Finding{New(StateNone, Note, "state", Fix{}, "%s is not there yet", dir)}, f.disk(at)...)
+	case info == nil:
+		fix, err = Fix{Text: elsewhere}, fmt.Errorf("%s is a link that leads nowhere", at)
+		if to, unknown := replace.Follow(at); unknown == nil {
+			fix = Do("make what the link leads to: %s", "mkdir -p -m 700 "+f.Quote(to))
+		}
+	case errors.Is(err, fs.ErrPermission) && theirs(info):
+		fix = Do("make it for this user: %s; or "+elsewhere, "sudo install -d -m 700 -o "+f.Quote(self())+" "+f.Quote(dir))
+	case errors.Is(err, fs.ErrPermission):
+		fix = f.give(usable, at)
+	}
+	return []Finding{New(StateUnusable, Failure, "state", fix, "%s is not there, and cannot be made in %s: %v", dir, at, err)}
+}
+
+// kept is a file of the state directory that haldir opens.
+type kept struct {
+	pattern string
+	what    uint32 // it does with it
+	vital   bool   // no call passes without
+}
+
+var keeps = []kept{
+	{"haldir.db", toRead | toWrite, true},
+	{"haldir.lock", toRead, true},
+	{"haldir.turn", toRead, true},
+	{"haldir.head", toRead, true},
+	{"procs", toUse, true},
+	{"haldir.head", toWrite, false},
+	{"checkpoints.log", toRead | toWrite, false},
+	{"checkpoint.key", toRead, false},
+	{"secrets.*", toRead, false},
+	{"init.lock", toRead, false},
+	{"locks", toUse, false},
+	{"locks/*", toRead, false},
+	{"watchers", toUse, false},
+}
+
+// denied finds what in the state directory this user may not use, and what is no such thing.
+func (f Files) denied(dir string) (found []Finding) {
+	var vital, others, odd []string
+	for _, k := range keeps {
+		list, _ := filepath.Glob(filepath.Join(escaped(dir), k.pattern)) // the pattern is sound
+		for _, path := range list {
+			info, err := os.Stat(path)
+			if err == nil {
+				err = access(path, k.what)
+			}
+			switch {
+			case slices.Contains(vital, path) || slices.Contains(odd, path):
+			case info != nil && info.Mode().Type() != k.kind():
+				odd = append(odd, path)
+				found = append(found, f.odd(k, path))
+			case !errors.Is(err, fs.ErrPermission):
+			case k.vital:
+				vital = append(vital, path)
+			default:
+				others = append(others, path)
+			}
+		}
+	}
+	if len(vital) > 0 {
+		found = append(found, New(StateUnusable, Failure, "state", f.give(usable, vital...), "this user has no right to use %s", some(described(vital))))
+	}
+	if len(others) > 0 {
+		found = append(found, New(StateFileAccess, Warning, "state", f.give(usable, others...), "this user has no right to use %s", some(described(others))))
+	}
+	return found
+}
+
+// kind is what it is.
+func (k kept) kind() fs.FileMode {
+	if k.what == toUse {
+		return fs.ModeDir
+	}
+	return 0
+}
+
+// odd is said of what is not what haldir makes there.
+func (f Files) odd(k kept, path string) Finding {
+	id, severity, kind := StateFileAccess, Warning, "no file"
+	if k.vital {
+		id, severity = StateUnusable, Failure
+	}
+	if k.what == toUse {
+		kind = "no directory"
+	}
+	return New(id, severity, "state", Do("set it aside, and look again: %s", "mv "+f.Quote(path)+" "+f.Quote(path+".old")), "%s is %s", path, kind)
+}
+
+// described says of files whose they are and how open.
+func described(paths []string) []string {
+	out := make([]string, len(paths))
+	for i, path := range paths {
+		out[i] = path
+		info, err := os.Stat(path)
+		if err != nil {
+			continue
+		}
+		out[i] += fmt.Sprintf(" (mode %04o)", info.Mode().Perm())
+		if other, who := foreign(info); other {
+			out[i] = fmt.Sprintf("%s (mode %04o, of %s)", path, info.Mode().Perm(), who)
+		}
+	}
+	return out
+}
+
+// over finds a directory over the state directory in which everybody can put another in its place.
+func (f Files) over(dir string) []Finding {
+	at, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		at, err = filepath.Abs(at)
+	}
+	if err != nil || runtime.GOOS == "windows" {
+		return nil
+	}
+	for up := filepath.Dir(at); up != at; at, up = up, filepath.Dir(up) {
+		info, err := os.Stat(up)
+		if err == nil && info.Mode()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+			return []Finding{New(StateFileMode, Warning, "state", f.give(notByAll, up), "in %s everybody (mode %04o) can put another %s in its place", up, info.Mode().Perm(), at)}
+		}
+	}
+	return nil
 }
 
 // open finds the files of the state directory that others can read or write.
@@ -75,28 +222,31 @@ func (f Files) open(dir string) []Finding {
 	if runtime.GOOS == "windows" {
 		return nil
 	}
-	modes := map[string]fs.FileMode{}
-	var paths, quoted []string
+	var paths, own []string
 	for _, pattern := range []string{"*", "procs/*", "watchers/*"} {
 		list, _ := filepath.Glob(filepath.Join(escaped(dir), pattern)) // the pattern is sound
 		for _, path := range list {
-			info, err := os.Lstat(path)
-			if err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
-				modes[path] = info.Mode().Perm()
-				paths, quoted = append(paths, path), append(quoted, f.Quote(path))
+			info, err := os.Stat(path) // through a link: that is what is read
+			if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 == 0 {
+				continue
+			}
+			if paths = append(paths, path); !theirs(info) {
+				own = append(own, path)
 			}
 		}
 	}
 	if len(paths) == 0 {
 		return nil
 	}
-	x := New(StateFileMode, Warning, "state", Run("chmod 600 "+strings.Join(quoted, " ")), "%s: others have rights to %d of its files: %s", dir, len(paths), some(paths))
-	x.Mend = &Mend{fmt.Sprintf("chmod 600 %s (it is %04o)", some(paths), modes[paths[0]]), func() (err error) {
-		for _, p := range paths {
-			err = errors.Join(err, os.Chmod(p, 0o600))
-		}
-		return err
-	}}
+	x := New(StateFileMode, Warning, "state", f.give(private, paths...), "%s: others have rights to %d of its files: %s", dir, len(paths), some(described(paths)))
+	if len(own) > 0 {
+		x.Mend = &Mend{"chmod 600 " + some(described(own)), func() (err error) {
+			for _, p := range own {
+				err = errors.Join(err, os.Chmod(p, 0o600))
+			}
+			return err
+		}}
+	}
 	return []Finding{x}
 }
 
@@ -108,7 +258,12 @@ func escaped(path string) string {
 func (f Files) disk(dir string) []Finding {
 	free, known := f.Free(dir)
 	move := Fix{Text: "make room on the file system of " + dir + ", or name another directory with --state-dir"}
+	files, counted := inodes(dir)
 	switch {
+	case counted && files == 0:
+		return []Finding{New(DiskFull, Failure, "state", move, "the file system of %s is full: it has room for no more files", dir)}
+	case counted && files < filesLow && (!known || free >= diskFull):
+		return []Finding{New(DiskLow, Warning, "state", move, "the file system of %s is nearly full: it has room for %d more files", dir, files)}
 	case !known || free >= diskLow:
 		return nil
 	case free < diskFull:
@@ -117,35 +272,75 @@ func (f Files) disk(dir string) []Finding {
 	return []Finding{New(DiskLow, Warning, "state", move, "the file system of %s is nearly full: %d MiB are free", dir, free>>20)}
 }
 
-// Config looks at who can write the config, at path or by its directory.
+// Config looks at who can write the config, at path or by its directory, or by that of what a
+// link at path leads to.
 func (f Files) Config(path string) (found []Finding) {
 	if runtime.GOOS == "windows" || path == "" {
 		return nil
 	}
-	for _, p := range []string{path, filepath.Dir(path)} {
+	paths := []string{path, filepath.Dir(path)}
+	if to, err := replace.Follow(path); err == nil {
+		if !same(filepath.Dir(to), filepath.Dir(path)) {
+			paths = append(paths, filepath.Dir(to))
+		}
+		found = f.lock(filepath.Join(filepath.Dir(to), "."+filepath.Base(to)+".lock"))
+	}
+	for _, p := range paths {
 		info, err := os.Stat(p)
 		if err != nil {
 			continue // that has been said
 		}
-		mode := info.Mode().Perm()
-		if info.IsDir() && info.Mode()&fs.ModeSticky != 0 {
-			continue // nobody can put another file in its place
+		if other, who := foreign(info); other && !ofRoot(info) {
+			fix := Fix{Text: "run haldir as that user, or give it to root"}
+			if theirs(info) {
+				fix = Run("sudo chown " + f.Quote(self()) + " " + f.Quote(p))
+			}
+			found = append(found, New(ConfigMode, Warning, "config", fix, "%s is of %s, who can write it", p, who))
 		}
-		severity, who := Warning, "everybody"
-		switch {
-		case mode&0o002 != 0:
-		case mode&0o020 != 0: // often the person's own
-			severity, who = Note, "the group"
-		default:
-			continue
-		}
-		x := New(ConfigMode, severity, "config", Run("chmod go-w "+f.Quote(p)), "%s can be written by %s (mode %04o)", p, who, mode)
-		if severity == Warning { // a team may mean it
-			x.Mend = &Mend{fmt.Sprintf("chmod go-w %s (it is %04o)", p, mode), func() error { return os.Chmod(p, info.Mode()&^0o022) }}
-		}
-		found = append(found, x)
+		found = append(found, f.writers(p, info)...)
 	}
 	return found
+}
+
+// lock looks at the file by whose lock changes of the config wait for each other. It may be gone.
+func (f Files) lock(path string) []Finding {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		return []Finding{New(ConfigLock, Warning, "config", Run("mv "+f.Quote(path)+" "+f.Quote(path+".old")), "%s is no file", path)}
+	case access(path, toRead) != nil:
+		return []Finding{New(ConfigLock, Warning, "config", f.give(usable, path), "this user has no right to use %s", described([]string{path})[0])}
+	}
+	return nil
+}
+
+// same reports whether two paths lead to one file.
+func same(a, b string) bool {
+	one, err := os.Stat(a)
+	other, unknown := os.Stat(b)
+	return err == nil && unknown == nil && os.SameFile(one, other)
+}
+
+// writers finds who can write the config by the mode of a file, or of a directory.
+func (f Files) writers(p string, info fs.FileInfo) []Finding {
+	mode := info.Mode().Perm()
+	if info.IsDir() && info.Mode()&fs.ModeSticky != 0 {
+		return nil // nobody can put another file in its place
+	}
+	severity, who := Warning, "everybody"
+	switch {
+	case mode&0o002 != 0:
+	case mode&0o020 != 0: // often the person's own
+		severity, who = Note, "the group"
+	default:
+		return nil
+	}
+	x := New(ConfigMode, severity, "config", f.give(unwritable, p), "%s can be written by %s (mode %04o)", p, who, mode)
+	if severity == Warning && !theirs(info) { // a team may mean it
+		x.Mend = &Mend{fmt.Sprintf("chmod go-w %s (it is %04o)", p, mode), func() error { return os.Chmod(p, info.Mode()&^0o022) }}
+	}
+	return []Finding{x}
 }
 
 // Log looks whether the log can be written to.
@@ -153,14 +348,40 @@ func (f Files) Log(path string) []Finding {
 	if path == "" {
 		return nil
 	}
-	err := writable(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = writable(filepath.Dir(path))
-	}
+	fix, err := f.log(path)
 	if err == nil {
 		return nil
 	}
-	return []Finding{New(LogFile, Failure, "config", Run("mkdir -p "+f.Quote(filepath.Dir(path))), "log.file: nothing can be written to %s: %v", path, err)}
+	return []Finding{New(LogFile, Failure, "config", fix, "log.file: nothing can be written to %s: %v", path, err)}
+}
+
+// log says why a log cannot be written, and what helps.
+func (f Files) log(path string) (Fix, error) {
+	another := Fix{Text: "name another file in log.file, or HALDIR_LOG_FILE"}
+	if to, err := replace.Follow(path); err == nil { // what is made is what a link leads to
+		path = to
+	}
+	info, err := os.Stat(path)
+	at, dir := path, filepath.Dir(path)
+	switch {
+	case err == nil && info.IsDir():
+		return Fix{Text: "name a file in it, in log.file or HALDIR_LOG_FILE"}, errors.New("it is a directory")
+	case err == nil:
+		err = access(path, toWrite)
+	case errors.Is(err, fs.ErrNotExist):
+		if at = nearest(path); at != dir {
+			err = errors.New("its directory is not there")
+			if access(at, toMake) == nil {
+				return Run("mkdir -p " + f.Quote(dir)), err
+			}
+			return another, err
+		}
+		err = access(dir, toMake)
+	}
+	if info, unknown := os.Stat(at); errors.Is(err, fs.ErrPermission) && unknown == nil && (!info.IsDir() || !theirs(info)) {
+		return f.give(usable, at), err
+	}
+	return another, err // a directory of others stays theirs
 }
 
 // ahead is how much the time by the ledger may be ahead of the clock: several processes, and a

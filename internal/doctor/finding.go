@@ -25,17 +25,19 @@ const (
 	ConfigBroken  ID = "config-broken"
 	ConfigWarning ID = "config-warning"
 	ConfigNone    ID = "config-none"
+	ConfigLock    ID = "config-lock"
 	ConfigMode    ID = "config-mode"
 	ReloadPending ID = "reload-pending"
 	LogFile       ID = "log-file"
 
-	StateNone     ID = "state-none"
-	StateUnusable ID = "state-unusable"
-	StateMode     ID = "state-mode"
-	StateFileMode ID = "state-file-mode"
-	StateOwner    ID = "state-owner"
-	DiskFull      ID = "disk-full"
-	DiskLow       ID = "disk-low"
+	StateNone       ID = "state-none"
+	StateUnusable   ID = "state-unusable"
+	StateMode       ID = "state-mode"
+	StateFileMode   ID = "state-file-mode"
+	StateFileAccess ID = "state-file-access"
+	StateOwner      ID = "state-owner"
+	DiskFull        ID = "disk-full"
+	DiskLow         ID = "disk-low"
 
 	Ledger           ID = "ledger"
 	LedgerBusy       ID = "ledger-busy"
@@ -104,17 +106,19 @@ func Meanings() map[ID]string {
 		ConfigBroken:  "no call passes by a haldir that starts now; one that runs goes on with the rules of before",
 		ConfigWarning: "it is taken as it is written, which need not be as it was meant",
 		ConfigNone:    "an agent sees haldir's own tools only",
+		ConfigLock:    "haldir cannot edit the file; an editor can",
 		ConfigMode:    "whoever can write it can take rules away, and have haldir start any command as you",
 		ReloadPending: "a haldir that ran already when it was saved goes by the rules of before",
 		LogFile:       "haldir does not start",
 
-		StateNone:     "the first call makes it",
-		StateUnusable: "every call is recorded before it is made, so none passes",
-		StateMode:     "haldir does not use a state directory that is open to others, so no call passes",
-		StateFileMode: "others on this machine can read, or change, what is in it",
-		StateOwner:    "what this user makes there the owner may not be able to read, and the other way round",
-		DiskFull:      "every call is recorded before it is made, so none passes",
-		DiskLow:       "every call is recorded before it is made, so none passes once it is full",
+		StateNone:       "the first call makes it",
+		StateUnusable:   "every call is recorded before it is made, so none passes",
+		StateMode:       "haldir does not use a state directory that is open to others, so no call passes",
+		StateFileMode:   "others on this machine can read, or change, what is in it",
+		StateFileAccess: "calls pass, but what haldir keeps in them is not kept, or not found",
+		StateOwner:      "what this user makes there the owner may not be able to read, and the other way round",
+		DiskFull:        "every call is recorded before it is made, so none passes",
+		DiskLow:         "every call is recorded before it is made, so none passes once it is full",
 
 		LedgerBusy:       "no call of any client passes until that process lets go",
 		LedgerDamaged:    "no call passes; haldir does not touch the file",

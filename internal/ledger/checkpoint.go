@@ -83,6 +83,9 @@ const longestLine = 4096
 // the last whole line does. A line that a crash cut short, or a power cut tore, does not count;
 // it can only be the last one, and one that the database does not know of yet.
 func (c checkpointed) ends(dir string, key *audit.Key) (known, logged int64, err error) {
+	if err := noFile(logPath(dir)); err != nil {
+		return 0, 0, err
+	}
 	f, err := os.Open(logPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return c.Logged, 0, nil
@@ -232,6 +235,14 @@ func (l *Ledger) checkpoint() (c audit.Checkpoint, signed string, err error) {
 	return c, signed, err
 }
 
+// noFile is an error if there is something else than a file where the checkpoint log should be.
+func noFile(path string) error {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return &audit.Damage{Kind: audit.DamageCheckpoint, Detail: path + " is no file"}
+	}
+	return nil
+}
+
 func fileSize(path string) (int64, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -264,18 +275,25 @@ func appendLine(path string, line []byte, at int64) (end int64, err error) {
 	return end, err
 }
 
+// ErrKey says that the key that signs checkpoints is none any more. Calls pass without, but no
+// checkpoint is signed, and none can be verified.
+var ErrKey = errors.New("the key that signs checkpoints is damaged")
+
 // readKey returns the key that signs checkpoints, nil if there is none.
 func readKey(dir string) (*audit.Key, error) {
 	text, err := os.ReadFile(keyPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // documented
 	}
-	if err != nil {
+	if errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("read the checkpoint key: %w", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
 	key, err := audit.ParseKey(string(text))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", keyPath(dir), err)
+		return nil, fmt.Errorf("%s: %w: %w", keyPath(dir), ErrKey, err)
 	}
 	return key, nil
 }

@@ -150,6 +150,7 @@ type place struct {
 // spending is what the records say was spent, by sessions and by their tools.
 type spending map[policy.CounterKey]int64
 
+// blame notes what is wrong, if anything is.
 func (s *salvage) blame(err error) {
 	if s.why == nil {
 		s.why = err
@@ -165,11 +166,16 @@ func (s *salvage) read() (err error) {
 		s.blame(err)
 	}
 	key, err := readKey(s.dir)
+	if errors.Is(err, fs.ErrPermission) { // it may be sound
+		return err
+	}
 	if err != nil {
 		s.blame(err)
 	}
-	log, err := os.ReadFile(logPath(s.dir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	var log []byte
+	if err := noFile(logPath(s.dir)); err != nil {
+		s.blame(err)
+	} else if log, err = os.ReadFile(logPath(s.dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if key != nil {
@@ -194,9 +200,8 @@ func (s *salvage) read() (err error) {
 		return err
 	}
 	s.sum = hex.EncodeToString(sum.Sum(nil))
-	s.trees(log, key)
-	if s.why == nil {
-		return nil
+	if err := s.trees(log, key); err != nil || s.why == nil {
+		return err
 	}
 	if err := s.scan(); err != nil {
 		return err
@@ -211,14 +216,23 @@ func (s *salvage) read() (err error) {
 	return s.write()
 }
 
-// trees reads what of the file is whole, and finds out whether all of it is.
-func (s *salvage) trees(log []byte, key *audit.Key) {
+// trees reads what of the file is whole, and finds out whether all of it is. An error means that
+// it is not for this haldir to say.
+func (s *salvage) trees(log []byte, key *audit.Key) error {
 	m, err := sound(s.file)
 	if err != nil {
 		s.blame(at(s.file.Name(), err))
-		return
+		return nil
 	}
-	gone, unknown := s.pruned(m)
+	own, err := s.meta(m)
+	if n := own[string(keyVersion)]; len(n) == 8 && number(n) > FormatVersion {
+		return fmt.Errorf("%w (format %d, this haldir knows %d): recover it with that", ErrNewer, number(n), FormatVersion)
+	}
+	var gone audit.Pruned
+	var unknown error
+	if err == nil { // else that is found below
+		gone, unknown = frontier(own[string(keyPruned)], own[string(keyFrontier)])
+	}
 	v := audit.Verifier{Checkpoints: s.signed}
 	broken := errors.Join(unknown, v.Begin(gone))
 	if broken == nil {
@@ -262,7 +276,12 @@ func (s *salvage) trees(log []byte, key *audit.Key) {
 	hot := s.rest[string(bucketHot)]
 	if hot == nil {
 		s.blame(fmt.Errorf("%w: %s is none of haldir's", ErrDamaged, s.file.Name()))
-		return
+		return nil
+	}
+	if version := hot[string(spaceMeta)+string(keyVersion)]; len(version) != 8 {
+		s.blame(fmt.Errorf("%w: %s has no format version", ErrDamaged, s.file.Name()))
+	} else if number(version) == FormatVersion {
+		s.blame(lacking(func(name []byte) bool { return s.rest[string(name)] != nil }))
 	}
 	var headSeq uint64
 	var headHash audit.Hash
@@ -296,14 +315,15 @@ func (s *salvage) trees(log []byte, key *audit.Key) {
 	}
 	s.newest = max(s.newest, headSeq)
 	s.signed = append(s.signed, audit.Checkpoint{Size: headSeq, Head: headHash})
+	return nil
 }
 
-// pruned returns what the database knows of records that are gone. It reads no more of the
-// file than it must: what is wrong elsewhere is found by trees.
-func (s *salvage) pruned(m meta) (audit.Pruned, error) {
+// meta returns what the database says of itself, as far as that can be read. It reads no more of
+// the file than it must: what is wrong elsewhere is found by trees.
+func (s *salvage) meta(m meta) (map[string][]byte, error) {
 	hot := map[string][]byte{}
 	w := walker{f: s.file, deep: bottom}
-	err := w.buckets(m, func(b element) error {
+	return hot, w.buckets(m, func(b element) error {
 		if string(b.key) != string(bucketHot) {
 			return nil
 		}
@@ -314,10 +334,6 @@ func (s *salvage) pruned(m meta) (audit.Pruned, error) {
 			return nil
 		})
 	})
-	if err != nil {
-		return audit.Pruned{}, nil //nolint:nilerr // see above
-	}
-	return frontier(hot[string(keyPruned)], hot[string(keyFrontier)])
 }
 
 // readable reports whether all sessions and counters can be read.

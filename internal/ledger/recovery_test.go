@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -166,6 +167,92 @@ func TestASoundLedgerIsNotRecovered(t *testing.T) {
 			t.Errorf("%s was changed: %v", name, err)
 		}
 	}
+}
+
+// harm changes a database behind the ledger's back.
+func harm(t *testing.T, dir string, f func(*bolt.Tx) error) {
+	t.Helper()
+	db, err := bolt.Open(filepath.Join(dir, "haldir.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(db.Update(f), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What no haldir opens must not be a sound one to Recover: nobody could do anything about it.
+func TestWhatIsRefusedIsRecovered(t *testing.T) {
+	change := func(f func(*bolt.Tx) error) func(*testing.T, string) {
+		return func(t *testing.T, dir string) { harm(t, dir, f) }
+	}
+	harms := map[string]func(*testing.T, string){
+		"a version of one byte": func(t *testing.T, dir string) { setVersion(t, dir, []byte{0}) },
+		"an empty version":      func(t *testing.T, dir string) { setVersion(t, dir, nil) },
+		"a long version":        func(t *testing.T, dir string) { setVersion(t, dir, bytes.Repeat([]byte("x"), 40)) },
+		"no version":            change(func(tx *bolt.Tx) error { return tx.Bucket([]byte("hot")).Delete([]byte("mversion")) }),
+	}
+	for _, name := range []string{"audit", "outcomes", "index", "catalogue", "approvals"} {
+		harms["no "+name] = change(func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte(name)) })
+	}
+	for name, do := range harms {
+		t.Run(name, func(t *testing.T) {
+			clock := newClock()
+			dir, raws := spree(t, clock.now)
+			do(t, dir)
+			old := read(t, dir, "haldir.db")
+			refuses(t, dir, ledger.ErrDamaged)
+			r := recovered(t, dir, clock.now)
+			salvaged(t, r, raws)
+			begunAnew(t, dir, clock.now, r, old)
+			if strings.Contains(r.Why, "nil pointer") {
+				t.Errorf("why is %q", r.Why)
+			}
+		})
+	}
+}
+
+// A ledger of a newer haldir may be sound or not: this one cannot tell, and must not begin anew.
+func TestALedgerOfANewerFormatIsNotRecovered(t *testing.T) {
+	for name, do := range map[string]func(*testing.T, string){
+		"sound":   func(*testing.T, string) {},
+		"no head": func(t *testing.T, dir string) { write(t, dir, "haldir.head", []byte("x")) },
+		"no record": func(t *testing.T, dir string) {
+			harm(t, dir, func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte("audit")) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := written(t, 3)
+			setVersion(t, dir, binary.BigEndian.AppendUint64(nil, ledger.FormatVersion+1))
+			do(t, dir)
+			old := read(t, dir, "haldir.db")
+			if r, err := ledger.Recover(context.Background(), ledger.Options{Dir: dir, Clock: time.Now}); !errors.Is(err, ledger.ErrNewer) {
+				t.Errorf("%+v %v", r, err)
+			}
+			if now := read(t, dir, "haldir.db"); !bytes.Equal(now, old) {
+				t.Error("it was changed")
+			}
+		})
+	}
+}
+
+// A checkpoint log that is a directory is damage like any, and in nobody's way.
+func TestACheckpointLogThatIsNoFile(t *testing.T) {
+	clock := newClock()
+	dir, raws := spree(t, clock.now)
+	path := filepath.Join(dir, "checkpoints.log")
+	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, ledger.Options{Dir: dir, NoSync: true, Clock: clock.now})
+	_, err := l.Verify(context.Background(), nil)
+	if damage, ok := errors.AsType[*audit.Damage](err); !ok || !strings.Contains(damage.Error(), "checkpoints.log is no file") {
+		t.Errorf("Verify: %v", err)
+	}
+	closeLedger(t, l)
+	r := recovered(t, dir, clock.now)
+	salvaged(t, r, raws)
+	begunAnew(t, dir, clock.now, r, nil)
 }
 
 // Truncated, zeroed, overwritten and with a flipped bit: whatever was done to the

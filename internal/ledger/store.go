@@ -269,9 +269,23 @@ func format(db *bolt.DB) (n uint64, err error) {
 		if n = number(v); n > FormatVersion {
 			return fmt.Errorf("%w (format %d, this haldir knows %d): upgrade haldir", ErrNewer, n, FormatVersion)
 		}
-		return nil
+		if n < FormatVersion {
+			return nil
+		}
+		return lacking(func(name []byte) bool { return btx.Bucket(name) != nil })
 	})
 	return n, err
+}
+
+// lacking says which bucket a file of the present format lacks: who looks for it there would
+// find nothing at all.
+func lacking(has func(name []byte) bool) error {
+	for _, name := range buckets {
+		if !has(name) {
+			return fmt.Errorf("%w: the part of it that is called %s is missing", ErrDamaged, name)
+		}
+	}
+	return nil
 }
 
 // migrate checks the version of a file and brings an older one up to date.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"syscall"
 )
 
 // private refuses a key that others may read.
@@ -18,6 +20,18 @@ func private(path string) error {
 		return fmt.Errorf("others may read %s (mode %04o); close it with: chmod 600 %s", path, mode, path)
 	}
 	return nil
+}
+
+// giveToOwner gives a file that root has just made to the owner of its directory, who would be
+// locked out otherwise. Where the system does not let it, haldir doctor names the file.
+func giveToOwner(f *os.File) {
+	dir, err := os.Stat(filepath.Dir(f.Name()))
+	if err != nil || os.Geteuid() != 0 {
+		return
+	}
+	if st, ok := dir.Sys().(*syscall.Stat_t); ok && st.Uid != 0 {
+		_ = f.Chown(int(st.Uid), int(st.Gid))
+	}
 }
 
 // syncDir makes a rename in dir last.

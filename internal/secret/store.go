@@ -218,6 +218,7 @@ func (s *Store) replace(name string, data []byte) (err error) {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
+	giveToOwner(f)
 	_, err = f.Write(data)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
@@ -232,10 +233,30 @@ func (s *Store) replace(name string, data []byte) (err error) {
 // milliseconds.
 const lockPatience = 10 * time.Second
 
+// lockable makes the file of a lock, and refuses what is none: to open a pipe may take for ever.
+func lockable(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		giveToOwner(f)
+		return f.Close()
+	}
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is no file; take it away, and try again", path)
+	}
+	return nil // what else is wrong with it, locking it says
+}
+
 // Lock takes the lock that the file at path stands for, waiting for whoever has it.
 // The system frees it when its holder dies.
 func Lock(path string, patience time.Duration) (unlock func() error, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	if err := lockable(path); err != nil {
 		return nil, err
 	}
 	l := flock.New(path, flock.SetPermissions(0o600))

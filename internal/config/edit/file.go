@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/haldir-mcp/haldir/internal/replace"
@@ -58,7 +59,7 @@ func rewrite(c applier, path string, o Options) (r Result, err error) {
 		}
 		r.Path = target
 		if err = replace.File(target, before, r.After, info); !errors.Is(err, ErrChanged) {
-			return r, err
+			return r, mounted(target, err)
 		}
 	}
 	return r, fmt.Errorf("%s: %w by something else; nothing was written, try again", path, ErrChanged)
@@ -98,5 +99,14 @@ func Replace(path string, before, after []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	return replace.File(target, before, after, info)
+	return mounted(target, replace.File(target, before, after, info))
+}
+
+// mounted says what to do where a file is mounted by itself, as into a container: it can be
+// written to, and not replaced.
+func mounted(target string, err error) error {
+	if !errors.Is(err, syscall.EBUSY) {
+		return err
+	}
+	return fmt.Errorf("%w: it is mounted by itself, so it cannot be replaced; mount the directory %s instead, or edit the file where it comes from", err, filepath.Dir(target))
 }
