@@ -19,7 +19,7 @@ func words(name string) (out []string) {
 	}
 	for i, r := range runes {
 		switch {
-		case !unicode.IsLetter(r):
+		case !unicode.IsLetter(r) && !unicode.IsMark(r):
 			end(i)
 			start = i + 1
 		case i > start && unicode.IsUpper(r) && (!unicode.IsUpper(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1])):

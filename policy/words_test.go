@@ -11,7 +11,7 @@ func TestWords(t *testing.T) {
 	for name, want := range map[string]string{
 		"delete_file": `["delete", "file"]`, "deleteFile": `["delete", "file"]`, "DeleteFile": `["delete", "file"]`, "FILE-DELETE": `["file", "delete"]`,
 		"db.dropTable": `["db", "drop", "table"]`, "HTTPDelete": `["http", "delete"]`, "delete": `["delete"]`, "s3Delete2": `["s", "delete"]`,
-		"a/b c": `["a", "b", "c"]`, "undeleted": `["undeleted"]`, "ÄpfelLöschen": `["äpfel", "löschen"]`, "__1": `[]`, "": `[]`, "X": `["x"]`, "aB": `["a", "b"]`,
+		"a/b c": `["a", "b", "c"]`, "undeleted": `["undeleted"]`, "ÄpfelLöschen": `["äpfel", "löschen"]`, "__1": `[]`, "": `[]`, "X": `["x"]`, "हटाएं_फ़ाइल": `["हटाएं", "फ़ाइल"]`, "lösche": `["lösche"]`, "aB": `["a", "b"]`,
 	} {
 		e, err := policy.Compile(policy.Ruleset{Policies: []policy.Rule{{Type: policy.TypeDeny, When: "words(args.name) == " + want}}})
 		if err != nil {

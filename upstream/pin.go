@@ -453,10 +453,11 @@ func (u *Upstream) Pinned() Pinned {
 // Accept pins these changes, as [Upstream.Pinned] has told of them: what has changed
 // since is not accepted with them. In place of damaged pins only all of it is.
 func (u *Upstream) Accept(ctx context.Context, changes []pins.Change) error {
+	all := u.Pinned() // which takes its time, and others wait while the ledger is changed
 	return u.o.Pins.ChangePins(ctx, u.Name(), func(old []byte) ([]byte, []pins.Note, error) {
 		r, err := readPins(old)
 		if errors.Is(err, errDamaged) {
-			if all := u.Pinned(); all.Damaged == nil || len(changes) != len(all.Changes) {
+			if all.Damaged == nil || len(changes) != len(all.Changes) {
 				return nil, nil, fmt.Errorf("%w; only all that the upstream offers can be pinned in its place", err)
 			}
 			r, err = pins.Record{Since: time.Now().UTC().Truncate(time.Second)}, nil

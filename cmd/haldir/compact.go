@@ -42,8 +42,12 @@ func compactCommand(a *app) *cobra.Command {
 				return err
 			}
 			if asJSON {
+				var from any
+				if c.Due > 0 {
+					from = c.From
+				}
 				return a.printJSON(map[string]any{
-					"pruned_records": c.Pruned, "due_records": c.Due, "bytes_before": c.Before, "bytes_after": c.After, "held_ms": c.Held.Milliseconds(), "took_ms": time.Since(began).Milliseconds(),
+					"pruned_records": c.Pruned, "due_records": c.Due, "due_from": from, "bytes_before": c.Before, "bytes_after": c.After, "held_ms": c.Held.Milliseconds(), "took_ms": time.Since(began).Milliseconds(),
 				})
 			}
 			due := ""

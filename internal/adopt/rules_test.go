@@ -115,13 +115,14 @@ func TestStarterPolicy(t *testing.T) {
 	must(p.plan().Do(t.Context()))(t)
 	e := p.engine()
 	for want, tools := range map[policy.Verdict]string{
-		policy.Ask: `delete deletefile removeall delete_x deleteFile DeleteUser bulkDelete bulk_delete_files DELETE_ITEM batch.delete x/delete remove_x RemoveUser userRemove bulk-remove-x x-remove
+		policy.Ask: `delete deletefile removeall deletedatabase removedevice purgedata terminateinstances revokeaccess wipedisk eraseall truncatetable uninstallapp droptable
+			chargecard refundorder transferfunds pay_and_get_receipt transfer_list_ownership find_and_buy delete_x deleteFile DeleteUser bulkDelete bulk_delete_files DELETE_ITEM batch.delete x/delete remove_x RemoveUser userRemove bulk-remove-x x-remove
 			dropTable drop-database db_drop table-drop-all db.dropTable x_destroy x_truncate instance_terminate x-purge cache_purge bulk_wipe eraseDisk key_revoke UNINSTALL-APP
 			git_force_push forcePush kill_process unlink_file docker_rm
 			pay payInvoice pay_invoice PAY_BILL make_payment createPayment create-payment payments_create create_payout issue_refund createRefund sendPayment stripe_charge CHARGE_CARD
 			transfer_funds bankTransfer send_money withdraw_funds`,
-		policy.Allow: `deleted deletedItems removedpages get_dropbox_file DROPBOX_LIST_FILES dropbox-upload list_deleted LIST_DELETED getDeletedItems removed_items undelete_file createDroplet open_dropdown airdrop-info raindrop_add
-			paypal_get_invoice PAYPAL_CREATE_INVOICE payload_get getPayload payroll_view list_payments get_refund retrieveCharge search_transfers recharge_info chargeable get_removal terminator
+		policy.Allow: `deleted deletedItems destroyed uninstalled list_refunded getPayment LIST_CHARGES get_dropbox_file DROPBOX_LIST_FILES dropbox-upload list_deleted LIST_DELETED getDeletedItems removed_items undelete_file createDroplet open_dropdown airdrop-info raindrop_add
+			paypal_get_invoice PAYPAL_CREATE_INVOICE payload_get getPayload payroll_view list_payments get_refund retrieveCharge search_transfers recharge_info get_removal terminator
 			killer_whale reinforce workforce_add enforce_policy read_file write_file create_issue alarm_set form_fill`,
 	} {
 		for tool := range strings.FieldsSeq(tools) {

@@ -32,23 +32,24 @@ upstreams: []
 # about is allowed and recorded: haldir audit list.
 policies:
   # A person must allow what destroys, each call by itself or for the rest of the session:
-  # tools with one of these words in their name, as delete_file, deleteFile, FILE-DELETE or deletefile.
+  # tools with such a word in their name, as delete_file, deleteFile, FILE-DELETE or deletefile.
   - type: require_approval
     id: destructive
     tools: ["*"]
     when: >-
-      words(tool).exists(w, w in ["delete", "remove", "drop", "destroy", "truncate", "purge",
-      "wipe", "erase", "terminate", "revoke", "uninstall", "unlink", "kill", "rm", "force"]
-      || w.matches("^(delete|remove|destroy|purge)[a-ce-z]"))
+      words(tool).exists(w, w in ["drop", "droptable", "dropdatabase", "unlink", "kill", "rm", "force"]
+      || w.matches("^(delete|remove|destroy|truncate|purge|wipe|erase|terminate|revoke|uninstall)")
+      && !w.endsWith("ed"))
     timeout: 5m
-  # The same for what moves money, and does not only read of it.
+  # The same for what moves money, unless its name begins by reading, as get_payment does.
   - type: require_approval
     id: money
     tools: ["*"]
     when: >-
-      words(tool).exists(w, w in ["pay", "payment", "payments", "payout", "payouts", "charge",
-      "charges", "refund", "refunds", "transfer", "transfers", "money", "buy", "purchase", "withdraw"])
-      && !words(tool).exists(w, w in ["get", "list", "search", "find", "read", "retrieve", "fetch"])
+      words(tool).exists(w, w in ["pay", "payment", "payments", "payout", "payouts", "money", "buy"]
+      || w.matches("^(charge|refund|transfer|withdraw|purchase)") && !w.endsWith("ed"))
+      && (!(words(tool)[0] in ["get", "list", "search", "find", "read", "retrieve", "fetch"])
+      || "and" in words(tool))
     timeout: 5m
   # An agent that has gone wild stops here. Every agent counts by itself.
   - {type: rate_limit, id: calls, max_calls: 600, window: 1h, per: agent}

@@ -281,15 +281,15 @@ var ErrKey = errors.New("the key that signs checkpoints is damaged")
 
 // readKey returns the key that signs checkpoints, nil if there is none.
 func readKey(dir string) (*audit.Key, error) {
+	if err := noFile(keyPath(dir)); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrKey, err)
+	}
 	text, err := os.ReadFile(keyPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // documented
 	}
-	if errors.Is(err, fs.ErrPermission) {
+	if err != nil { // what cannot be read now is not damaged
 		return nil, fmt.Errorf("read the checkpoint key: %w", err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
 	key, err := audit.ParseKey(string(text))
 	if err != nil {
@@ -323,10 +323,10 @@ func writeFile(path string, data []byte) error {
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(tmp, path)
 	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp))
 	}
-	return err
+	return syncDir(filepath.Dir(path))
 }
 
 // Checkpoints returns the checkpoints of the log, verified with the ledger's own

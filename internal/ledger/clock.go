@@ -64,8 +64,9 @@ func (t *tx) lately() (used int64, err error) {
 			calls, cost = calls+u.Calls, plus(cost, u.Cost)
 		}
 	}
+	counted := t.counted() // they are in the history
 	c := t.Bucket(bucketAudit).Cursor()
-	for k, raw := c.Last(); k != nil; k, raw = c.Prev() {
+	for k, raw := c.Last(); k != nil && number(k) > counted; k, raw = c.Prev() {
 		r, err := audit.Decode(raw)
 		if err != nil {
 			return 0, fmt.Errorf("%w: record %d: %w", ErrDamaged, number(k), err)

@@ -65,8 +65,11 @@ func remains(dir string) (n int64, err error) {
 		return 0, err
 	}
 	lock, err := tryCompacting(dir)
-	if err != nil || lock == nil { // it is under way
-		return 0, err
+	switch {
+	case err != nil: // whose lock cannot be had, such as another user's, holds up no look
+		return n, nil
+	case lock == nil: // it is under way
+		return 0, nil
 	}
 	return n, free(lock)
 }

@@ -166,7 +166,7 @@ func (s *salvage) read() (err error) {
 		s.blame(err)
 	}
 	key, err := readKey(s.dir)
-	if errors.Is(err, fs.ErrPermission) { // it may be sound
+	if err != nil && !errors.Is(err, ErrKey) { // it may be sound
 		return err
 	}
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 
 // The log of checkpoints grows with every one. Those over fewer records than are gone can be
 // compared with no record any more, so that compaction keeps few of them: the one that what
-// is gone is held against, those that records of pruning name, for exports and older copies
-// of the database, and the last of each day, to compare one that was kept elsewhere with.
+// is gone is held against, those that records of pruning name, for exports, and the last of
+// each day, to compare one that was kept elsewhere with.
 // All that are over records which are there stay, and with them what tells a rollback or a
 // cut.
 //

@@ -131,15 +131,14 @@ func taken(status int) bool {
 	return status == http.StatusOK || status == http.StatusAccepted || status == http.StatusNoContent
 }
 
-// understand reads what an answer says, and returns what is wrong with it. An empty one says that
-// all was taken, whatever type it has: backends leave it out. What is said in another type is
-// no word of a collector, but a page to sign in, say.
+// understand reads what an answer says, and returns what is wrong with it. An empty one without a
+// type says that all was taken: backends leave both out. What is said in another type is no word
+// of a collector, but a page to sign in, say.
 func understand(text []byte, h http.Header, answer proto.Message) (wrong string) {
-	if len(text) == 0 {
-		return ""
-	}
 	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
 	switch kind = strings.TrimSpace(kind); {
+	case len(text) == 0 && kind == "":
+		return ""
 	case !strings.EqualFold(kind, "application/x-protobuf"):
 		if kind == "" {
 			kind = "no content type"
