@@ -66,8 +66,8 @@ func remains(dir string) (n int64, err error) {
 	}
 	lock, err := tryCompacting(dir)
 	switch {
-	case err != nil: // whose lock cannot be had, such as another user's, holds up no look
-		return n, nil
+	case err != nil:
+		return n, nil //nolint:nilerr // a lock that cannot be had, such as another user's, holds up no look
 	case lock == nil: // it is under way
 		return 0, nil
 	}
