@@ -128,8 +128,10 @@ func (i *adoption) run(ctx context.Context) error {
 	defer stop()
 	done, err := p.Do(ctx)
 	if err != nil {
-		if _, gone := os.Stat(done.Backup); done.Backup != "" && gone == nil {
-			a.say("haldir: copies are kept in %s, with the secrets of the files; only you can read them", home(done.Backup))
+		if done.Backup != "" {
+			if _, err := os.Stat(done.Backup); err == nil {
+				a.say("haldir: copies are kept in %s, with the secrets of the files; only you can read them", home(done.Backup))
+			}
 		}
 		switch {
 		case errors.Is(err, adopt.ErrBegun):
@@ -546,6 +548,8 @@ func (i *adoption) printPlan(p *adopt.Plan, done *adopt.Done) error {
 		Path   string `json:"path"`
 		New    bool   `json:"new"`
 		Diff   string `json:"diff"`
+
+		Command []string `json:"command,omitempty"` // that is run first, to have haldir's entry
 	}
 	ups, left, files, notes := []upstreamJSON{}, []leftJSON{}, []fileJSON{}, []string{}
 	for _, u := range p.Upstreams {
@@ -562,7 +566,11 @@ func (i *adoption) printPlan(p *adopt.Plan, done *adopt.Done) error {
 		left = append(left, leftJSON{found(l.Server), i.a.secrets.clean(l.Why)})
 	}
 	for _, c := range p.Files {
-		files = append(files, fileJSON{Kind: string(c.Kind), Client: string(c.Client), Path: c.Path, New: c.Before == nil, Diff: i.a.secrets.clean(string(diff.Diff(c.Path, c.Before, c.Path, c.After)))})
+		e := fileJSON{Kind: string(c.Kind), Client: string(c.Client), Path: c.Path, New: c.Before == nil, Diff: i.a.secrets.clean(string(diff.Diff(c.Path, c.Before, c.Path, c.After)))}
+		if c.Command != nil {
+			e.Command = append([]string{"claude"}, c.Command...)
+		}
+		files = append(files, e)
 	}
 	backup := ""
 	if done != nil {
@@ -626,7 +634,7 @@ func (i *adoption) takeBack(ctx context.Context, path string) error {
 		e := fileJSON{string(f.Kind), f.Path, string(f.Way), f.Why, i.a.secrets.clean(string(diff.Diff(f.Path, f.Now, f.Path, after))), f.More}
 		files = append(files, e)
 		if i.asJSON || len(u.Conflicts()) > 0 && !i.force && f.Way != adopt.WayConflict {
-			continue // of the second nothing comes
+			continue // without --force nothing happens to the files that have no conflict
 		}
 		word := map[adopt.Way]string{
 			adopt.WayNone: "is as it was before", adopt.WayRestore: "gets back what it was, byte for byte", adopt.WayMerge: "was changed since; init's part of it is taken back",

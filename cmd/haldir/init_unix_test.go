@@ -3,6 +3,7 @@
 package main_test
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -95,7 +96,13 @@ func TestInitThatIsKilledWhileClaudeCodeWrites(t *testing.T) {
 				cmd.Env = []string{"HOME=" + home, "PATH=" + home + string(os.PathListSeparator) + os.Getenv("PATH"), "HALDIR_KEYRING=file", "HALDIR_STATE_DIR=" + at("state")}
 				return cmd, &out
 			}
-			cmd, out := haldir("init", "--yes")
+			cmd, out := haldir("init", "--dry-run", "--json")
+			var plan struct{ Files []struct{ Command []string } }
+			if err := errors.Join(cmd.Run(), json.Unmarshal([]byte(out.String()), &plan)); err != nil || len(plan.Files) != 2 ||
+				plan.Files[0].Command != nil || !strings.HasPrefix(strings.Join(plan.Files[1].Command, " "), "claude mcp add --scope user haldir -- ") {
+				t.Errorf("the plan does not say what is run: %v, %s", err, out)
+			}
+			cmd, out = haldir("init", "--yes")
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}

@@ -40,6 +40,21 @@ func TestApprovalsInTheProject(t *testing.T) {
 			p.link(settings, "../other.json")
 			p.git("add", "-f", "other.json")
 		}, false},
+		"a repository in .claude": {trust, func(p *person) {
+			p.repository("project/.claude")
+			p.git("add", "-f", ".claude")
+		}, false},
+		"a repository in .claude, whose file is not added": {trust, func(p *person) { p.repository("project/.claude") }, false},
+		"a repository that holds the project": {trust, func(p *person) {
+			p.repository("project")
+			if err := os.RemoveAll(filepath.Join(p.home, "project", ".git")); err != nil {
+				p.t.Fatal(err)
+			}
+		}, false},
+		"of a submodule": {trust, func(p *person) {
+			p.git("init", "-q", ".claude")
+			p.git("-C", ".claude", "add", "-f", "settings.local.json")
+		}, false},
 		"of no repository": {trust, func(p *person) {
 			if err := os.RemoveAll(filepath.Join(p.home, "project", ".git")); err != nil {
 				p.t.Fatal(err)
@@ -122,6 +137,14 @@ func (p *person) git(args ...string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		p.t.Fatalf("git %q: %v: %s", args, err, out)
 	}
+}
+
+// repository makes a directory one that git takes for a repository by itself, as a clone can.
+func (p *person) repository(dir string) {
+	p.write(dir+"/HEAD", "ref: refs/heads/main\n")
+	p.write(dir+"/config", "[core]\n\trepositoryFormatVersion = 0\n\tworktree = .\n")
+	p.write(dir+"/objects/.keep", "")
+	p.write(dir+"/refs/.keep", "")
 }
 
 func (p *person) rename(from, to string) {

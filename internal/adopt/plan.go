@@ -436,7 +436,7 @@ func (p *Plan) swaps(files []*clients.File) error {
 		if c.After, err = p.o.Host.Swap(f, c.swaps...); err != nil {
 			return err
 		}
-		if p.o.Claude != "" {
+		if p.o.Claude != "" && p.o.Host.OS != "windows" { // where nothing has it end with init
 			c.Command = registration(f, c.swaps)
 		}
 		p.Files = append(p.Files, c)

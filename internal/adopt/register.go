@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -19,10 +20,10 @@ import (
 )
 
 // registration is what Claude Code is told to have haldir among a person's own servers; nil where
-// the entry is edited like all else: in another list, which Claude Code looks for elsewhere than
-// init, and in the place of a server of that name, which only claude mcp remove takes away.
+// the entry is edited like all else: in another list or a relative directory, which Claude Code
+// looks for elsewhere than init, and in the place of a server of that name, which only claude mcp remove takes away.
 func registration(f *clients.File, swaps []clients.Swap) []string {
-	if f.Client != clients.ClaudeCode || f.Scope != clients.User {
+	if f.Client != clients.ClaudeCode || f.Scope != clients.User || !filepath.IsAbs(f.Path) {
 		return nil
 	}
 	for _, s := range swaps {

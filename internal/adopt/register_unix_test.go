@@ -126,6 +126,44 @@ func TestWhatClaudeIsNotTold(t *testing.T) {
 	}
 }
 
+// Nor where it could be about another file than init, or where nothing has it end with init.
+func TestWhereClaudeIsNotTold(t *testing.T) {
+	for name, where := range map[string]func(p *person){
+		"a relative directory": func(p *person) {
+			p.o.Host.Env = func(name string) string { return map[string]string{"CLAUDE_CONFIG_DIR": "own"}[name] }
+		},
+		"Windows": func(p *person) { p.o.Host.OS = "windows" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPerson(t)
+			t.Chdir(p.home)
+			p.write(".claude.json", three)
+			p.write("own/.claude.json", three)
+			p.claude("exit 1")
+			where(p)
+			plan := p.plan()
+			if _, err := plan.Do(t.Context()); err != nil || plan.Files[1].Kind != adopt.KindClient || plan.Files[1].Command != nil {
+				t.Errorf("%v, %q", err, plan.Files[1].Command)
+			}
+		})
+	}
+}
+
+// What is no file is no lock: to wait for a pipe may take for ever.
+func TestALockThatIsAPipe(t *testing.T) {
+	p := newPerson(t)
+	p.write(".cursor/mcp.json", three)
+	if err := os.MkdirAll(p.o.StateDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(p.o.StateDir, "init.lock"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.plan().Do(t.Context()); err == nil || !strings.Contains(err.Error(), "is no file; take it away") {
+		t.Error(err)
+	}
+}
+
 // A refusal is told, as far as it can be shown, and nothing is edited in spite of it.
 func TestClaudeThatRefuses(t *testing.T) {
 	original := strings.Replace(three, "{", `{"oauthAccount": {"id": 1e3},`, 1)

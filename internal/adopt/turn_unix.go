@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/haldir-mcp/haldir/internal/secret"
 )
 
 // lock takes the lock of a file, as secret.Lock does, and gives the file, for a child to have the
@@ -17,7 +19,10 @@ func lock(path string, patience time.Duration) (turn *os.File, unlock func() err
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, nil, err
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
+	if err := secret.Lockable(path); err != nil {
+		return nil, nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -3,6 +3,7 @@ package clients
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,20 +93,44 @@ func (h Host) trusted(dir string) (yes bool) {
 // has brought it along. Whatever is in doubt may have come so: links, and what is in no
 // repository.
 func untracked(path string) bool {
-	dir, name := filepath.Split(path)
-	in, errIn := os.Lstat(filepath.Clean(dir))
+	dir, name := filepath.Dir(path), filepath.Base(path)
+	in, errIn := os.Lstat(dir)
 	file, err := os.Lstat(path)
 	if errIn != nil || err != nil || !in.IsDir() || !file.Mode().IsRegular() {
+		return false
+	}
+	project, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if err != nil || holds(dir, ".git") || holds(dir, "HEAD") || !worktree(project) {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	// Nothing that the repository's own config names is to run. A file's name may be spelt in
 	// more ways than one.
-	cmd := exec.CommandContext(ctx, "git", "-C", dir, "-c", "core.fsmonitor=false", "ls-files", "--cached", "--error-unmatch", "--", ":(icase)"+name)
+	cmd := exec.CommandContext(ctx, "git", "-C", project, "-c", "safe.bareRepository=explicit", "-c", "core.fsmonitor=false",
+		"ls-files", "--cached", "--error-unmatch", "--", ":(icase)"+filepath.Base(dir)+"/"+name)
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(e string) bool { return strings.HasPrefix(e, "GIT_") })
+	cmd.Env = append(cmd.Env, "GIT_NO_LAZY_FETCH=1")
 	exit, ok := errors.AsType[*exec.ExitError](cmd.Run())
 	return ok && exit.ExitCode() == 1 // 0: it has it; 128: there is no repository
+}
+
+// worktree reports whether the repository that git finds for a directory is one with a .git, which
+// no clone brings along. A directory with a HEAD may be a repository by itself, with a config that
+// came with the clone; git before 2.38 cannot be told to leave those alone.
+func worktree(dir string) bool {
+	for ; !holds(dir, ".git"); dir = filepath.Dir(dir) {
+		if holds(dir, "HEAD") || filepath.Dir(dir) == dir {
+			return false
+		}
+	}
+	return true
+}
+
+// holds reports whether something of that name is in a directory, or may be.
+func holds(dir, name string) bool {
+	_, err := os.Lstat(filepath.Join(dir, name))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Asks reports whether Claude Code asks the person before it loads a server of this name from the

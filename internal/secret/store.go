@@ -233,8 +233,8 @@ func (s *Store) replace(name string, data []byte) (err error) {
 // milliseconds.
 const lockPatience = 10 * time.Second
 
-// lockable makes the file of a lock, and refuses what is none: to open a pipe may take for ever.
-func lockable(path string) error {
+// Lockable makes the file of a lock, and refuses what is none: to open a pipe may take for ever.
+func Lockable(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err == nil {
 		giveToOwner(f)
@@ -256,7 +256,7 @@ func Lock(path string, patience time.Duration) (unlock func() error, err error) 
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	if err := lockable(path); err != nil {
+	if err := Lockable(path); err != nil {
 		return nil, err
 	}
 	l := flock.New(path, flock.SetPermissions(0o600))
