@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -214,7 +215,7 @@ func (e *examination) examine(ctx context.Context) {
 }
 
 func (e *examination) files() doctor.Files {
-	return doctor.Files{Quote: shellWord, Free: ledger.DiskFree}
+	return doctor.Files{Quote: shellWord, Free: ledger.DiskFree, Windows: runtime.GOOS == "windows"}
 }
 
 // said reports whether there is a finding of a kind.
