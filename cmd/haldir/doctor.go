@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -131,7 +132,7 @@ func (v *visit) mend(ctx context.Context, e *examination) (did []string) {
 			m = &doctor.Mend{Does: "record the calls of processes that died as abandoned", Do: func() error { return e.settle(ctx) }}
 		}
 		if f.ID == doctor.CompactionLeft {
-			m = &doctor.Mend{Does: "remove what a compaction has left that was killed", Do: func() error { return e.settle(ctx) }}
+			m = &doctor.Mend{Does: "remove what a compaction has left that was killed", Do: func() error { return e.sweep(ctx) }}
 		}
 		if m == nil {
 			continue
@@ -169,6 +170,20 @@ func (e *examination) settle(ctx context.Context) (err error) {
 	own.ledger.Watched() // removes what dead ones have left
 	_, err = own.ledger.View(ctx)
 	return err
+}
+
+// sweep has the next to open the ledger remove what a compaction has left, which says nothing if it cannot.
+func (e *examination) sweep(ctx context.Context) error {
+	err := e.settle(ctx)
+	if _, there := os.Lstat(e.compacted()); err == nil && there == nil {
+		err = fmt.Errorf("%s is still there; find out what keeps it, and remove it", e.compacted())
+	}
+	return err
+}
+
+// compacted is what a compaction writes.
+func (e *examination) compacted() string {
+	return filepath.Join(e.settings.StateDir, "haldir.db.compact")
 }
 
 // add is for what is not wrong enough to count in the exit status.
@@ -214,7 +229,7 @@ func (e *examination) examine(ctx context.Context) {
 }
 
 func (e *examination) files() doctor.Files {
-	return doctor.Files{Quote: shellWord, Free: ledger.DiskFree}
+	return doctor.Files{Quote: shellWord, Free: ledger.DiskFree, Windows: runtime.GOOS == "windows"}
 }
 
 // said reports whether there is a finding of a kind.
@@ -361,7 +376,7 @@ func (e *examination) users() {
 	}
 	if n := e.view.Remains; n > 0 && e.view.Format >= ledger.FormatVersion {
 		e.add(doctor.CompactionLeft, doctor.Note, "ledger", doctor.Run(e.command()+" doctor --fix"), "a compaction was killed and has left %d KiB: %s", (n+1023)>>10,
-			filepath.Join(e.settings.StateDir, "haldir.db.compact"))
+			e.compacted())
 	}
 	// A console that died has left both. What writes for them brings an older file up to
 	// date, which is a step of its own.

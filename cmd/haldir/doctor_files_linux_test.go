@@ -54,6 +54,28 @@ func TestDoctorOfACheckpointKeyThatIsNone(t *testing.T) {
 	}
 }
 
+// What a compaction has left is said to be removed only if it is gone.
+func TestDoctorOfRemainsThatStay(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.must("mkdir -p state/haldir.db.compact/full") // which is not removed as a file
+	out, said, _ := p.sh("haldir doctor --fix --yes --json")
+	var r report
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Fixed) > 0 || r.find(doctor.CompactionLeft) == nil || !strings.Contains(said, "haldir.db.compact is still there") {
+		t.Errorf("%q, %+v\n%s", r.Fixed, r.Findings, said)
+	}
+	p.must("mkdir bare && chmod 755 bare")
+	p.env["HALDIR_STATE_DIR"] = p.path("bare")
+	for range 2 { // the first look makes it no more haldir's than it was
+		if f := p.doctor("--fix", "--yes").find(doctor.StateMode); f == nil || len(f.Commands) > 0 {
+			t.Errorf("a directory that is not haldir's: %+v", f)
+		}
+	}
+}
+
 // A setting that is wrong is said once, and so is a directory that is gone.
 func TestDoctorSaysOneThingOnce(t *testing.T) {
 	t.Parallel()

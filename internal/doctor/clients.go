@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -191,6 +192,9 @@ func (e entries) look(ctx context.Context, l *clients.List) (found []Finding) {
 
 // program looks whether the client can start haldir, and which.
 func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
+	if filepath.Base(s.Command) != s.Command && !filepath.IsAbs(s.Command) {
+		return nil // relative to where the client is started, which is not here
+	}
 	client := s.List.File.Client
 	fix := Fix{Text: fmt.Sprintf("make its command %q there, and start the client anew", e.o.Window.Command)}
 	if err := startable(s.Command); err != nil {
@@ -212,6 +216,9 @@ func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
 
 // config looks at the config that an entry names.
 func (e entries) config(s *clients.Server, path string) []Finding {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		return nil // what is read from a pipe or a terminal is the client's, and may never come
+	}
 	client := s.List.File.Client
 	switch _, err := config.Load(path); {
 	case errors.Is(err, fs.ErrNotExist):
@@ -227,6 +234,9 @@ func (e entries) config(s *clients.Server, path string) []Finding {
 // state looks at the state directory that an entry names.
 func (e entries) state(s *clients.Server, dir string) (found []Finding) {
 	for _, f := range e.Files.State(dir) {
+		if brought(s) { // whoever wrote it may have named any directory
+			f = f.inWords("name another directory there, or take the entry out")
+		}
 		if f.Severity == Failure {
 			found = append(found, New(ClientState, Failure, "clients", Fix{f.Fix, f.Commands}, "%s: of the state directory that the haldir of %s is given: %s", s.Place(), s.List.File.Client, f.Text))
 		}

@@ -30,13 +30,42 @@ type Files struct {
 	Quote func(string) string // a text as a shell takes it for one word
 	// Free is how much can be written to the file system of a directory, if that is known.
 	Free func(dir string) (int64, bool)
+	// Windows says that chmod, chown and mv are no commands here.
+	Windows bool
 }
 
 // elsewhere is what always helps where a state directory cannot be used.
 const elsewhere = "name another directory with --state-dir, or HALDIR_STATE_DIR"
 
-// State looks at the state directory and what is in it.
-func (f Files) State(dir string) (found []Finding) {
+// notOurs is for a directory in which nothing is seen of haldir's.
+const notOurs = "if it is haldir's, though this user sees no haldir.db in it, give it to this user alone; or " + elsewhere
+
+// State looks at the state directory and what is in it. One that is there and has nothing of
+// haldir's may have been named by mistake, and be the system's: it is not to be given away.
+func (f Files) State(dir string) []Finding {
+	if at, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = at // chown -R of a link changes the link alone
+	}
+	found := f.state(dir)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) || ours(dir) {
+		return found
+	}
+	for i := range found {
+		found[i] = found[i].inWords(notOurs)
+	}
+	return found
+}
+
+// ours reports whether a directory has what a haldir makes that has recorded something in it. The
+// locks are no sign: to look for a ledger makes them.
+func ours(dir string) bool {
+	return slices.ContainsFunc([]string{"haldir.db", "haldir.head"}, func(name string) bool {
+		_, err := os.Lstat(filepath.Join(dir, name))
+		return err == nil
+	})
+}
+
+func (f Files) state(dir string) (found []Finding) {
 	add := func(x Finding) { found = append(found, x) }
 	info, err := os.Stat(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,7 +106,7 @@ func (f Files) State(dir string) (found []Finding) {
 // owner is what helps where this user and the owner of a state directory get in each other's way.
 func (f Files) owner(info fs.FileInfo, dir string) Fix {
 	const be = "run haldir as its owner"
-	if !theirs(info) {
+	if !theirs(info) || f.Windows {
 		return Fix{Text: be}
 	}
 	return Do(be+", or give it to this user: %s", f.give(privateDir, dir).Commands[0])
@@ -97,7 +126,7 @@ func (f Files) absent(dir string) []Finding {
 	case info == nil:
 		fix, err = Fix{Text: elsewhere}, fmt.Errorf("%s is a link that leads nowhere", at)
 		if to, unknown := replace.Follow(at); unknown == nil {
-			fix = Do("make what the link leads to: %s", "mkdir -p -m 700 "+f.Quote(to))
+			fix = f.run("make what the link leads to", "mkdir -p -m 700 "+f.Quote(to))
 		}
 	case errors.Is(err, fs.ErrPermission) && theirs(info):
 		fix = Do("make it for this user: %s; or "+elsewhere, "sudo install -d -m 700 -o "+f.Quote(self())+" "+f.Quote(dir))
@@ -128,6 +157,12 @@ var keeps = []kept{
 	{"locks", toUse, false},
 	{"locks/*", toRead, false},
 	{"watchers", toUse, false},
+	{"procs/*", toRead | toWrite, false}, // who cannot be asked counts as alive
+	{"watchers/*", toRead | toWrite, false},
+	{"haldir.bell", toRead | toWrite, false},
+	{"haldir.compact", toRead, false},
+	{"haldir.ship-*", toRead, false},
+	{"haldir.*.pid", toRead | toWrite, false}, // of the one before it would name the wrong process
 }
 
 // denied finds what in the state directory this user may not use, and what is no such thing.
@@ -146,6 +181,8 @@ func (f Files) denied(dir string) (found []Finding) {
 				odd = append(odd, path)
 				found = append(found, f.odd(k, path))
 			case !errors.Is(err, fs.ErrPermission):
+			case leads(path) != "":
+				found = append(found, k.astray(path))
 			case k.vital:
 				vital = append(vital, path)
 			default:
@@ -170,16 +207,38 @@ func (k kept) kind() fs.FileMode {
 	return 0
 }
 
+// grave is what it is if it cannot be used.
+func (k kept) grave() (ID, Severity) {
+	if k.vital {
+		return StateUnusable, Failure
+	}
+	return StateFileAccess, Warning
+}
+
+// astray is said of a link to what this user may not use. A link leads anywhere, so there is no
+// command.
+func (k kept) astray(path string) Finding {
+	id, severity := k.grave()
+	return New(id, severity, "state", Fix{Text: "look at where it leads, and give this user what is haldir's"}, "%s leads to %s, which this user has no right to use", path, leads(path))
+}
+
+// leads is where a path in the state directory, whose own path has no links, leads by one; "" if
+// there is none.
+func leads(path string) string {
+	if to, err := filepath.EvalSymlinks(path); err == nil && to != path {
+		return to
+	}
+	return ""
+}
+
 // odd is said of what is not what haldir makes there.
 func (f Files) odd(k kept, path string) Finding {
-	id, severity, kind := StateFileAccess, Warning, "no file"
-	if k.vital {
-		id, severity = StateUnusable, Failure
-	}
+	kind := "no file"
+	id, severity := k.grave()
 	if k.what == toUse {
 		kind = "no directory"
 	}
-	return New(id, severity, "state", Do("set it aside, and look again: %s", "mv "+f.Quote(path)+" "+f.Quote(path+".old")), "%s is %s", path, kind)
+	return New(id, severity, "state", f.run("set it aside, and look again", "mv "+f.Quote(path)+" "+f.Quote(path+".old")), "%s is %s", path, kind)
 }
 
 // described says of files whose they are and how open.
@@ -217,17 +276,28 @@ func (f Files) over(dir string) []Finding {
 	return nil
 }
 
+// made are the names of all that haldir makes in the state directory. What else is there is a
+// person's own.
+var made = []string{"haldir.*", "checkpoint.key*", "checkpoints.log*", "secrets.*", "salvaged.*", "init.lock", "locks/*", "procs/*", "watchers/*"}
+
 // open finds the files of the state directory that others can read or write.
-func (f Files) open(dir string) []Finding {
+func (f Files) open(dir string) (found []Finding) {
 	if runtime.GOOS == "windows" {
 		return nil
 	}
 	var paths, own []string
-	for _, pattern := range []string{"*", "procs/*", "watchers/*"} {
+	for _, pattern := range made {
 		list, _ := filepath.Glob(filepath.Join(escaped(dir), pattern)) // the pattern is sound
 		for _, path := range list {
-			info, err := os.Stat(path) // through a link: that is what is read
+			info, err := os.Stat(path)
 			if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 == 0 {
+				continue
+			}
+			if to := leads(path); to != "" { // anywhere: no command, and no word of others than the ledger
+				if filepath.Base(path) == "haldir.db" {
+					found = append(found, New(StateFileMode, Warning, "state", Fix{Text: "look at where it leads, and close what is haldir's to others"},
+						"%s leads to %s, to which others have rights (mode %04o)", path, to, info.Mode().Perm()))
+				}
 				continue
 			}
 			if paths = append(paths, path); !theirs(info) {
@@ -236,18 +306,23 @@ func (f Files) open(dir string) []Finding {
 		}
 	}
 	if len(paths) == 0 {
-		return nil
+		return found
 	}
 	x := New(StateFileMode, Warning, "state", f.give(private, paths...), "%s: others have rights to %d of its files: %s", dir, len(paths), some(described(paths)))
 	if len(own) > 0 {
-		x.Mend = &Mend{"chmod 600 " + some(described(own)), func() (err error) {
-			for _, p := range own {
-				err = errors.Join(err, os.Chmod(p, 0o600))
-			}
-			return err
-		}}
+		x.Mend = &Mend{"chmod 600 " + some(described(own)), func() error { return closeAll(own) }}
 	}
-	return []Finding{x}
+	return append(found, x)
+}
+
+// closeAll closes files to others, but what has become a link since they were looked at.
+func closeAll(paths []string) (err error) {
+	for _, p := range paths {
+		if leads(p) == "" {
+			err = errors.Join(err, os.Chmod(p, 0o600))
+		}
+	}
+	return err
 }
 
 // escaped is a path as filepath.Glob takes it for itself. On Windows it has no escape.
@@ -292,7 +367,10 @@ func (f Files) Config(path string) (found []Finding) {
 		}
 		if other, who := foreign(info); other && !ofRoot(info) {
 			fix := Fix{Text: "run haldir as that user, or give it to root"}
-			if theirs(info) {
+			switch {
+			case theirs(info) && info.IsDir(): // it may be their home
+				fix = Fix{Text: "run haldir as that user, or copy the config to a directory of your own"}
+			case theirs(info):
 				fix = Run("sudo chown " + f.Quote(self()) + " " + f.Quote(p))
 			}
 			found = append(found, New(ConfigMode, Warning, "config", fix, "%s is of %s, who can write it", p, who))
@@ -371,10 +449,13 @@ func (f Files) log(path string) (Fix, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		if at = nearest(path); at != dir {
 			err = errors.New("its directory is not there")
-			if access(at, toMake) == nil {
-				return Run("mkdir -p " + f.Quote(dir)), err
+			switch {
+			case access(at, toMake) != nil:
+				return another, err
+			case f.Windows:
+				return Fix{Text: "make the directory " + dir}, err
 			}
-			return another, err
+			return Run("mkdir -p " + f.Quote(dir)), err
 		}
 		err = access(dir, toMake)
 	}

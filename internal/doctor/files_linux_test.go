@@ -170,7 +170,20 @@ func TestRights(t *testing.T) {
 		{state, deny{false, "chmod 400 home/state/haldir.head", doctor.StateFileAccess, warning, "haldir.head", "chmod u+rwX home/state/haldir.head"}},
 		{state, deny{false, "chmod 400 home/state/checkpoints.log", doctor.StateFileAccess, warning, "checkpoints.log", "chmod u+rwX home/state/checkpoints.log"}},
 		{state, deny{true, "chown 0:0 home/state/secrets.*", doctor.StateFileAccess, warning, "secrets.age", "sudo chown USER home/state/secrets.age home/state/secrets.lock"}},
-		{state, deny{true, "chown -R 0:0 home/state", unusable, failure, "nothing can be written in", "sudo chown -R USER home/state"}},
+		{state, deny{true, "chown -R 0:0 home/state; chmod 711 home/state", unusable, failure, "nothing can be written in", "sudo chown -R USER home/state, then chmod 700 home/state"}},
+		{state, deny{true, "chown -R 0:0 home/state", unusable, failure, "nothing can be written in", ""}}, // whose it is cannot be seen
+		{state, deny{true, "rm home/state/haldir.*; chown 0:0 home/state; chmod 755 home/state", unusable, failure, "nothing can be written in", ""}},
+		{state, deny{false, "rm home/state/haldir.db home/state/haldir.head; chmod 755 home/state", doctor.StateMode, failure, "is open to others", ""}},
+		{state, deny{false, "mv home/state home/real; ln -s real home/state; chmod 755 home/real", doctor.StateMode, failure, "is open to others", "chmod 700 home/real"}},
+		{state, deny{true, "touch home/ca; chmod 600 home/ca; ln -s ../ca home/state/secrets.pem", doctor.StateFileAccess, warning, "secrets.pem leads to home/ca, which this user has no right to use", ""}},
+		{state, deny{false, "touch home/ca; chmod 755 home/ca; ln -s ../ca home/state/ca.pem; ln -s ../ca home/state/secrets.pem; touch home/state/notes; chmod 644 home/state/notes", "", "", "", ""}},
+		{state, deny{false, "mkdir home/bin; touch home/bin/tool; chmod 755 home/bin/tool; ln -s ../bin home/state/locks", "", "", "", ""}},
+		{state, deny{false, "touch home/state/haldir.compact; chmod 0 home/state/haldir.compact", doctor.StateFileAccess, warning, "haldir.compact", "chmod u+rwX home/state/haldir.compact"}},
+		{state, deny{false, "touch home/state/haldir.ship-0a; chmod 0 home/state/haldir.ship-0a", doctor.StateFileAccess, warning, "haldir.ship-0a", "chmod u+rwX home/state/haldir.ship-0a"}},
+		{state, deny{false, "touch home/state/haldir.bell; chmod 400 home/state/haldir.bell", doctor.StateFileAccess, warning, "haldir.bell", "chmod u+rwX home/state/haldir.bell"}},
+		{state, deny{true, "touch home/state/haldir.lock.pid; chmod 600 home/state/haldir.lock.pid", doctor.StateFileAccess, warning, "haldir.lock.pid", "sudo chown USER home/state/haldir.lock.pid"}},
+		{state, deny{false, "touch home/state/procs/a; chmod 400 home/state/procs/a", doctor.StateFileAccess, warning, "procs/a", "chmod u+rwX home/state/procs/a"}},
+		{state, deny{false, "mkdir home/state/watchers; touch home/state/watchers/a; chmod 0 home/state/watchers/a", doctor.StateFileAccess, warning, "watchers/a", "chmod u+rwX home/state/watchers/a"}},
 		{state, deny{false, "chmod 500 home/state", unusable, failure, "nothing can be written in", "chmod 700 home/state"}},
 		{state, deny{false, "rm home/state/haldir.lock; mkfifo home/state/haldir.lock", unusable, failure, "haldir.lock is no file", "set it aside, and look again: mv home/state/haldir.lock home/state/haldir.lock.old"}},
 		{state, deny{false, "rm home/state/checkpoints.log; mkdir home/state/checkpoints.log", doctor.StateFileAccess, warning, "checkpoints.log is no file", "set it aside, and look again: mv home/state/checkpoints.log home/state/checkpoints.log.old"}},
@@ -178,13 +191,13 @@ func TestRights(t *testing.T) {
 		{state, deny{true, "rm -r home/state; chown 0:0 home; chmod 755 home", unusable, failure, "cannot be made in", "make it for this user: sudo install -d -m 700 -o USER home/state; or name another directory with --state-dir, or HALDIR_STATE_DIR"}},
 		{state, deny{false, "rm -r home/state; ln -s gone home/state", unusable, failure, "home/state is a link that leads nowhere", "make what the link leads to: mkdir -p -m 700 home/gone"}},
 		{state, deny{true, "chown 0:0 home/state/haldir.db; chmod 666 home/state/haldir.db", doctor.StateFileMode, warning, "haldir.db (mode 0666, of the user root)", "sudo chown USER home/state/haldir.db, then chmod 600 home/state/haldir.db"}},
-		{state, deny{false, "chmod 644 home/state/haldir.db; mv home/state/haldir.db home/; ln -s ../haldir.db home/state/haldir.db", doctor.StateFileMode, warning, "haldir.db (mode 0644)", "chmod 600 home/state/haldir.db"}},
+		{state, deny{false, "chmod 644 home/state/haldir.db; mv home/state/haldir.db home/; ln -s ../haldir.db home/state/haldir.db", doctor.StateFileMode, warning, "home/state/haldir.db leads to home/haldir.db, to which others have rights (mode 0644)", ""}},
 		{state, deny{false, "chmod 777 home", doctor.StateFileMode, warning, "in home everybody (mode 0777) can put another home/state in its place", "chmod o-w home"}},
 		{state, deny{true, "chown 0:0 home; chmod 777 home", doctor.StateFileMode, warning, "in home everybody", "sudo chmod o-w home"}},
 		{config, deny{false, "chmod 666 home/haldir.yaml", doctor.ConfigMode, warning, "home/haldir.yaml can be written by everybody", "chmod go-w home/haldir.yaml"}},
 		{config, deny{false, "mkdir home/real; chmod 777 home/real; mv home/haldir.yaml home/real; ln -s real/haldir.yaml home/haldir.yaml", doctor.ConfigMode, warning, "home/real can be written by everybody", "chmod go-w home/real"}},
 		{config, deny{true, "chown 1 home/haldir.yaml", doctor.ConfigMode, warning, "home/haldir.yaml is of the user", "sudo chown USER home/haldir.yaml"}},
-		{config, deny{true, "chown 1 home; chmod 755 home", doctor.ConfigMode, warning, "home is of the user", "sudo chown USER home"}},
+		{config, deny{true, "chown 1 home; chmod 755 home", doctor.ConfigMode, warning, "home is of the user", ""}},
 		{config, deny{true, "chown 0 home home/haldir.yaml; chmod 755 home", "", "", "", ""}},
 		{config, deny{true, "touch home/.haldir.yaml.lock; chmod 600 home/.haldir.yaml.lock", doctor.ConfigLock, warning, ".haldir.yaml.lock (mode 0600, of the user root)", "sudo chown USER home/.haldir.yaml.lock"}},
 		{config, deny{false, "mkfifo home/.haldir.yaml.lock", doctor.ConfigLock, warning, ".haldir.yaml.lock is no file", "mv home/.haldir.yaml.lock home/.haldir.yaml.lock.old"}},
@@ -228,7 +241,7 @@ func TestRights(t *testing.T) {
 				t.Fatalf("want one %s, an %s, with %q: %+v", c.id, c.as, c.text, u.look(c.look(u)))
 			}
 			if c.fix == "" {
-				if len(hit[0].Commands) > 0 {
+				if len(hit[0].Commands) > 0 || hit[0].Mend != nil || strings.Contains(hit[0].Fix, "chown") {
 					t.Errorf("no command can help: %+v", hit[0])
 				}
 				return
@@ -243,5 +256,23 @@ func TestRights(t *testing.T) {
 				t.Errorf("after its fix it still says %+v", hit)
 			}
 		})
+	}
+}
+
+// TestNoCommandsOfUnixOnWindows: its shell has none of them, so there are words.
+func TestNoCommandsOfUnixOnWindows(t *testing.T) {
+	u := newUser(t)
+	u.run("cd home/state && rm checkpoints.log && mkdir checkpoints.log && chmod 0 haldir.db secrets.age")
+	found := u.look(func(f doctor.Files) []doctor.Finding {
+		f.Windows = true
+		return append(f.State(u.path("home/state")), f.Log(u.path("home/a/b/log"))...)
+	})
+	if len(found) != 4 {
+		t.Errorf("not four things are wrong: %+v", found)
+	}
+	for _, f := range found {
+		if len(f.Commands) > 0 || f.Fix == "" || strings.Contains(f.Fix, "mv ") || strings.Contains(f.Fix, "chmod") {
+			t.Errorf("%+v", f)
+		}
 	}
 }

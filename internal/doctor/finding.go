@@ -223,6 +223,15 @@ func New(id ID, s Severity, about string, fix Fix, format string, args ...any) F
 	return f
 }
 
+// inWords is a finding that offers nothing to be run: where it would, it says other words.
+func (f Finding) inWords(words string) Finding {
+	if len(f.Commands) > 0 {
+		f.Fix, f.Commands = words, nil
+	}
+	f.Mend = nil
+	return f
+}
+
 // some names the first few of a list.
 func some(list []string) string {
 	const most = 3

@@ -3,10 +3,12 @@
 package doctor_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/haldir-mcp/haldir/internal/doctor"
@@ -49,6 +51,39 @@ func TestEntriesOfHaldir(t *testing.T) {
 	}
 	if _, err := os.Stat(p.path("sprung")); err == nil {
 		t.Error("a program that came with a project was started")
+	}
+}
+
+// What a project's file names is told of, and never to be given away, and what may be another
+// thing here than for the client, or keep doctor waiting, is not looked at.
+func TestEntriesThatAreNotFollowed(t *testing.T) {
+	p := someone(t, map[string]string{"trap/haldir": "#!/bin/sh\ntouch @HOME@/sprung\n", "open/haldir.db": ""})
+	t.Chdir(p.home)
+	if err := errors.Join(os.Chmod("open", 0o755), syscall.Mkfifo("pipe", 0o600)); err != nil { //nolint:gosec // that is what is wrong with it
+		t.Fatal(err)
+	}
+	named := `{"mcpServers":{"haldir":{"command":"./haldir","args":["serve","--state-dir","@HOME@/open"]}}}`
+	p.write(".claude.json", named)
+	if f := one(t, p.look(""), doctor.ClientState, "is open to others"); len(f.Commands) != 1 {
+		t.Errorf("of a person's own entry: %+v", f)
+	}
+	p.write(".claude.json", "{}")
+	p.write(".mcp.json", named)
+	if f := one(t, p.look(""), doctor.ClientState, "is open to others"); len(f.Commands) > 0 || strings.Contains(f.Fix, "chmod") {
+		t.Errorf("of an entry that came with a project: %+v", f)
+	}
+	p.write(".mcp.json", "{}")
+	for _, entry := range []string{
+		`{"command":"./trap/haldir","args":["serve"]}`, `{"command":"none/haldir","args":["serve"]}`,
+		`{"command":"./trap/haldir","args":["serve","--config","@HOME@/pipe"]}`,
+	} {
+		p.write(".claude.json", `{"mcpServers":{"haldir":`+entry+`}}`)
+		if found := p.look(""); len(found) > 0 {
+			t.Errorf("%s: %+v", entry, found)
+		}
+	}
+	if _, err := os.Stat(p.path("sprung")); err == nil {
+		t.Error("a program was started that the client would look for elsewhere")
 	}
 }
 

@@ -35,6 +35,9 @@ func (r right) holds(mode fs.FileMode) bool {
 // what this user needs and another has is given to this user first; what is only to be taken
 // from others stays with its owner.
 func (f Files) give(r right, paths ...string) Fix {
+	if f.Windows {
+		return Fix{Text: "give this user the right to use " + some(paths)}
+	}
 	var give, take, change []string
 	for _, path := range paths {
 		info, err := os.Stat(path)
@@ -70,6 +73,14 @@ func (f Files) give(r right, paths ...string) Fix {
 		return Fix{Text: "find out what else keeps this user from " + some(paths)} // an immutable file, say
 	}
 	return Fix{strings.Join(commands, ", then "), commands}
+}
+
+// run is a fix of one command of Unix, and of the words before it alone where that is none.
+func (f Files) run(words, command string) Fix {
+	if f.Windows {
+		return Fix{Text: words}
+	}
+	return Do(words+": %s", command)
 }
 
 // Readable is how this user gets to read a file.
