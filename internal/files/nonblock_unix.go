@@ -20,6 +20,6 @@ func wait(f *os.File) error {
 		return err
 	}
 	var set error
-	err = conn.Control(func(fd uintptr) { set = unix.SetNonblock(int(fd), false) }) //nolint:gosec // a descriptor is an int
+	err = conn.Control(func(fd uintptr) { set = unix.SetNonblock(int(fd), false) })
 	return errors.Join(err, set)
 }
