@@ -281,8 +281,8 @@ var ErrKey = errors.New("the key that signs checkpoints is damaged")
 
 // readKey returns the key that signs checkpoints, nil if there is none.
 func readKey(dir string) (*audit.Key, error) {
-	if err := noFile(keyPath(dir)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrKey, err)
+	if info, err := os.Stat(keyPath(dir)); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: %s is no file", ErrKey, keyPath(dir))
 	}
 	text, err := os.ReadFile(keyPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
