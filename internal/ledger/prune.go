@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -489,7 +490,10 @@ func (p *pruner) sweep(t *tx) error {
 		if err != nil {
 			return true, nil //nolint:nilerr // it was one when it was taken into the tree
 		}
-		changed = number(k) > counted && used.add(&r, t.now) || changed
+		if c, some := spentBy(&r); some && number(k) > counted {
+			used.count(c)
+			changed = true
+		}
 		if r.Kind == audit.KindConfig && number(t.space(spaceConfigs).get(r.ConfigSHA256[:])) == r.Seq { // its next use is a first one again
 			return true, t.space(spaceConfigs).delete(r.ConfigSHA256[:])
 		}
@@ -529,9 +533,14 @@ func sweep(b *bolt.Bucket, n int, goes func(k, v []byte) (bool, error)) error {
 	return nil
 }
 
-// history is what was used by calls whose records are gone, for [tx.lately]: by days, and of
-// the last 31 only.
+// history is what was used by calls whose records are gone, for [tx.lately]: by days, of which
+// it keeps the last ones. It asks no clock which those are: one that is wrong would have it
+// forget what counts again once that is found out.
 type history map[int64]used
+
+// historyDays is how many days of use a history keeps: the 31 that anything looks back, and
+// more days than anybody works on by a clock that is wrong.
+const historyDays = 100
 
 type used struct {
 	Calls int64 `json:"calls"`
@@ -552,36 +561,24 @@ func (t *tx) counted() uint64 { return number(t.space(spaceMeta).get(keyCounted)
 
 func dayOf(at time.Time) int64 { return at.Unix() / (24 * 60 * 60) }
 
-// spent is what one call of a day has used. It is some only of the last 31 days.
+// spent is what one call of a day has used.
 type spent struct {
 	seq  uint64
 	day  int64
 	cost int64
 }
 
-func spentBy(r *audit.Record, now time.Time) (s spent, some bool) {
+func spentBy(r *audit.Record) (s spent, some bool) {
 	s = spent{r.Seq, dayOf(r.Time), r.Cost}
-	return s, r.Kind == audit.KindAttempt && r.Status == audit.StatusRunning && s.day >= dayOf(lookedBack(now))
+	return s, r.Kind == audit.KindAttempt && r.Status == audit.StatusRunning
 }
 
 func (s history) count(c spent) {
 	u := s[c.day]
 	s[c.day] = used{u.Calls + 1, plus(u.Cost, c.cost)}
-}
-
-func (s history) add(r *audit.Record, now time.Time) (changed bool) {
-	first := dayOf(lookedBack(now))
-	for day := range s {
-		if day < first {
-			delete(s, day)
-			changed = true
-		}
+	if len(s) > historyDays {
+		delete(s, slices.Min(slices.Collect(maps.Keys(s))))
 	}
-	c, some := spentBy(r, now)
-	if some {
-		s.count(c)
-	}
-	return changed || some
 }
 
 // lookedBack is how far back anything looks for what was used: the longest period of a limit.

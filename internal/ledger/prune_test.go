@@ -398,6 +398,58 @@ func TestTheClockIsSetBackWithWhatPrunedCallsHaveUsed(t *testing.T) {
 	}
 }
 
+// That holds too where they went by the clock that was wrong, to which they seemed older than
+// anything that looks back.
+func TestTheClockIsSetBackWithWhatItHasPruned(t *testing.T) {
+	monthly := shop()
+	monthly.Policies[1].MaxCalls, monthly.Policies[1].Window = 150, 30*day
+	e := engine(t, monthly)
+	for _, compacted := range []bool{false, true} {
+		clock, dir := newClock(), stateDir(t)
+		l := little(t, dir, clock, "a", 5*day)
+		look := func(n int) (passed int) {
+			for range n {
+				ticket, d := reserve(t, l, call("ses_a", "look", `{}`), e)
+				if d.Verdict == policy.Allow {
+					passed++
+				}
+				l.Settle(ticket, ledger.Outcome{Result: ledger.Done})
+			}
+			return passed
+		}
+		if n := look(100); n != 100 {
+			t.Fatalf("%d calls of 100 passed", n)
+		}
+		flush(t, l)
+		prune := func() {
+			for range 600 { // that use nothing
+				reserve(t, l, call("ses_a", "steal", `{}`), e)
+			}
+			crowd(t, l, 0)
+			if compacted {
+				compact(t, l)
+			}
+		}
+		prune()
+		clock.add(45 * day)
+		look(20)
+		prune()
+		clock.add(25 * time.Hour)
+		prune()
+		prune()
+		if n := gone(t, l); n < 200 {
+			t.Fatalf("%d records are gone, want those of all calls", n)
+		}
+		clock.add(-44*day - time.Hour)
+		if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+			t.Fatal(err)
+		}
+		if n := look(150); n > 50 {
+			t.Errorf("compacted %v: %d more calls passed after 100 of 150 in 30 days", compacted, n)
+		}
+	}
+}
+
 // While calls run, old records go as new ones come, and the file does not grow.
 func TestAFileDoesNotGrowWhileRecordsGo(t *testing.T) {
 	goal := uint64(100_000)
