@@ -38,7 +38,7 @@ func elements(page []byte) (list []element, err error) {
 	err = eachElement(page, func(e, rest []byte) bool {
 		ne := binary.NativeEndian
 		pos, keySize, valueSize := uint64(ne.Uint32(e[4:])), uint64(ne.Uint32(e[8:])), uint64(ne.Uint32(e[12:]))
-		if pos+keySize+valueSize > uint64(len(rest)) {
+		if keySize == 0 || pos+keySize+valueSize > uint64(len(rest)) {
 			return false
 		}
 		list = append(list, element{ne.Uint32(e)&bucketFlag != 0, rest[pos : pos+keySize], rest[pos+keySize : pos+keySize+valueSize]})
@@ -69,7 +69,7 @@ func eachElement(page []byte, f func(e, rest []byte) bool) error {
 		good = f(rest[:elementSize], rest) && good
 	}
 	if !good {
-		return errors.New("it has entries that lead out of it")
+		return errors.New("it has entries that lead out of it or have no key")
 	}
 	return nil
 }

@@ -225,7 +225,7 @@ func (s *salvage) trees(log []byte, key *audit.Key) error {
 		return nil
 	}
 	own, err := s.meta(m)
-	if n := own[string(keyVersion)]; len(n) == 8 && number(n) > FormatVersion {
+	if n := own[string(keyVersion)]; len(n) == 8 && number(n) > FormatVersion && number(n) <= lastFormat {
 		return fmt.Errorf("%w (format %d, this haldir knows %d): recover it with that", ErrNewer, number(n), FormatVersion)
 	}
 	var gone audit.Pruned
@@ -280,6 +280,8 @@ func (s *salvage) trees(log []byte, key *audit.Key) error {
 	}
 	if version := hot[string(spaceMeta)+string(keyVersion)]; len(version) != 8 {
 		s.blame(fmt.Errorf("%w: %s has no format version", ErrDamaged, s.file.Name()))
+	} else if number(version) > lastFormat {
+		s.blame(noFormat(number(version)))
 	} else if number(version) == FormatVersion {
 		s.blame(lacking(func(name []byte) bool { return s.rest[string(name)] != nil }))
 	}

@@ -181,6 +181,20 @@ func harm(t *testing.T, dir string, f func(*bolt.Tx) error) {
 	}
 }
 
+// emptyKey takes the key of the first entry of a bucket away, which bbolt would not.
+func emptyKey(t *testing.T, dir, bucket string) {
+	t.Helper()
+	var root uint64
+	harm(t, dir, func(tx *bolt.Tx) error { root = uint64(tx.Bucket([]byte(bucket)).Root()); return nil })
+	file := read(t, dir, "haldir.db")
+	page := file[root*4096:]
+	for binary.NativeEndian.Uint16(page[8:]) == 1 { // a branch
+		page = file[binary.NativeEndian.Uint64(page[16+8:])*4096:]
+	}
+	binary.NativeEndian.PutUint32(page[16+8:], 0)
+	write(t, dir, "haldir.db", file)
+}
+
 // What no haldir opens must not be a sound one to Recover: nobody could do anything about it.
 func TestWhatIsRefusedIsRecovered(t *testing.T) {
 	change := func(f func(*bolt.Tx) error) func(*testing.T, string) {
@@ -190,7 +204,11 @@ func TestWhatIsRefusedIsRecovered(t *testing.T) {
 		"a version of one byte": func(t *testing.T, dir string) { setVersion(t, dir, []byte{0}) },
 		"an empty version":      func(t *testing.T, dir string) { setVersion(t, dir, nil) },
 		"a long version":        func(t *testing.T, dir string) { setVersion(t, dir, bytes.Repeat([]byte("x"), 40)) },
+		"a version of 65540":    func(t *testing.T, dir string) { setVersion(t, dir, []byte{0, 0, 0, 0, 0, 1, 0, 4}) },
 		"no version":            change(func(tx *bolt.Tx) error { return tx.Bucket([]byte("hot")).Delete([]byte("mversion")) }),
+	}
+	for _, name := range []string{"audit", "hot"} {
+		harms["an empty key in "+name] = func(t *testing.T, dir string) { emptyKey(t, dir, name) }
 	}
 	for _, name := range []string{"audit", "outcomes", "index", "catalogue", "approvals"} {
 		harms["no "+name] = change(func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte(name)) })

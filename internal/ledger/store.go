@@ -266,7 +266,10 @@ func format(db *bolt.DB) (n uint64, err error) {
 		if len(v) != 8 {
 			return fmt.Errorf("%w: no format version", ErrDamaged)
 		}
-		if n = number(v); n > FormatVersion {
+		if n = number(v); n > lastFormat {
+			return noFormat(n)
+		}
+		if n > FormatVersion {
 			return fmt.Errorf("%w (format %d, this haldir knows %d): upgrade haldir", ErrNewer, n, FormatVersion)
 		}
 		if n < FormatVersion {
@@ -276,6 +279,12 @@ func format(db *bolt.DB) (n uint64, err error) {
 	})
 	return n, err
 }
+
+// lastFormat is the last format version that is believed. A greater one is no newer haldir's, which
+// nobody would find, but damage.
+const lastFormat = 1000
+
+func noFormat(n uint64) error { return fmt.Errorf("%w: %d is no format version", ErrDamaged, n) }
 
 // lacking says which bucket a file of the present format lacks: who looks for it there would
 // find nothing at all.
