@@ -66,8 +66,10 @@ func remains(dir string) (n int64, err error) {
 	}
 	lock, err := tryCompacting(dir)
 	switch {
+	case errors.Is(err, fs.ErrPermission): // it may be under way as another user
+		return 0, nil
 	case err != nil:
-		return n, nil //nolint:nilerr // a lock that cannot be had, such as another user's, holds up no look
+		return n, nil //nolint:nilerr // a lock that cannot be had holds up no look
 	case lock == nil: // it is under way
 		return 0, nil
 	}
@@ -100,6 +102,12 @@ func (l *Ledger) Compact(ctx context.Context, now bool, progress func(done, tota
 		return c, errors.Join(err, ErrCompacting)
 	}
 	defer func() { err = errors.Join(err, free(lock)) }()
+	for _, path := range []string{dbPath(l.o.Dir), logPath(l.o.Dir)} {
+		// What it leads to would stay as it is, with the records that are to go.
+		if to, err := os.Readlink(path); err == nil {
+			return c, fmt.Errorf("%s is a link to %s, in the place of which compaction would put a file: end all haldirs, move the file there, and try again", path, to)
+		}
+	}
 	if c.Pruned, err = l.pruneAll(ctx, now); err != nil {
 		return c, err
 	}
@@ -374,7 +382,7 @@ func (m *copier) leftovers(ctx context.Context) error {
 				return nil
 			}
 			if r, err := audit.Decode(p.v); err == nil {
-				if c, some := spentBy(&r, m.l.o.Clock()); some {
+				if c, some := spentBy(&r); some {
 					m.spent = append(m.spent, c)
 				}
 				if r.Kind == audit.KindConfig {

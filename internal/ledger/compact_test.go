@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -199,6 +200,28 @@ func TestWhatAKilledCompactionLeavesGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	verify(t, l)
+}
+
+// What a link leads to would be left behind, with the records that are to go.
+func TestNoCompactionOfWhatIsALink(t *testing.T) {
+	for _, name := range []string{"haldir.db", "checkpoints.log"} {
+		clock, dir := newClock(), stateDir(t)
+		l := little(t, dir, clock, "a", 2*day)
+		pass(t, l, clock, 2)
+		closeLedger(t, l)
+		real, link := filepath.Join(t.TempDir(), name), filepath.Join(dir, name)
+		if err := errors.Join(os.Rename(link, real), os.Symlink(real, link)); err != nil {
+			t.Fatal(err)
+		}
+		l = little(t, dir, clock, "a", 2*day)
+		if _, err := l.Compact(context.Background(), true, nil); err == nil || !strings.Contains(err.Error(), link+" is a link to "+real) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if to, err := os.Readlink(link); err != nil || to != real {
+			t.Errorf("%s: it leads to %q: %v", name, to, err)
+		}
+		verify(t, l)
+	}
 }
 
 func BenchmarkCompact(b *testing.B) {
