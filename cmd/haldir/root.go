@@ -98,6 +98,9 @@ func advice(err error) (code int, hint string) {
 	case errors.Is(err, ledger.ErrDamaged):
 		code = exitDamaged
 		hint = "haldir has not touched the file; copy the state directory, then see: haldir ledger recover --help"
+	case errors.Is(err, ledger.ErrKey):
+		code = exitDamaged
+		hint = "put checkpoint.key back from a backup; without one, see: haldir ledger recover --help"
 	case errors.Is(err, ledger.ErrBusy):
 		hint = "`ps` shows the process; a suspended one (Ctrl-Z) is continued with `fg`"
 	case errors.Is(err, ledger.ErrNoSession):

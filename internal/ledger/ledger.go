@@ -153,7 +153,8 @@ func stateDir(dir string) error {
 		return fmt.Errorf("state directory %s is no directory", dir)
 	case runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0:
 		abs, _ := filepath.Abs(dir)
-		return fmt.Errorf("state directory %s is open to others (mode %04o): chmod 700 %s", abs, info.Mode().Perm(), abs)
+		// No command: what was named by mistake, /tmp say, must not be closed to others.
+		return fmt.Errorf("state directory %s is open to others (mode %04o): if it is haldir's, close it (chmod 700, or haldir doctor --fix), else name another", abs, info.Mode().Perm())
 	}
 	return nil
 }
