@@ -47,13 +47,12 @@ func (f Files) State(dir string) []Finding {
 		dir = at // chown -R of a link changes the link alone
 	}
 	found := f.state(dir)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) || ours(dir) {
-		return found
+	if _, err := os.Stat(dir); err == nil && !ours(dir) {
+		for i := range found {
+			found[i] = found[i].inWords(notOurs)
+		}
 	}
-	for i := range found {
-		found[i] = found[i].inWords(notOurs)
-	}
-	return found
+	return append(found, f.over(dir)...)
 }
 
 // ours reports whether a directory has what a haldir makes that has recorded something in it. The
@@ -98,7 +97,6 @@ func (f Files) state(dir string) (found []Finding) {
 			add(New(StateOwner, Warning, "state", f.owner(info, dir), "%s is of %s, and haldir runs as another user", dir, who))
 		}
 	}
-	found = append(found, f.over(dir)...)
 	found = append(found, f.open(dir)...)
 	return append(found, f.disk(dir)...)
 }
@@ -179,7 +177,7 @@ func (f Files) denied(dir string) (found []Finding) {
 			case slices.Contains(vital, path) || slices.Contains(odd, path):
 			case info != nil && info.Mode().Type() != k.kind():
 				odd = append(odd, path)
-				found = append(found, f.odd(k, path))
+				found = append(found, f.odd(k, path, dir))
 			case !errors.Is(err, fs.ErrPermission):
 			case leads(path) != "":
 				found = append(found, k.astray(path))
@@ -232,13 +230,26 @@ func leads(path string) string {
 }
 
 // odd is said of what is not what haldir makes there.
-func (f Files) odd(k kept, path string) Finding {
+func (f Files) odd(k kept, path, dir string) Finding {
 	kind := "no file"
 	id, severity := k.grave()
 	if k.what == toUse {
 		kind = "no directory"
 	}
-	return New(id, severity, "state", f.run("set it aside, and look again", "mv "+f.Quote(path)+" "+f.Quote(path+".old")), "%s is %s", path, kind)
+	return New(id, severity, "state", f.run("set it aside, and look again", f.aside(path, dir)), "%s is %s", path, kind)
+}
+
+// aside is the command that moves what is in the way into a directory, under a name that is free
+// and that is none of haldir's.
+func (f Files) aside(path, dir string) string {
+	name := filepath.Join(dir, "aside-"+strings.TrimPrefix(filepath.Base(path), "."))
+	to := name
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(to); err != nil {
+			return "mv -n " + f.Quote(path) + " " + f.Quote(to)
+		}
+		to = fmt.Sprintf("%s-%d", name, i)
+	}
 }
 
 // described says of files whose they are and how open.
@@ -368,7 +379,7 @@ func (f Files) Config(path string) (found []Finding) {
 		if other, who := foreign(info); other && !ofRoot(info) {
 			fix := Fix{Text: "run haldir as that user, or give it to root"}
 			switch {
-			case theirs(info) && info.IsDir(): // it may be their home
+			case theirs(info) && (info.IsDir() || !mine(p)): // it may be their home, or another program's
 				fix = Fix{Text: "run haldir as that user, or copy the config to a directory of your own"}
 			case theirs(info):
 				fix = Run("sudo chown " + f.Quote(self()) + " " + f.Quote(p))
@@ -386,7 +397,7 @@ func (f Files) lock(path string) []Finding {
 	switch {
 	case err != nil:
 	case !info.Mode().IsRegular():
-		return []Finding{New(ConfigLock, Warning, "config", Run("mv "+f.Quote(path)+" "+f.Quote(path+".old")), "%s is no file", path)}
+		return []Finding{New(ConfigLock, Warning, "config", Run(f.aside(path, filepath.Dir(path))), "%s is no file", path)}
 	case access(path, toRead) != nil:
 		return []Finding{New(ConfigLock, Warning, "config", f.give(usable, path), "this user has no right to use %s", described([]string{path})[0])}
 	}
@@ -459,10 +470,10 @@ func (f Files) log(path string) (Fix, error) {
 		}
 		err = access(dir, toMake)
 	}
-	if info, unknown := os.Stat(at); errors.Is(err, fs.ErrPermission) && unknown == nil && (!info.IsDir() || !theirs(info)) {
+	if info, unknown := os.Stat(at); errors.Is(err, fs.ErrPermission) && unknown == nil && (!theirs(info) || !info.IsDir() && mine(at)) {
 		return f.give(usable, at), err
 	}
-	return another, err // a directory of others stays theirs
+	return another, err // a directory of others stays theirs, and what is in it
 }
 
 // ahead is how much the time by the ledger may be ahead of the clock: several processes, and a

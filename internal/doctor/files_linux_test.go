@@ -2,6 +2,7 @@ package doctor_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	lookup "os/user"
@@ -149,6 +150,14 @@ func TestRights(t *testing.T) {
 	config := func(u user) func(doctor.Files) []doctor.Finding {
 		return func(f doctor.Files) []doctor.Finding { return f.Config(u.path("home/haldir.yaml")) }
 	}
+	readable := func(u user) func(doctor.Files) []doctor.Finding {
+		return func(f doctor.Files) (found []doctor.Finding) {
+			if file, err := os.Open(u.path("home/haldir.yaml")); err == nil {
+				return append(found, doctor.Finding{Text: fmt.Sprint("it can be read", file.Close())})
+			}
+			return append(found, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", f.Readable(u.path("home/haldir.yaml")), "it cannot be read"))
+		}
+	}
 	logs := func(name string) func(u user) func(doctor.Files) []doctor.Finding {
 		return func(u user) func(doctor.Files) []doctor.Finding {
 			return func(f doctor.Files) []doctor.Finding { return f.Log(u.path("home/" + name)) }
@@ -185,8 +194,10 @@ func TestRights(t *testing.T) {
 		{state, deny{false, "touch home/state/procs/a; chmod 400 home/state/procs/a", doctor.StateFileAccess, warning, "procs/a", "chmod u+rwX home/state/procs/a"}},
 		{state, deny{false, "mkdir home/state/watchers; touch home/state/watchers/a; chmod 0 home/state/watchers/a", doctor.StateFileAccess, warning, "watchers/a", "chmod u+rwX home/state/watchers/a"}},
 		{state, deny{false, "chmod 500 home/state", unusable, failure, "nothing can be written in", "chmod 700 home/state"}},
-		{state, deny{false, "rm home/state/haldir.lock; mkfifo home/state/haldir.lock", unusable, failure, "haldir.lock is no file", "set it aside, and look again: mv home/state/haldir.lock home/state/haldir.lock.old"}},
-		{state, deny{false, "rm home/state/checkpoints.log; mkdir home/state/checkpoints.log", doctor.StateFileAccess, warning, "checkpoints.log is no file", "set it aside, and look again: mv home/state/checkpoints.log home/state/checkpoints.log.old"}},
+		{state, deny{false, "rm home/state/haldir.lock; mkfifo home/state/haldir.lock", unusable, failure, "haldir.lock is no file", "set it aside, and look again: mv -n home/state/haldir.lock home/state/aside-haldir.lock"}},
+		{state, deny{false, "rm home/state/checkpoints.log; mkdir home/state/checkpoints.log", doctor.StateFileAccess, warning, "checkpoints.log is no file", "set it aside, and look again: mv -n home/state/checkpoints.log home/state/aside-checkpoints.log"}},
+		{state, deny{false, "mkdir home/state/locks; mkdir home/state/locks/a", doctor.StateFileAccess, warning, "locks/a is no file", "set it aside, and look again: mv -n home/state/locks/a home/state/aside-a"}},
+		{state, deny{false, "rm home/state/checkpoint.key; mkfifo home/state/checkpoint.key; touch home/state/aside-checkpoint.key", doctor.StateFileAccess, warning, "checkpoint.key is no file", "set it aside, and look again: mv -n home/state/checkpoint.key home/state/aside-checkpoint.key-2"}},
 		{state, deny{false, "rm -r home/state; chmod 555 home", unusable, failure, "cannot be made in", "chmod u+rwX home"}},
 		{state, deny{true, "rm -r home/state; chown 0:0 home; chmod 755 home", unusable, failure, "cannot be made in", "make it for this user: sudo install -d -m 700 -o USER home/state; or name another directory with --state-dir, or HALDIR_STATE_DIR"}},
 		{state, deny{false, "rm -r home/state; ln -s gone home/state", unusable, failure, "home/state is a link that leads nowhere", "make what the link leads to: mkdir -p -m 700 home/gone"}},
@@ -197,14 +208,19 @@ func TestRights(t *testing.T) {
 		{config, deny{false, "chmod 666 home/haldir.yaml", doctor.ConfigMode, warning, "home/haldir.yaml can be written by everybody", "chmod go-w home/haldir.yaml"}},
 		{config, deny{false, "mkdir home/real; chmod 777 home/real; mv home/haldir.yaml home/real; ln -s real/haldir.yaml home/haldir.yaml", doctor.ConfigMode, warning, "home/real can be written by everybody", "chmod go-w home/real"}},
 		{config, deny{true, "chown 1 home/haldir.yaml", doctor.ConfigMode, warning, "home/haldir.yaml is of the user", "sudo chown USER home/haldir.yaml"}},
+		{config, deny{true, "chown 1 home home/haldir.yaml; chmod 755 home", doctor.ConfigMode, warning, "home/haldir.yaml is of the user", ""}},
 		{config, deny{true, "chown 1 home; chmod 755 home", doctor.ConfigMode, warning, "home is of the user", ""}},
+		{readable, deny{false, "chmod 0 home/haldir.yaml", doctor.ConfigBroken, failure, "", "chmod u+r home/haldir.yaml"}},
+		{readable, deny{true, "chown 0 home/haldir.yaml; chmod 600 home/haldir.yaml", doctor.ConfigBroken, failure, "", "sudo chown USER home/haldir.yaml"}},
+		{readable, deny{true, "chown 0 home home/haldir.yaml; chmod 755 home; chmod 600 home/haldir.yaml", doctor.ConfigBroken, failure, "", ""}},
 		{config, deny{true, "chown 0 home home/haldir.yaml; chmod 755 home", "", "", "", ""}},
 		{config, deny{true, "touch home/.haldir.yaml.lock; chmod 600 home/.haldir.yaml.lock", doctor.ConfigLock, warning, ".haldir.yaml.lock (mode 0600, of the user root)", "sudo chown USER home/.haldir.yaml.lock"}},
-		{config, deny{false, "mkfifo home/.haldir.yaml.lock", doctor.ConfigLock, warning, ".haldir.yaml.lock is no file", "mv home/.haldir.yaml.lock home/.haldir.yaml.lock.old"}},
+		{config, deny{false, "mkfifo home/.haldir.yaml.lock", doctor.ConfigLock, warning, ".haldir.yaml.lock is no file", "mv -n home/.haldir.yaml.lock home/aside-haldir.yaml.lock"}},
 		{log, deny{false, "mkdir home/log", doctor.LogFile, failure, "it is a directory", ""}},
 		{log, deny{false, "touch home/log; chmod 400 home/log", doctor.LogFile, failure, "permission denied", "chmod u+rwX home/log"}},
 		{log, deny{true, "touch home/log", doctor.LogFile, failure, "permission denied", "sudo chown USER home/log"}},
 		{log, deny{false, "chmod 500 home", doctor.LogFile, failure, "permission denied", "chmod u+rwX home"}},
+		{log, deny{true, "touch home/log; chown 0 home; chmod 755 home", doctor.LogFile, failure, "permission denied", ""}},
 		{log, deny{true, "chown 0 home; chmod 755 home", doctor.LogFile, failure, "permission denied", ""}},
 		{log, deny{false, "ln -s gone home/log", "", "", "", ""}},
 		{logs("haldir.yaml/log"), deny{false, "true", doctor.LogFile, failure, "not a directory", ""}},

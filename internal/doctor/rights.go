@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
 // right is what there must be of the mode of a file or directory, and what there must not be.
@@ -83,8 +85,23 @@ func (f Files) run(words, command string) Fix {
 	return Do(words+": %s", command)
 }
 
-// Readable is how this user gets to read a file.
-func (f Files) Readable(path string) Fix { return f.give(readable, path) }
+// Readable is how this user gets to read a config. One of others stays theirs, but in a directory
+// of this user's, where root may have left it.
+func (f Files) Readable(path string) Fix {
+	if to, err := replace.Follow(path); err == nil {
+		path = to
+	}
+	if info, err := os.Stat(path); err == nil && theirs(info) && !mine(path) {
+		return Fix{Text: "have its owner let this user read it, or name another file with --config, or HALDIR_CONFIG"}
+	}
+	return f.give(readable, path)
+}
+
+// mine reports whether the directory of a file is this user's.
+func mine(path string) bool {
+	info, err := os.Stat(filepath.Dir(path))
+	return err == nil && !theirs(info)
+}
 
 // nearest is the nearest path, from a path up, at which there is something, be it a link that
 // leads nowhere.
