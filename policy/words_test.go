@@ -12,6 +12,9 @@ func TestWords(t *testing.T) {
 		"delete_file": `["delete", "file"]`, "deleteFile": `["delete", "file"]`, "DeleteFile": `["delete", "file"]`, "FILE-DELETE": `["file", "delete"]`,
 		"db.dropTable": `["db", "drop", "table"]`, "HTTPDelete": `["http", "delete"]`, "delete": `["delete"]`, "s3Delete2": `["s", "delete"]`,
 		"a/b c": `["a", "b", "c"]`, "undeleted": `["undeleted"]`, "ÄpfelLöschen": `["äpfel", "löschen"]`, "__1": `[]`, "": `[]`, "X": `["x"]`, "हटाएं_फ़ाइल": `["हटाएं", "फ़ाइल"]`, "lösche": `["lösche"]`, "aB": `["a", "b"]`,
+		// Letters that are put together of two, and what is not to be seen.
+		"LO\u0308SCHEN_ALLE": `["lo\u0308schen", "alle"]`, "HTTPE\u0301lan": `["http", "e\u0301lan"]`, "deleteO\u0308l": `["delete", "o\u0308l"]`,
+		"delete\ufe0f_file": `["delete", "file"]`, "dele\u200bte": `["delete"]`, "dele\u034fte": `["delete"]`,
 	} {
 		e, err := policy.Compile(policy.Ruleset{Policies: []policy.Rule{{Type: policy.TypeDeny, When: "words(args.name) == " + want}}})
 		if err != nil {
