@@ -119,6 +119,9 @@ func (e *Endpoint) post(ctx context.Context, request, answer proto.Message) erro
 	if err != nil { // what it says about the records is lost
 		return &refusal{why: fmt.Sprintf("%s: the answer broke off: %v", e.name, err), kind: "half an answer"}
 	}
+	if resp.StatusCode == http.StatusNoContent { // which has no body, whatever type it names
+		return nil
+	}
 	if why := understand(text, resp.Header, answer); why != "" {
 		return &refusal{status: resp.StatusCode, why: fmt.Sprintf("%s: %s, but %s", e.name, wire.Printable(resp.Status, 100), why)}
 	}

@@ -269,6 +269,7 @@ func TestOnlyWhoHasTakenItMovesTheCursor(t *testing.T) {
 		"nothing, untyped":                       {http.StatusOK, "", "", ""},
 		"nothing, of plain text":                 {http.StatusOK, "text/plain; charset=utf-8", "", "200 OK, but with an answer of text/plain"}, // as proxies give by themselves
 		"no content":                             {http.StatusNoContent, "", "", ""},
+		"no content of some type":                {http.StatusNoContent, "text/html", "", ""},
 		"accepted":                               {http.StatusAccepted, "", "", ""},
 		"accepted with an empty part of success": {http.StatusAccepted, otlp, "\n\x00", ""},
 		"a page":                                 {http.StatusOK, "text/html", page, "200 OK, but with an answer of text/html"},
