@@ -115,7 +115,7 @@ func TestStarterPolicy(t *testing.T) {
 	must(p.plan().Do(t.Context()))(t)
 	e := p.engine()
 	for want, tools := range map[policy.Verdict]string{
-		policy.Ask: `delete deletefile removeall deletedatabase removedevice purgedata terminateinstances revokeaccess wipedisk eraseall truncatetable uninstallapp droptable
+		policy.Ask: `delete deletefile removeall deletedatabase removedevice purgedata terminateinstances revokeaccess wipedisk eraseall truncatetable uninstallapp droptable deletefeed purge_feed purgefeed removebed chargebed
 			chargecard refundorder transferfunds pay_and_get_receipt transfer_list_ownership find_and_buy delete_x deleteFile DeleteUser bulkDelete bulk_delete_files DELETE_ITEM batch.delete x/delete remove_x RemoveUser userRemove bulk-remove-x x-remove
 			dropTable drop-database db_drop table-drop-all db.dropTable x_destroy x_truncate instance_terminate x-purge cache_purge bulk_wipe eraseDisk key_revoke UNINSTALL-APP
 			git_force_push forcePush kill_process unlink_file docker_rm

@@ -39,7 +39,7 @@ policies:
     when: >-
       words(tool).exists(w, w in ["drop", "droptable", "dropdatabase", "unlink", "kill", "rm", "force"]
       || w.matches("^(delete|remove|destroy|truncate|purge|wipe|erase|terminate|revoke|uninstall)")
-      && !w.endsWith("ed"))
+      && !(w in ["deleted", "removed", "destroyed", "truncated", "purged", "wiped", "erased", "terminated", "revoked", "uninstalled"]))
     timeout: 5m
   # The same for what moves money, unless its name begins by reading, as get_payment does.
   - type: require_approval
@@ -47,7 +47,7 @@ policies:
     tools: ["*"]
     when: >-
       words(tool).exists(w, w in ["pay", "payment", "payments", "payout", "payouts", "money", "buy"]
-      || w.matches("^(charge|refund|transfer|withdraw|purchase)") && !w.endsWith("ed"))
+      || w.matches("^(charge|refund|transfer|withdraw|purchase)") && !(w in ["charged", "refunded", "transferred", "purchased"]))
       && (!(words(tool)[0] in ["get", "list", "search", "find", "read", "retrieve", "fetch"])
       || "and" in words(tool))
     timeout: 5m
