@@ -127,6 +127,7 @@ func (i *adoption) run(ctx context.Context) error {
 	ctx, stop := caught(ctx)
 	defer stop()
 	done, err := p.Do(ctx)
+	i.mask(p.Masks) // there is more of them where Claude Code has written meanwhile
 	if err != nil {
 		if done.Backup != "" {
 			if _, err := os.Stat(done.Backup); err == nil {

@@ -357,7 +357,7 @@ const waits = 10 * time.Second
 // have that.
 func alone(state string) (turn *os.File, unlock func() error, err error) {
 	if turn, unlock, err = lock(filepath.Join(state, "init.lock"), waits); err != nil {
-		return nil, nil, fmt.Errorf("wait for other runs of haldir init: %w", err)
+		return nil, nil, fmt.Errorf("wait for other runs of haldir init: %w; wait until the other, or the claude mcp add that it has started, has ended, and try again", err)
 	}
 	return turn, unlock, nil
 }

@@ -157,27 +157,33 @@ func TestUndoOfWhatWasCutOff(t *testing.T) {
 
 // A file that init did not find in the way back is a conflict, and force solves it.
 func TestUndoOfWhatIsGone(t *testing.T) {
-	p := newPerson(t)
-	p.write(".cursor/mcp.json", three)
-	before := p.all()
-	if _, err := p.plan().Do(t.Context()); err != nil {
-		t.Fatal(err)
+	for _, gone := range []string{".cursor/mcp.json", ".cursor", ".claude"} {
+		p := newPerson(t)
+		p.write(".cursor/mcp.json", three)
+		p.o.Host.Env = func(name string) string {
+			return map[string]string{"CLAUDE_CONFIG_DIR": filepath.Join(p.home, ".claude")}[name]
+		}
+		p.write(".claude/.claude.json", three)
+		before := p.all()
+		if _, err := p.plan().Do(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Join(p.home, gone)); err != nil {
+			t.Fatal(err)
+		}
+		u, err := adopt.Last(p.o.StateDir, p.o.Host, p.store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := u.Conflicts(); len(c) != 1 || c[0].Why != "the file is gone" {
+			t.Errorf("%s: conflicts: %+v", gone, c)
+		}
+		if err := u.Do(false); err == nil {
+			t.Errorf("%s: undone in spite of a conflict", gone)
+		}
+		p.undo(true)
+		p.same(before)
 	}
-	if err := os.Remove(filepath.Join(p.home, ".cursor", "mcp.json")); err != nil {
-		t.Fatal(err)
-	}
-	u, err := adopt.Last(p.o.StateDir, p.o.Host, p.store)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c := u.Conflicts(); len(c) != 1 || c[0].Why != "the file is gone" {
-		t.Errorf("conflicts: %+v", c)
-	}
-	if err := u.Do(false); err == nil {
-		t.Error("undone in spite of a conflict")
-	}
-	p.undo(true)
-	p.same(before)
 }
 
 // What a person has done since init is not lost by undo: a secret that was set anew stays, and

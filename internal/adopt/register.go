@@ -40,6 +40,12 @@ const (
 	farewell = 2 * time.Second
 )
 
+// What a shell or env exits with for a program that it cannot run, or find: claude is often a script.
+const (
+	notRunnable = 126
+	notFound    = 127
+)
+
 // register has Claude Code write haldir's entry. note says why that could not be tried. turn goes
 // to Claude Code as well: no other run of init begins while it lives, though haldir be killed.
 func (p *Plan) register(ctx context.Context, c *Change, turn *os.File) (note string, err error) {
@@ -66,10 +72,12 @@ func (p *Plan) register(ctx context.Context, c *Change, turn *os.File) (note str
 		return "", nil
 	case ctx.Err() != nil:
 		return "", interrupted(ctx)
+	case cmd.ProcessState.ExitCode() == notRunnable, cmd.ProcessState.ExitCode() == notFound:
+		return fmt.Sprintf("claude mcp add could not be started (%v: %s), so that %s was edited", err, said.words(), c.Path), nil
 	case timed.Err() != nil:
 		return "", fmt.Errorf("claude mcp add had not ended after %v, and was stopped; see what claude mcp list says, and try again", limit)
 	}
-	return "", fmt.Errorf("claude mcp add has refused to register haldir (%w): %s", err, said.words())
+	return "", fmt.Errorf("claude mcp add has refused to register haldir (%w): %s; mend that, and try again", err, said.words())
 }
 
 // head is the first of what a program says.
@@ -122,6 +130,7 @@ func (p *Plan) follow(c *Change) (note string, err error) {
 	if bytes.Equal(text, now) {
 		note = fmt.Sprintf("claude mcp add has not registered haldir in %s, which was edited", c.Path)
 	}
+	p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
 	if f, err = p.o.Host.With(c.file, text); err != nil {
 		return "", changed(err)
 	}

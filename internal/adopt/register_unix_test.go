@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -150,17 +151,19 @@ func TestWhereClaudeIsNotTold(t *testing.T) {
 }
 
 // What is no file is no lock: to wait for a pipe may take for ever.
-func TestALockThatIsAPipe(t *testing.T) {
-	p := newPerson(t)
-	p.write(".cursor/mcp.json", three)
-	if err := os.MkdirAll(p.o.StateDir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mkfifo(filepath.Join(p.o.StateDir, "init.lock"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.plan().Do(t.Context()); err == nil || !strings.Contains(err.Error(), "is no file; take it away") {
-		t.Error(err)
+func TestALockThatIsNoFile(t *testing.T) {
+	for want, make := range map[string]func(path string) error{
+		"is no file; take it away":                   func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"is a link that leads nowhere; take it away": func(path string) error { return os.Symlink("nowhere", path) },
+	} {
+		p := newPerson(t)
+		p.write(".cursor/mcp.json", three)
+		if err := errors.Join(os.MkdirAll(p.o.StateDir, 0o700), make(filepath.Join(p.o.StateDir, "init.lock"))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.plan().Do(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Error(err)
+		}
 	}
 }
 
@@ -176,7 +179,7 @@ func TestClaudeThatRefuses(t *testing.T) {
 		before := p.all()
 		before[".claude.json"] = "-rw------- " + original
 		_, err := p.plan().Do(t.Context())
-		if err == nil || errors.Is(err, adopt.ErrBegun) || err.Error() != "claude mcp add has refused to register haldir (exit status 1): [31mnot allowed by enterprise policy" {
+		if err == nil || errors.Is(err, adopt.ErrBegun) || err.Error() != "claude mcp add has refused to register haldir (exit status 1): [31mnot allowed by enterprise policy; mend that, and try again" {
 			t.Errorf("%s: %v", name, err)
 		}
 		p.same(before)
@@ -227,20 +230,38 @@ func TestClaudeThatChangesMore(t *testing.T) {
 
 // Where Claude Code cannot be started, its file is edited as without it.
 func TestClaudeThatCannotBeStarted(t *testing.T) {
-	p := newPerson(t)
-	p.write(".claude.json", three)
-	before := p.all()
-	p.o.Claude = filepath.Join(p.home, "claude")
-	done, err := p.plan().Do(t.Context())
-	if err != nil || len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "could not be started") {
-		t.Errorf("%v, %q", err, done.Notes)
+	for name, start := range map[string]func(*person){
+		"no program":     func(p *person) { p.o.Claude = filepath.Join(p.home, "claude") },
+		"no interpreter": func(p *person) { p.claude("exec /usr/bin/env no-such-interpreter") },
+		"no right to it": func(p *person) { p.claude("exec /dev/null") },
+	} {
+		p := newPerson(t)
+		p.write(".claude.json", three)
+		start(p)
+		before := p.all()
+		done, err := p.plan().Do(t.Context())
+		if err != nil || len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "could not be started") {
+			t.Errorf("%s: %v, %q", name, err, done.Notes)
+		}
+		want := "{\n  \"mcpServers\": {\n    \"haldir\": {\"type\": \"stdio\", \"command\": \"haldir\", \"args\": [\"serve\"]}\n  }\n}\n"
+		if got := p.all()[".claude.json"]; got != "-rw------- "+want {
+			t.Errorf("%s: Claude Code's file: %s", name, got)
+		}
+		p.undo(false)
+		p.same(before)
 	}
-	want := "{\n  \"mcpServers\": {\n    \"haldir\": {\"type\": \"stdio\", \"command\": \"haldir\", \"args\": [\"serve\"]}\n  }\n}\n"
-	if got := p.all()[".claude.json"]; got != "-rw------- "+want {
-		t.Errorf("Claude Code's file: %s", got)
+}
+
+// What Claude Code notes while it registers haldir is shown as little as what was there before.
+func TestWhatClaudeNotesIsNotShown(t *testing.T) {
+	p := registered(t, `{"primaryApiKey": "sk-ant-0123456789abcdef", "mcpServers": {`+servers+`, `+entry+`}, `+account+`}`, "exit 0")
+	plan := p.plan()
+	if _, err := plan.Do(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	p.undo(false)
-	p.same(before)
+	if !slices.Contains(plan.Masks, "sk-ant-0123456789abcdef") {
+		t.Errorf("masks: %q", plan.Masks)
+	}
 }
 
 // A Claude Code that does not end is ended, with what it has started, after a while or when a

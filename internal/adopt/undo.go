@@ -457,6 +457,15 @@ func (v Reversal) still() (target string, info fs.FileInfo, err error) {
 
 // back writes what a file is to be.
 func (v Reversal) back() (err error) {
+	if v.After != nil { // its directory may have gone since
+		path, err := replace.Follow(v.Path)
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(path), 0o700)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	release, err := hold(context.Background(), v.place)
 	if err != nil {
 		return err

@@ -244,8 +244,13 @@ func Lockable(path string) error {
 		return err
 	}
 	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() {
+	switch {
+	case err == nil && !info.Mode().IsRegular():
 		return fmt.Errorf("%s is no file; take it away, and try again", path)
+	case errors.Is(err, fs.ErrNotExist):
+		if _, there := os.Lstat(path); there == nil {
+			return fmt.Errorf("%s is a link that leads nowhere; take it away, and try again", path)
+		}
 	}
 	return nil // what else is wrong with it, locking it says
 }
