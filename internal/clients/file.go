@@ -167,17 +167,16 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 	}
 	h.blocked(l)
 	if f.Client == ClaudeCode && f.Scope == Project {
-		off, on, claims := h.rejected(), h.chosen(enabled), h.approvals()
+		dir := l.Project()
+		off, on, claim := h.rejected(), h.chosen(enabled, dir), h.approval(dir)
 		for _, s := range l.Servers {
 			if s.Why == "" && slices.Contains(off, s.Name) {
 				s.Why, s.Off = "it was rejected in Claude Code", true
 			}
 			s.Approved = slices.Contains(on, s.Name)
-			for _, a := range claims {
-				if slices.Contains(a.names, s.Name) {
-					s.Approved = s.Approved || a.own
-					s.Claim = a.path
-				}
+			if slices.Contains(claim.names, s.Name) {
+				s.Approved = s.Approved || claim.own
+				s.Claim = claim.path
 			}
 		}
 	}

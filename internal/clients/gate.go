@@ -315,7 +315,7 @@ func (h Host) Refused(l *List, name string, e Entry) string {
 	}
 	const again = ", and run haldir init again"
 	why := ""
-	if l.Here && slices.Contains(h.chosen("disabledMcpServers"), name) || l.Scope == Project && slices.Contains(h.rejected(), name) {
+	if l.Here && slices.Contains(h.chosen("disabledMcpServers", h.Dirs()...), name) || l.Scope == Project && slices.Contains(h.rejected(), name) {
 		why = "it is switched off in this project; switch it on there (/mcp)" + again
 	}
 	for _, g := range h.gates(l) {

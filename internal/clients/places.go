@@ -155,18 +155,21 @@ func (h Host) Dirs() []string {
 }
 
 // here reports whether a directory is the project that the person is in.
-func (h Host) here(dir string) bool {
-	return slices.ContainsFunc(h.Dirs(), func(d string) bool {
-		if same(d, dir, h.OS) {
-			return true
-		}
-		a, errA := os.Stat(d)
-		b, errB := os.Stat(dir)
-		return errA == nil && errB == nil && os.SameFile(a, b)
-	})
+func (h Host) here(dir string) bool { return h.among(h.Dirs(), dir) }
+
+// among reports whether a directory is one of some, however it is spelt.
+func (h Host) among(dirs []string, dir string) bool {
+	return slices.ContainsFunc(dirs, func(d string) bool { return same(d, dir, h.OS) || sameFile(d, dir) })
 }
 
 func same(a, b, system string) bool {
 	a, b = filepath.Clean(filepath.FromSlash(a)), filepath.Clean(filepath.FromSlash(b))
 	return a == b || system == "windows" && strings.EqualFold(a, b)
+}
+
+// sameFile reports whether two paths lead to one file, or directory.
+func sameFile(a, b string) bool {
+	one, errOne := os.Stat(a)
+	two, errTwo := os.Stat(b)
+	return errOne == nil && errTwo == nil && os.SameFile(one, two)
 }
