@@ -156,13 +156,18 @@ func (h Host) index(root string) (x index, ok bool) {
 	return index{root, strings.Split(list, "\x00")}, err == nil
 }
 
-// git is what git says in a directory. Nothing that the repository's own config names is to run.
+// git is what git says in a directory. Nothing that the repository's own config names is to run, nor
+// a program of the project's.
 func (h Host) git(dir string, args ...string) (string, error) {
+	program := h.Program("git")
+	if program == "" {
+		return "", exec.ErrNotFound
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "git", slices.Concat([]string{"-C", dir, "-c", "safe.bareRepository=explicit", "-c", "core.fsmonitor=false"}, args)...)
+	cmd := exec.CommandContext(ctx, program, slices.Concat([]string{"-C", dir, "-c", "safe.bareRepository=explicit", "-c", "core.fsmonitor=false"}, args)...)
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(e string) bool { return strings.HasPrefix(e, "GIT_") })
-	cmd.Env = append(cmd.Env, "GIT_NO_LAZY_FETCH=1", "GIT_ALLOW_PROTOCOL=none") // git before 2.45 knows the latter alone
+	cmd.Env = append(cmd.Env, "GIT_NO_LAZY_FETCH=1", "GIT_ALLOW_PROTOCOL=none", "PATH="+h.Path()) // git before 2.45 knows the second alone
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	return string(out), err
