@@ -297,11 +297,11 @@ func (a *app) command() string {
 // itself is how a person starts the program that runs: by its name where a shell finds it by
 // that. One that is there for this run only cannot be started again, and has but the name.
 var itself = sync.OnceValue(func() string {
-	own, err := os.Executable()
-	if err != nil {
+	host, _ := machine() // it need not have a home directory
+	if host.Own == "" {
 		return "haldir"
 	}
-	e, _, err := started(own, onPath("haldir"), onPath("npx"), runtime.GOOS)
+	e, _, err := started(host.Own, host.Program("haldir"), host.Program("npx"), runtime.GOOS)
 	if err != nil {
 		return "haldir"
 	}

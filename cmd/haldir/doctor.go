@@ -444,11 +444,11 @@ func (e *examination) affairs(ctx context.Context) {
 }
 
 func (e *examination) programs(ctx context.Context) {
-	self, err := os.Executable()
-	if err != nil {
+	host, _ := machine() // it need not have a home directory
+	if host.Own == "" {
 		return // nothing can be compared with it
 	}
-	e.take(exitFailed, doctor.Programs(ctx, os.Getenv("PATH"), self, version())...)
+	e.take(exitFailed, doctor.Programs(ctx, host.Path(), host.Own, version())...)
 }
 
 // vaulted looks whether secrets that are stored can be read.

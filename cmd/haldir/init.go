@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -198,22 +197,22 @@ func (i *adoption) options(path string, named bool) (o adopt.Options, err error)
 	if err != nil {
 		return o, err
 	}
-	if o.Terminal, o.Window, err = started(host.Own, onPath("haldir"), onPath("npx"), runtime.GOOS); err != nil {
+	if o.Terminal, o.Window, err = started(host.Own, host.Program("haldir"), host.Program("npx"), runtime.GOOS); err != nil {
 		return o, err
 	}
 	o.Terminal.Args, o.Window.Args = slices.Concat(o.Terminal.Args, args), slices.Concat(o.Window.Args, args)
-	o.Claude = onPath("claude")
+	o.Claude = host.Program("claude")
 	return o, nil
 }
 
 // machine is where this haldir runs, and for whom.
 func machine() (h clients.Host, err error) {
 	h = clients.Host{OS: runtime.GOOS, Dir: workingDir(), Env: os.Getenv, Managed: clients.ManagedDir(runtime.GOOS)}
-	if h.Home, err = os.UserHomeDir(); err != nil {
-		return h, fmt.Errorf("find the home directory: %w", err)
-	}
 	if h.Own, err = os.Executable(); err != nil {
 		return h, fmt.Errorf("find haldir itself: %w", err)
+	}
+	if h.Home, err = os.UserHomeDir(); err != nil {
+		return h, fmt.Errorf("find the home directory: %w", err)
 	}
 	return h, nil
 }
@@ -241,18 +240,6 @@ func (i *adoption) serve(o *adopt.Options, named bool) (args []string, err error
 		args = append(args, "--state-dir", o.StateDir)
 	}
 	return args, nil
-}
-
-// onPath is where a program is, "" for one that is not on PATH.
-func onPath(name string) string {
-	found, err := exec.LookPath(name)
-	if err == nil {
-		found, err = filepath.Abs(found)
-	}
-	if err != nil {
-		return ""
-	}
-	return found
 }
 
 // passing are the directories that go run, pnpm dlx and bunx put a program into, which goes

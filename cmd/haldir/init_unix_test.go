@@ -138,3 +138,74 @@ func TestInitThatIsKilledWhileClaudeCodeWrites(t *testing.T) {
 		})
 	}
 }
+
+// npx and npm run put node_modules/.bin of a project first on PATH. What a clone has there is not run
+// by init, nor written for a client to run.
+func TestInitRunsNoProgramOfTheProject(t *testing.T) {
+	t.Parallel()
+	home, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) string { return filepath.Join(home, name) }
+	write := func(name, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at(name)), 0o700), os.WriteFile(at(name), []byte(strings.ReplaceAll(text, "$HOME", home)), 0o700)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own, err := os.ReadFile(program(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	haldir := at(".npm/_npx/0/node_modules/@haldir-mcp/haldir/bin/haldir")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(haldir), 0o700), os.WriteFile(haldir, own, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	write("bin/claude", "#!/usr/bin/env node\n") // as npm has it: what runs is the node of PATH
+	write("bin/node", "#!/bin/sh\ntouch '$HOME/registers'\n")
+	write("bin/npx", "#!/bin/sh\n")
+	write(".claude.json", `{"mcpServers": {"a": {"command": "a"}}, "projects": {"$HOME/project": {"hasTrustDialogAccepted": true}}}`)
+	write(".cursor/mcp.json", `{"mcpServers": {"b": {"command": "b"}}}`)
+	write("project/.mcp.json", `{"mcpServers": {"evil": {"command": "evil"}}}`)
+	write("project/.claude/settings.local.json", `{"enabledMcpjsonServers": ["evil"]}`)
+	write("project/sub/x", "")
+	for _, args := range [][]string{{"init", "-q"}, {"add", "-f", ".claude"}} {
+		cmd := exec.Command("git", args...)
+		cmd.Dir = at("project")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v: %s", args, err, out)
+		}
+	}
+	for _, dir := range []string{"project/node_modules/.bin", "project/sub/node_modules/.bin", "project/bin", "node_modules/.bin"} {
+		for _, name := range []string{"git", "claude", "npx", "node", "haldir"} {
+			write(dir+"/"+name, "#!/bin/sh\ntouch '$HOME/ran-"+name+"'\nexit 1\n")
+		}
+	}
+	if err := os.Symlink("project/bin", at("link")); err != nil {
+		t.Fatal(err)
+	}
+	path := []string{at("project/sub/node_modules/.bin"), at("project/node_modules/.bin"), at("node_modules/.bin"), at("project/bin"), at("link"), "../bin", at("bin"), os.Getenv("PATH")}
+	for _, verb := range [][]string{{"init", "--dry-run"}, {"init", "--yes"}, {"doctor"}} {
+		cmd := exec.Command(haldir, verb...)
+		cmd.Dir = at("project/sub")
+		cmd.Env = []string{"HOME=" + home, "PATH=" + strings.Join(path, string(os.PathListSeparator)), "HALDIR_KEYRING=file", "HALDIR_STATE_DIR=" + at("state")}
+		out, err := cmd.CombinedOutput()
+		if verb[0] == "init" && err != nil {
+			t.Fatalf("%v: %v: %s", verb, err, out)
+		}
+		if ran, err := filepath.Glob(at("ran-*")); err != nil || len(ran) > 0 {
+			t.Errorf("%v has run %v\n%s", verb, ran, out)
+		}
+	}
+	if _, err := os.Stat(at("registers")); err != nil {
+		t.Errorf("the person's own was not run: %v", err)
+	}
+	cursors, err := os.ReadFile(at(".cursor/mcp.json"))
+	if err != nil || !strings.Contains(string(cursors), `"`+at("bin/npx")+`"`) {
+		t.Errorf("Cursor starts %s, %v", cursors, err)
+	}
+	if brought, err := os.ReadFile(at("project/.mcp.json")); err != nil || !strings.Contains(string(brought), "evil") {
+		t.Errorf("a clone's server has moved: %s, %v", brought, err)
+	}
+}

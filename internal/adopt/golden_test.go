@@ -41,7 +41,7 @@ func newPerson(t *testing.T) *person {
 	state := filepath.Join(home, "state")
 	p := &person{t: t, home: home, store: secret.New(state, nil)}
 	p.o = adopt.Options{
-		Host:   clients.Host{OS: "linux", Home: home, Dir: filepath.Join(home, "project"), Env: func(string) string { return "" }, Managed: filepath.Join(home, "managed")},
+		Host:   clients.Host{OS: "linux", Home: home, Dir: filepath.Join(home, "project"), Env: pathAlone, Managed: filepath.Join(home, "managed")},
 		Config: filepath.Join(home, ".config", "haldir", "haldir.yaml"), StateDir: state, Store: p.store, Now: time.Unix(0, 0),
 		Terminal: clients.Entry{Command: "haldir", Args: []string{"serve"}}, Window: clients.Entry{Command: "/usr/local/bin/haldir", Args: []string{"serve"}},
 	}
@@ -49,6 +49,14 @@ func newPerson(t *testing.T) *person {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// pathAlone is an environment in which programs are found, and nothing else.
+func pathAlone(name string) string {
+	if name == "PATH" {
+		return os.Getenv(name)
+	}
+	return ""
 }
 
 func (p *person) write(name, text string) {

@@ -149,6 +149,7 @@ func New(o Options) (*Plan, error) {
 	}
 	if slices.ContainsFunc(p.Upstreams, func(u *Upstream) bool { return u.of(clients.ClaudeCode) }) {
 		p.claude = o.Host.ClaudeRules()
+		p.Notes = append(p.Notes, o.Host.UnreadIn()...)
 	}
 	after, err := p.write(before)
 	if p.elsewhere && len(p.Upstreams) == 0 {
@@ -200,6 +201,9 @@ func (p *Plan) read() (files []*clients.File, err error) {
 			files = append(files, f)
 			p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
 		}
+	}
+	if len(p.o.Clients) == 0 || slices.Contains(p.o.Clients, clients.ClaudeCode) {
+		err = errors.Join(err, p.o.Host.Unread())
 	}
 	return files, err
 }

@@ -57,7 +57,8 @@ func (p *Plan) register(ctx context.Context, c *Change, turn *os.File) (note str
 	var said head
 	cmd := exec.CommandContext(timed, p.o.Claude, c.Command...)
 	cmd.Dir = p.o.Host.Home // no project has a say
-	cmd.Env = append(cmd.Environ(), "DISABLE_AUTOUPDATER=1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1")
+	// It may be a script, whose interpreter is looked for on PATH.
+	cmd.Env = append(cmd.Environ(), "PATH="+p.o.Host.Path(), "DISABLE_AUTOUPDATER=1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1")
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.WaitDelay = farewell
 	leash(cmd, turn)

@@ -167,17 +167,16 @@ func (h Host) list(f *File, in *hujson.Object, l *List) error {
 	}
 	h.blocked(l)
 	if f.Client == ClaudeCode && f.Scope == Project {
-		off, on, claims := h.rejected(), h.chosen(enabled), h.approvals()
+		dir := l.Project()
+		off, on, claim := h.rejected(), h.chosen(enabled, dir), h.approval(dir)
 		for _, s := range l.Servers {
 			if s.Why == "" && slices.Contains(off, s.Name) {
 				s.Why, s.Off = "it was rejected in Claude Code", true
 			}
 			s.Approved = slices.Contains(on, s.Name)
-			for _, a := range claims {
-				if slices.Contains(a.names, s.Name) {
-					s.Approved = s.Approved || a.own
-					s.Claim = a.path
-				}
+			if slices.Contains(claim.names, s.Name) {
+				s.Approved = s.Approved || claim.own
+				s.Claim = claim.path
 			}
 		}
 	}
@@ -199,20 +198,40 @@ func (h Host) blocked(l *List) {
 	}
 }
 
-// readRoot is the object in a file of Claude Code; nil if Claude Code cannot read it either.
+// readRoot is the object in a file of Claude Code; nil if Claude Code cannot read it either, and if
+// haldir cannot, of which Unread tells.
 func readRoot(path string) *hujson.Object {
-	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
-		return nil // what a project has there may never end
+	o, _ := root(path) // nothing is planned before Unread has been asked
+	return o
+}
+
+// root is the object in a file of Claude Code; nil if there is none that Claude Code can read. An
+// error says that Claude Code may know more than haldir does.
+func root(path string) (*hujson.Object, error) {
+	info, err := os.Stat(path)
+	if missing(err) || err == nil && !info.Mode().IsRegular() {
+		return nil, nil // what a project has there may never end
 	}
-	data, err := files.Read(path)
 	if err != nil {
-		return nil
+		return nil, err
+	}
+	data, err := files.ReadTo(path, maxFile)
+	if err != nil {
+		return nil, err
 	}
 	t, err := parse(path, data)
-	if err != nil || t.root == nil {
-		return nil
+	if err != nil && tooDeep(data) >= 0 {
+		return nil, err
 	}
-	return object(t.root)
+	if err != nil || t.root == nil {
+		return nil, nil //nolint:nilerr // Claude Code cannot read it either
+	}
+	return object(t.root), nil
+}
+
+// missing reports whether an error says that there is no such file.
+func missing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 }
 
 // Entry is how a client starts haldir.

@@ -1,6 +1,7 @@
 package clients
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,6 +22,32 @@ func ManagedDir(system string) string {
 		return `C:\Program Files\ClaudeCode`
 	}
 	return "/etc/claude-code"
+}
+
+// Unread tells of settings that hold here, are there and cannot be read: they may keep a server out,
+// or deny its tools.
+func (h Host) Unread() (err error) {
+	if h.Managed != "" {
+		if _, wrong := os.ReadDir(filepath.Join(h.Managed, "managed-settings.d")); !missing(wrong) {
+			err = wrong
+		}
+	}
+	for _, path := range slices.Concat(h.managed(), []string{h.ClaudeSettings()}, projectSettings(h.Dirs())) {
+		_, wrong := root(path)
+		err = errors.Join(err, wrong)
+	}
+	return err
+}
+
+// UnreadIn tells of such settings of other projects.
+func (h Host) UnreadIn() (out []string) {
+	dirs := slices.DeleteFunc(h.projects(), h.here)
+	for _, path := range projectSettings(dirs) {
+		if _, err := root(path); err != nil {
+			out = append(out, fmt.Sprintf("%s cannot be read, so that what it denies or asks about is not known: %v", path, err))
+		}
+	}
+	return out
 }
 
 // gate is what settings let Claude Code load of MCP servers. What it does not load it leaves out
@@ -288,7 +315,7 @@ func (h Host) Refused(l *List, name string, e Entry) string {
 	}
 	const again = ", and run haldir init again"
 	why := ""
-	if l.Here && slices.Contains(h.chosen("disabledMcpServers"), name) || l.Scope == Project && slices.Contains(h.rejected(), name) {
+	if l.Here && slices.Contains(h.chosen("disabledMcpServers", h.Dirs()...), name) || l.Scope == Project && slices.Contains(h.rejected(), name) {
 		why = "it is switched off in this project; switch it on there (/mcp)" + again
 	}
 	for _, g := range h.gates(l) {

@@ -1,7 +1,9 @@
 package clients
 
 import (
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -154,19 +156,70 @@ func (h Host) Dirs() []string {
 	}
 }
 
-// here reports whether a directory is the project that the person is in.
-func (h Host) here(dir string) bool {
-	return slices.ContainsFunc(h.Dirs(), func(d string) bool {
-		if same(d, dir, h.OS) {
+// path lists the directories of PATH that no project has a say in. npx and npm run put
+// node_modules/.bin of all directories above before the others, and a clone may bring one along.
+func (h Host) path() (dirs []string) {
+	var project []fs.FileInfo
+	for _, dir := range h.Dirs() {
+		if info, err := os.Stat(dir); err == nil && (h.Home == "" || !within(h.Home, info)) { // a person's own programs are there
+			project = append(project, info)
+		}
+	}
+	for _, dir := range filepath.SplitList(h.Env("PATH")) {
+		place, err := filepath.EvalSymlinks(dir)
+		if err == nil && filepath.IsAbs(dir) && !installed(dir) && !installed(place) && !within(dir, project...) && !within(place, project...) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// installed reports whether a directory is where npm puts programs for a project.
+func installed(dir string) bool {
+	return strings.EqualFold(filepath.Base(dir), ".bin") && strings.EqualFold(filepath.Base(filepath.Dir(dir)), "node_modules")
+}
+
+// within reports whether a directory is one of some or below one, however it is spelt.
+func within(dir string, some ...fs.FileInfo) bool {
+	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+		if info, err := os.Stat(dir); err == nil && slices.ContainsFunc(some, func(s fs.FileInfo) bool { return os.SameFile(s, info) }) {
 			return true
 		}
-		a, errA := os.Stat(d)
-		b, errB := os.Stat(dir)
-		return errA == nil && errB == nil && os.SameFile(a, b)
-	})
+		if filepath.Dir(dir) == dir {
+			return false
+		}
+	}
+}
+
+// Path is PATH without what a project has a say in, for a program that is started here.
+func (h Host) Path() string { return strings.Join(h.path(), string(filepath.ListSeparator)) }
+
+// Program is where a program is on that, "" if it is not.
+func (h Host) Program(name string) string {
+	for _, dir := range h.path() {
+		if found, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return found
+		}
+	}
+	return ""
+}
+
+// here reports whether a directory is the project that the person is in.
+func (h Host) here(dir string) bool { return h.among(h.Dirs(), dir) }
+
+// among reports whether a directory is one of some, however it is spelt.
+func (h Host) among(dirs []string, dir string) bool {
+	return slices.ContainsFunc(dirs, func(d string) bool { return same(d, dir, h.OS) || sameFile(d, dir) })
 }
 
 func same(a, b, system string) bool {
 	a, b = filepath.Clean(filepath.FromSlash(a)), filepath.Clean(filepath.FromSlash(b))
 	return a == b || system == "windows" && strings.EqualFold(a, b)
+}
+
+// sameFile reports whether two paths lead to one file, or directory.
+func sameFile(a, b string) bool {
+	one, errOne := os.Stat(a)
+	two, errTwo := os.Stat(b)
+	return errOne == nil && errTwo == nil && os.SameFile(one, two)
 }

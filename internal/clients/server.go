@@ -3,7 +3,6 @@ package clients
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -544,9 +543,7 @@ func (h Host) own(path string) bool {
 	if !strings.ContainsAny(path, `/\`) {
 		path, _ = exec.LookPath(path) // it need not be there
 	}
-	a, errA := os.Stat(path)
-	b, errB := os.Stat(h.Own)
-	return errA == nil && errB == nil && os.SameFile(a, b)
+	return sameFile(path, h.Own)
 }
 
 // Shadows reports whether Claude Code takes a server in the place of another in its project: a

@@ -200,13 +200,16 @@ func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
 	if err := startable(s.Command); err != nil {
 		return []Finding{New(ClientProgram, Failure, "clients", fix, "%s: %s cannot start haldir: %s %v", s.Place(), client, s.Command, err)}
 	}
-	path, err := exec.LookPath(s.Command)
+	path := s.Command
+	if filepath.Base(path) == path {
+		path = e.o.Host.Program(path)
+	}
 	// What came with a project is not started, nor is what starts haldir in its turn.
-	if err != nil || brought(s) || !strings.HasPrefix(strings.ToLower(filepath.Base(path)), "haldir") || sameFile(path, e.o.Host.Own) {
+	if path == "" || brought(s) || !strings.HasPrefix(strings.ToLower(filepath.Base(path)), "haldir") || sameFile(path, e.o.Host.Own) {
 		return nil
 	}
 	if _, asked := e.versions[path]; !asked {
-		e.versions[path] = versionOf(ctx, path)
+		e.versions[path] = versionOf(ctx, path, e.o.Host.Path())
 	}
 	if e.versions[path] == e.Version {
 		return nil

@@ -40,7 +40,7 @@ func Programs(ctx context.Context, path, self, version string) (found []Finding)
 	versions := make([]string, len(others))
 	var wg sync.WaitGroup
 	for i, o := range others {
-		wg.Go(func() { versions[i] = versionOf(ctx, o) })
+		wg.Go(func() { versions[i] = versionOf(ctx, o, path) })
 	}
 	wg.Wait()
 	for i, o := range others {
@@ -81,11 +81,12 @@ func seenBefore(seen []os.FileInfo, info os.FileInfo) bool {
 	return false
 }
 
-// versionOf asks a program for its version.
-func versionOf(ctx context.Context, program string) string {
+// versionOf asks a program for its version. It may be a script, whose interpreter is looked for on path.
+func versionOf(ctx context.Context, program, path string) string {
 	ctx, cancel := context.WithTimeout(ctx, asked)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, "version", "--json")
+	cmd.Env = append(cmd.Environ(), "PATH="+path)
 	cmd.WaitDelay = asked / 10
 	out, err := cmd.Output()
 	var said struct {

@@ -14,8 +14,8 @@ import (
 const Most = 16 << 20
 
 var (
-	// ErrTooLarge says that a file has no end, or a far one.
-	ErrTooLarge = fmt.Errorf("it is larger than %d MiB", Most>>20)
+	// ErrTooLarge says that a file has no end, or a far one. Behind it stands how much is read.
+	ErrTooLarge = errors.New("it is larger")
 	// ErrNoWriter says that a file is a pipe that nobody writes to.
 	ErrNoWriter = errors.New("it is a pipe that nobody writes to")
 )
@@ -23,7 +23,10 @@ var (
 // Read is os.ReadFile for a file that need not be one. Of a pipe it reads what its writer has to
 // say, such as a shell's for <(…), and does not wait for one to come; of what does not end, such
 // as /dev/zero, it does not take all memory.
-func Read(path string) ([]byte, error) {
+func Read(path string) ([]byte, error) { return ReadTo(path, Most) }
+
+// ReadTo is Read for a file that may have another size, in bytes.
+func ReadTo(path string, most int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|nonblock, 0)
 	if err != nil {
 		return nil, err
@@ -36,12 +39,12 @@ func Read(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(f, Most+1))
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
 	switch {
 	case err != nil:
 		return nil, err
-	case len(data) > Most:
-		err = ErrTooLarge
+	case int64(len(data)) > most:
+		err = fmt.Errorf("%w than %d MiB", ErrTooLarge, most>>20)
 	case len(data) == 0 && info.Mode()&fs.ModeNamedPipe != 0:
 		err = ErrNoWriter
 	default:

@@ -35,6 +35,16 @@ func TestWhatHasNoEndOrNoBeginning(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", path, len(data), err)
 		}
 	}
+	if _, err := files.ReadTo("/dev/zero", 64<<20); !errors.Is(err, files.ErrTooLarge) || !strings.HasSuffix(err.Error(), "it is larger than 64 MiB") {
+		t.Errorf("more than is read of it: %v", err)
+	}
+	large := filepath.Join(t.TempDir(), "large")
+	if err := errors.Join(os.WriteFile(large, nil, 0o600), os.Truncate(large, files.Most+1)); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := files.ReadTo(large, 64<<20); err != nil || len(data) != files.Most+1 {
+		t.Errorf("a large one: %d bytes, %v", len(data), err)
+	}
 	if data, err := files.Read("/dev/null"); err != nil || len(data) > 0 {
 		t.Errorf("/dev/null: %q, %v", data, err)
 	}
