@@ -294,6 +294,16 @@ func (a *app) command() string {
 	return strings.Join(words, " ")
 }
 
+// only is the session that a listing is of, "" for all. A variable that was set for calls is easily
+// forgotten, and would leave out the rest without a word.
+func (a *app) only() string {
+	id := a.settings.SessionID
+	if id != "" && !a.flags.Changed("session") {
+		a.say("haldir: of session %s alone, which HALDIR_SESSION_ID names; unset it for all", id)
+	}
+	return id
+}
+
 // itself is how a person starts the program that runs: by its name where a shell finds it by
 // that. One that is there for this run only cannot be started again, and has but the name.
 var itself = sync.OnceValue(func() string {

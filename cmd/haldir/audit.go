@@ -48,7 +48,7 @@ func auditList(a *app) *cobra.Command {
 			if err := a.openState(); err != nil {
 				return err
 			}
-			f.Session = a.settings.SessionID
+			f.Session = a.only()
 			if asJSON {
 				return a.streamEntries(cmd.Context(), f)
 			}

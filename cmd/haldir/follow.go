@@ -37,7 +37,7 @@ func auditFollow(a *app) *cobra.Command {
 			if err := a.openState(); err != nil {
 				return err
 			}
-			f.Session = a.settings.SessionID
+			f.Session = a.only()
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			first, newest, err := a.ledger.Since(ctx, at)

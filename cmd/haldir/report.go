@@ -41,7 +41,7 @@ func auditReport(a *app) *cobra.Command {
 				return err
 			}
 			r, damage, err := a.report(cmd.Context(), since, report.Options{
-				Since: from, Until: to, Generated: time.Now(), Version: version(), Session: a.settings.SessionID,
+				Since: from, Until: to, Generated: time.Now(), Version: version(), Session: a.only(),
 			})
 			if err != nil {
 				return err

@@ -113,7 +113,7 @@ func simulateCommand(a *app) *cobra.Command {
 				return err
 			}
 			run := replay.New(replay.Options{
-				Engine: cfg.Engine, Sessions: sessions, Terms: granted(cfg), Trusted: trusted(cfg), Session: a.settings.SessionID, Examples: examples,
+				Engine: cfg.Engine, Sessions: sessions, Terms: granted(cfg), Trusted: trusted(cfg), Session: a.only(), Examples: examples,
 			})
 			if err := a.walk(ctx, p, run.Add); err != nil {
 				return err

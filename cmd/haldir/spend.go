@@ -37,7 +37,7 @@ func spendCommand(a *app) *cobra.Command {
 			if err := a.open(); err != nil {
 				return err
 			}
-			ids := []string{a.settings.SessionID}
+			ids := []string{a.only()}
 			if ids[0] == "" {
 				list, err := a.ledger.Sessions(cmd.Context())
 				if err != nil {
