@@ -21,7 +21,7 @@ type document struct {
 	Policies      []policyDoc   `yaml:"policies" doc:"The policies. A call must pass every one that applies."`
 	DeniedTools   string        `yaml:"denied_tools" jsonschema:"enum=hide,enum=show" doc:"Whether tools that policy could never allow are listed: hide (default) or show."`
 	ToolNameLimit int           `yaml:"tool_name_limit" doc:"The longest tool name that the host takes, in characters, 16 to 128; longer ones are shortened. Default 89."`
-	ListWait      duration      `yaml:"list_wait" doc:"How long tools/list waits for upstreams whose tools are not known yet. Default 5s."`
+	ListWait      duration      `yaml:"list_wait" doc:"How long tools/list waits for upstreams whose tools are not known yet. Default 4s."`
 	MaxMessage    int           `yaml:"max_message_bytes" doc:"The largest message taken from the host or an upstream, in bytes. Default 33554432 (32 MiB)."`
 	Reload        string        `yaml:"reload" jsonschema:"enum=confirm,enum=auto" doc:"What becomes of a change of this file while haldir runs: confirm (default) has a person confirm what loosens a rule or starts another command, auto takes all of it at once."`
 	Keyring       string        `yaml:"keyring" jsonschema:"enum=auto,enum=file" doc:"Where the key of the stored secrets is made: auto (default) is the system's keyring where there is one, file a file in the state directory."`

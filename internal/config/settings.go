@@ -53,7 +53,7 @@ func AllSettings() []Setting {
 		{Env: "HALDIR_SESSION_ID", Flag: "session", Doc: "join this session", valid: aSession},
 		{Key: "denied_tools", Env: "HALDIR_DENIED_TOOLS", Default: "hide", Doc: "list tools that policy could never allow: hide or show", valid: oneOf("hide", "show")},
 		{Key: "tool_name_limit", Env: "HALDIR_TOOL_NAME_LIMIT", Default: "89", Doc: "the longest tool name", valid: number(16, 128)},
-		{Key: "list_wait", Env: "HALDIR_LIST_WAIT", Default: "5s", Doc: "how long tools/list waits for unknown upstreams", valid: aDuration},
+		{Key: "list_wait", Env: "HALDIR_LIST_WAIT", Default: "4s", Doc: "how long tools/list waits for unknown upstreams", valid: aDuration},
 		{Key: "max_message_bytes", Env: "HALDIR_MAX_MESSAGE_BYTES", Default: fmt.Sprint(wire.DefaultMaxMessage), Doc: "the largest message, in bytes", valid: number(1024, 1<<30)},
 		{Key: "reload", Env: "HALDIR_RELOAD", Default: "confirm", Doc: "changes of the config that loosen a rule or start a command: confirm (a person does) or auto", valid: oneOf("confirm", "auto")},
 		{Key: "keyring", Env: "HALDIR_KEYRING", Default: "auto", Doc: "where the key of stored secrets is made: auto (the system's keyring, if there is one) or file", valid: oneOf("auto", "file")},

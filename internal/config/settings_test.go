@@ -227,7 +227,7 @@ func TestWhatNobodySetsHasItsDefault(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Settings{
-		StateDir: filepath.Join(home, ".local", "state", "haldir"), DeniedTools: "hide", ToolNameLimit: 89, ListWait: 5 * time.Second,
+		StateDir: filepath.Join(home, ".local", "state", "haldir"), DeniedTools: "hide", ToolNameLimit: 89, ListWait: 4 * time.Second,
 		MaxMessage: 32 << 20, Arguments: audit.Detail("redacted"), LogLevel: "auto", LogFormat: "auto", Keyring: "auto", Reload: "confirm",
 	}
 	if runtime.GOOS == "linux" {
