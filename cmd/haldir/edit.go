@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/spf13/cobra"
@@ -120,6 +123,9 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 	if list == edit.Upstreams {
 		notes = append(notes, e.signIn(r)...)
 	}
+	if len(loosens) == 0 || a.settings.Reload == "auto" { // else it is said below, of all that waits
+		notes = append(notes, e.waits(r)...)
+	}
 	what := map[edit.List]string{edit.Policies: "policy", edit.Upstreams: "upstream"}[list]
 	if e.what != "" {
 		named := slices.DeleteFunc(slices.Clone(r.IDs), func(id string) bool { return strings.Contains(id, "[") }) // a scope has no id
@@ -159,6 +165,54 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 		a.say("haldir: a running haldir goes on with the rules of before until a person confirms this: %s reload", a.command())
 	}
 	return nil
+}
+
+// waits says where a change that could be taken at once is not, since one before it waits for a
+// person: a running haldir takes the file as a whole.
+func (e *editing) waits(r edit.Result) []string {
+	a := e.a
+	a.looking = true
+	held, err := a.verdict(context.Background(), sha256.Sum256(r.Before), sha256.Sum256(r.After), e.dryRun)
+	switch {
+	case err != nil:
+		return []string{fmt.Sprintf("whether a running haldir takes this could not be seen (%v); see: %s doctor", err, a.command())}
+	case held:
+		return []string{"a running haldir takes the file as a whole, so that this waits until a person confirms the change before it: " + a.command() + " reload"}
+	}
+	return nil
+}
+
+// verdictWait bounds how long a running haldir is asked what it makes of a change, and
+// verdictSoon how long if nothing is known to wait: two changes may follow each other faster than
+// it looks at the file.
+const (
+	verdictWait = 3 * time.Second
+	verdictSoon = 4 * settleFile
+)
+
+// verdict reports whether a running haldir holds a change back. One that has not been written
+// is held back like the file that it is for.
+func (a *app) verdict(ctx context.Context, before, after [sha256.Size]byte, dryRun bool) (held bool, err error) {
+	known, runs, err := a.heldBack(ctx, before)
+	if err != nil || !runs || dryRun {
+		return known, err
+	}
+	patience := verdictSoon
+	if known {
+		patience = verdictWait
+	}
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(settleFile / 4) {
+		if held, _, err = a.heldBack(ctx, after); err != nil || held {
+			return held, err
+		}
+		if !known {
+			continue
+		}
+		if still, _, err := a.heldBack(ctx, before); err != nil || !still {
+			return false, err // it was taken, or is what was in force before
+		}
+	}
+	return known, nil
 }
 
 // signIn says what there is to do about what an upstream grants.

@@ -144,10 +144,12 @@ func policyList(a *app) *cobra.Command {
 		Use:   "list",
 		Short: "List the policies of the config in their order",
 		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.load(); err != nil {
 				return err
 			}
+			a.looking = true
+			a.tellHeldBack(cmd.Context())
 			ids := a.cfg.Engine.Rules()
 			type entry struct {
 				ID     string   `json:"id"`
