@@ -19,6 +19,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/internal/packs"
 )
 
 // editing is what the verbs that edit the config have in common.
@@ -54,13 +55,31 @@ func (e *editing) add(list edit.List, entry []byte, source string) error {
 	return e.tell(list, "added", r, err)
 }
 
-func (e *editing) remove(list edit.List, id string) error {
+func (e *editing) removePolicies(ids []string) error {
 	path, err := e.path()
 	if err != nil {
 		return err
 	}
-	r, err := edit.Remove(path, list, id, edit.Options{DryRun: e.dryRun})
-	return e.tell(list, "removed", r, err)
+	o := edit.Options{DryRun: e.dryRun}
+	for _, id := range ids {
+		for i, r := range id { // what is before a dash may be the upstream that a pack is for
+			if r != '-' {
+				continue
+			}
+			known, err := packs.Known(id[:i])
+			if err != nil {
+				return err
+			}
+			o.Known = append(o.Known, known...)
+		}
+	}
+	if len(ids) == 1 {
+		r, err := edit.Remove(path, edit.Policies, ids[0], o)
+		return e.tell(edit.Policies, "removed", r, err)
+	}
+	e.what = "the policies"
+	r, err := edit.RemoveAll(path, edit.ByID(ids), o)
+	return e.tell(edit.Policies, "removed", r, err)
 }
 
 // removeUpstream removes an upstream alone. Where only policies about it are in the way, it
@@ -87,7 +106,11 @@ func (e *editing) withdraw(name string) error {
 	if err != nil {
 		return err
 	}
-	r, err := edit.RemoveUpstream(path, name, edit.Options{DryRun: e.dryRun})
+	known, err := packs.Known(name)
+	if err != nil {
+		return err
+	}
+	r, err := edit.RemoveUpstream(path, name, edit.Options{DryRun: e.dryRun, Known: known})
 	if len(r.IDs) > 0 {
 		r.Notes = append(r.Notes, "what was about it alone goes with it: "+strings.Join(r.IDs, ", "))
 	}
