@@ -27,6 +27,7 @@ type editing struct {
 	a              *app
 	dryRun, asJSON bool
 	what           string // is added, if it is more than one entry
+	fresh          bool   // the file was saved a moment before
 }
 
 func (e *editing) flags(cmd *cobra.Command) {
@@ -42,6 +43,9 @@ func (e *editing) path() (string, error) {
 	path, _, err := e.a.layers.ConfigPath()
 	if err != nil {
 		return "", usage("%w", err)
+	}
+	if info, err := os.Stat(path); err == nil {
+		e.fresh = time.Since(info.ModTime()) < verdictWait
 	}
 	return path, nil
 }
@@ -195,7 +199,7 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 func (e *editing) waits(r edit.Result) []string {
 	a := e.a
 	a.looking = true
-	held, err := a.verdict(context.Background(), sha256.Sum256(r.Before), sha256.Sum256(r.After), e.dryRun)
+	held, err := e.held(context.Background(), sha256.Sum256(r.Before), sha256.Sum256(r.After))
 	switch {
 	case err != nil:
 		return []string{fmt.Sprintf("whether a running haldir takes this could not be seen (%v); see: %s doctor", err, a.command())}
@@ -205,34 +209,36 @@ func (e *editing) waits(r edit.Result) []string {
 	return nil
 }
 
-// verdictWait bounds how long a running haldir is asked what it makes of a change, and
-// verdictSoon how long if nothing is known to wait: two changes may follow each other faster than
-// it looks at the file.
-const (
-	verdictWait = 3 * time.Second
-	verdictSoon = 4 * settleFile
-)
+// verdictWait is how long a running haldir is asked what it makes of a change. It looks at a file
+// once that is left alone for a while.
+const verdictWait = 3 * time.Second
 
-// verdict reports whether a running haldir holds a change back. One that has not been written
-// is held back like the file that it is for.
-func (a *app) verdict(ctx context.Context, before, after [sha256.Size]byte, dryRun bool) (held bool, err error) {
-	known, runs, err := a.heldBack(ctx, before)
-	if err != nil || !runs || dryRun {
+// held reports whether a running haldir holds a change back. One that is not written is held back
+// as the file is that it is for.
+func (e *editing) held(ctx context.Context, before, after [sha256.Size]byte) (bool, error) {
+	known, runs, err := e.a.heldBack(ctx, before)
+	if err != nil || e.dryRun || !runs || !known && !e.fresh {
 		return known, err
 	}
-	patience := verdictSoon
-	if known {
-		patience = verdictWait
+	// It may have been the other change that made it wait, or it may not have looked at the file
+	// since another change was made right before.
+	wait := verdictWait
+	if !known {
+		wait /= 2
 	}
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(settleFile / 4) {
-		if held, _, err = a.heldBack(ctx, after); err != nil || held {
+	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(settleFile / 4) {
+		if held, _, err := e.a.heldBack(ctx, after); err != nil || held {
 			return held, err
 		}
 		if !known {
 			continue
 		}
-		if still, _, err := a.heldBack(ctx, before); err != nil || !still {
-			return false, err // it was taken, or is what was in force before
+		still, _, err := e.a.heldBack(ctx, before)
+		if err != nil {
+			return false, err
+		}
+		if !still { // one has looked, and others do at about that time
+			known, end = false, time.Now().Add(4*settleFile)
 		}
 	}
 	return known, nil

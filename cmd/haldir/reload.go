@@ -157,9 +157,7 @@ func (f *follower) look(ctx context.Context, path string) {
 		f.notice("haldir.yaml was changed; until a person confirms it by `" + f.a.command() + " reload`, the rules of before hold: " + text)
 		return
 	}
-	if f.adopt(ctx, cfg, strings.Join(why, "; ")) {
-		f.settled(ctx, sum)
-	}
+	f.adopt(ctx, cfg, strings.Join(why, "; ")) // another haldir may wait for it: what is noted of it stays
 }
 
 // broken tells everybody why a file is not taken.
@@ -201,7 +199,7 @@ func (f *follower) accepted(ctx context.Context) {
 	}
 }
 
-// settled notes that a file does not wait any more: it is in force, or there is another.
+// settled notes that a file does not wait any more: a person has confirmed it, or there is another.
 func (f *follower) settled(ctx context.Context, sum [sha256.Size]byte) {
 	text, err := f.a.ledger.LoadCatalogue(ctx, pendingKey(sum))
 	if err != nil || len(text) == 0 {

@@ -195,6 +195,26 @@ func TestAnEditWaitsWithWhatIsUnconfirmed(t *testing.T) {
 	}
 }
 
+// A haldir that was started with a change takes the next one, and must not forget that another one
+// waits for both.
+func TestOneHaldirWaitsBesideAnother(t *testing.T) {
+	t.Parallel()
+	strict := "policies: [{type: deny, tools: [scan_domain]}]\n"
+	r := serveConfig(t, strict)
+	r.edit(r.config(""))
+	r.until("it is said", func() bool { return strings.Contains(r.notice(), " reload`") })
+	later := r.h.Serve(t)
+	later.Initialize(mcptest.Revision)
+	if _, errOut, _ := r.h.Run(t, "policy", "add", "--type", "deny", "--tools", "dns_lookup"); !strings.Contains(errOut, "waits until a person confirms") {
+		t.Errorf("it is not said that the rule waits: %q", errOut)
+	}
+	r.until("the later one has taken it", func() bool { return strings.Contains(later.Stderr(), "the changed config is in force") })
+	if out, errOut, _ := r.h.Run(t, "reload"); !strings.Contains(out, "deny rule policies[0] is gone") {
+		t.Errorf("it cannot be confirmed: %s%s", out, errOut)
+	}
+	later.End()
+}
+
 func TestAutoTakesAllOfIt(t *testing.T) {
 	t.Parallel()
 	r := serveConfig(t, "reload: auto\npolicies: [{type: deny, tools: [scan_domain]}]\n")
