@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -15,7 +18,7 @@ func checkCommand(a *app) *cobra.Command {
 		Short: "Check a config file and say what is wrong with it, and where",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			path, _, err := a.layers.ConfigPath()
+			path, named, err := a.layers.ConfigPath()
 			if len(args) > 0 {
 				path, err = args[0], nil
 			}
@@ -24,6 +27,13 @@ func checkCommand(a *app) *cobra.Command {
 			}
 			cfg, err := config.Load(path)
 			problems, broken := err.(config.Problems) //nolint:errorlint // Load says so
+			if errors.Is(err, fs.ErrNotExist) && len(args) == 0 {
+				next := "make one: " + itself() + " init; or name a file with --config"
+				if named {
+					next = "name one that there is with --config, or make this one: " + itself() + " --config " + shellWord(path) + " init"
+				}
+				err = fmt.Errorf("%w; %s", err, next)
+			}
 			if err != nil && !broken {
 				return &exit{code: exitUsage, err: err}
 			}

@@ -68,7 +68,7 @@ func doctorCommand(a *app) *cobra.Command {
 	f.BoolVar(&v.fix, "fix", false, "mend what is safe to mend, and look again")
 	f.BoolVarP(&v.yes, "yes", "y", false, "with --fix: do not ask")
 	f.BoolVar(&v.strict, "strict", false, "warnings count: exit with 1")
-	f.DurationVar(&v.wait, "wait", pinsWait, "how long to wait for the audit and for the upstreams, each")
+	durationVar(f, &v.wait, "wait", pinsWait, "how long to wait for the audit and for the upstreams, each")
 	return cmd
 }
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,12 +12,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/internal/packs"
 )
 
 // editing is what the verbs that edit the config have in common.
@@ -23,6 +27,7 @@ type editing struct {
 	a              *app
 	dryRun, asJSON bool
 	what           string // is added, if it is more than one entry
+	fresh          bool   // the file was saved a moment before
 }
 
 func (e *editing) flags(cmd *cobra.Command) {
@@ -39,6 +44,9 @@ func (e *editing) path() (string, error) {
 	if err != nil {
 		return "", usage("%w", err)
 	}
+	if info, err := os.Stat(path); err == nil {
+		e.fresh = time.Since(info.ModTime()) < verdictWait
+	}
 	return path, nil
 }
 
@@ -51,13 +59,31 @@ func (e *editing) add(list edit.List, entry []byte, source string) error {
 	return e.tell(list, "added", r, err)
 }
 
-func (e *editing) remove(list edit.List, id string) error {
+func (e *editing) removePolicies(ids []string) error {
 	path, err := e.path()
 	if err != nil {
 		return err
 	}
-	r, err := edit.Remove(path, list, id, edit.Options{DryRun: e.dryRun})
-	return e.tell(list, "removed", r, err)
+	o := edit.Options{DryRun: e.dryRun}
+	for _, id := range ids {
+		for i, r := range id { // what is before a dash may be the upstream that a pack is for
+			if r != '-' {
+				continue
+			}
+			known, err := packs.Known(id[:i])
+			if err != nil {
+				return err
+			}
+			o.Known = append(o.Known, known...)
+		}
+	}
+	if len(ids) == 1 {
+		r, err := edit.Remove(path, edit.Policies, ids[0], o)
+		return e.tell(edit.Policies, "removed", r, err)
+	}
+	e.what = "the policies"
+	r, err := edit.RemoveAll(path, edit.ByID(ids), o)
+	return e.tell(edit.Policies, "removed", r, err)
 }
 
 // removeUpstream removes an upstream alone. Where only policies about it are in the way, it
@@ -84,7 +110,11 @@ func (e *editing) withdraw(name string) error {
 	if err != nil {
 		return err
 	}
-	r, err := edit.RemoveUpstream(path, name, edit.Options{DryRun: e.dryRun})
+	known, err := packs.Known(name)
+	if err != nil {
+		return err
+	}
+	r, err := edit.RemoveUpstream(path, name, edit.Options{DryRun: e.dryRun, Known: known})
 	if len(r.IDs) > 0 {
 		r.Notes = append(r.Notes, "what was about it alone goes with it: "+strings.Join(r.IDs, ", "))
 	}
@@ -119,6 +149,9 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 	notes := r.Notes
 	if list == edit.Upstreams {
 		notes = append(notes, e.signIn(r)...)
+	}
+	if len(loosens) == 0 || a.settings.Reload == "auto" { // else it is said below, of all that waits
+		notes = append(notes, e.waits(r)...)
 	}
 	what := map[edit.List]string{edit.Policies: "policy", edit.Upstreams: "upstream"}[list]
 	if e.what != "" {
@@ -159,6 +192,56 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 		a.say("haldir: a running haldir goes on with the rules of before until a person confirms this: %s reload", a.command())
 	}
 	return nil
+}
+
+// waits says where a change that could be taken at once is not, since one before it waits for a
+// person: a running haldir takes the file as a whole.
+func (e *editing) waits(r edit.Result) []string {
+	a := e.a
+	a.looking = true
+	held, err := e.held(context.Background(), sha256.Sum256(r.Before), sha256.Sum256(r.After))
+	switch {
+	case err != nil:
+		return []string{fmt.Sprintf("whether a running haldir takes this could not be seen (%v); see: %s doctor", err, a.command())}
+	case held:
+		return []string{"a running haldir takes the file as a whole, so that this waits until a person confirms the change before it: " + a.command() + " reload"}
+	}
+	return nil
+}
+
+// verdictWait is how long a running haldir is asked what it makes of a change. It looks at a file
+// once that is left alone for a while.
+const verdictWait = 3 * time.Second
+
+// held reports whether a running haldir holds a change back. One that is not written is held back
+// as the file is that it is for.
+func (e *editing) held(ctx context.Context, before, after [sha256.Size]byte) (bool, error) {
+	known, runs, err := e.a.heldBack(ctx, before)
+	if err != nil || e.dryRun || !runs || !known && !e.fresh {
+		return known, err
+	}
+	// It may have been the other change that made it wait, or it may not have looked at the file
+	// since another change was made right before.
+	wait := verdictWait
+	if !known {
+		wait /= 2
+	}
+	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(settleFile / 4) {
+		if held, _, err := e.a.heldBack(ctx, after); err != nil || held {
+			return held, err
+		}
+		if !known {
+			continue
+		}
+		still, _, err := e.a.heldBack(ctx, before)
+		if err != nil {
+			return false, err
+		}
+		if !still { // one has looked, and others do at about that time
+			known, end = false, time.Now().Add(4*settleFile)
+		}
+	}
+	return known, nil
 }
 
 // signIn says what there is to do about what an upstream grants.

@@ -31,6 +31,7 @@ func explainCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			a.tellHeldBack(cmd.Context())
 			x, err := srv.ExplainLines(cmd.Context(), argv[0], arguments)
 			if err != nil {
 				return err

@@ -5,6 +5,7 @@ package main_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -329,6 +331,30 @@ func (c *consoles) audit() (list struct {
 	c.t.Helper()
 	c.must(http.StatusOK, guideAudit, &list)
 	return list
+}
+
+// TestTheExamplesOfTheAPI runs the commands of docs/rest-api.md in their order: one makes a
+// session, and the next calls a tool in it.
+func TestTheExamplesOfTheAPI(t *testing.T) {
+	t.Parallel()
+	c := startConsole(t, guideConfig)
+	c.must(http.StatusCreated, guideRegister, nil)
+	page, err := os.ReadFile("../../docs/rest-api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := regexp.MustCompile("(?s)```sh\n(curl .*?)```").FindAllSubmatch(page, -1)
+	if len(examples) != 2 {
+		t.Fatalf("%d examples", len(examples))
+	}
+	for i, status := range []int{http.StatusCreated, http.StatusOK} {
+		var answer struct {
+			SessionID string `json:"session_id"`
+		}
+		command := strings.NewReplacer("http://127.0.0.1:8764", c.url, "$KEY", c.key, "ses_…", c.session).Replace(string(examples[i][1]))
+		c.must(status, command, &answer)
+		c.session = cmp.Or(answer.SessionID, c.session)
+	}
 }
 
 // TestTheOriginalsGuide goes through the guide of the original product, "How to Secure Any

@@ -48,7 +48,7 @@ func initCommand(a *app) *cobra.Command {
 			"Windsurf, shows what it will do with each, asks, and does it: it writes haldir.yaml,\n" +
 			"or adds to it, keeps secrets in haldir's store, and puts one entry for haldir in the\n" +
 			"place of the servers that have moved. The rest of each file stays as it is, byte for\n" +
-			"byte. Of every file a copy is kept; --undo puts all of them back.\n\n" +
+			"byte. Of every file a copy is kept; --undo takes one init back, the last.\n\n" +
 			"Servers of a project are those of the directory that it is run in. Those that came\n" +
 			"with it (.mcp.json, .cursor/mcp.json, .vscode/mcp.json) stay, unless you say --project.",
 		Example: "  haldir init --dry-run\n  haldir init --client claude-code --client cursor\n  haldir init --undo",
@@ -411,7 +411,7 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 		i.a.say("haldir: %s", i.a.secrets.clean(plain(n, 0)))
 	}
 	if !i.dryRun {
-		i.a.say("a copy of each file is kept in %s; haldir init --undo puts all of it back", home(filepath.Join(o.StateDir, "init")))
+		i.a.say("a copy of each file is kept in %s; haldir init --undo takes it back", home(filepath.Join(o.StateDir, "init")))
 	}
 	return nil
 }
@@ -674,16 +674,31 @@ func (i *adoption) takeBack(ctx context.Context, path string) error {
 		}
 		i.kept(u)
 	}
+	i.earlier(u)
 	if i.asJSON {
 		if u.Secrets == nil {
 			u.Secrets = []string{}
 		}
-		return a.printJSON(map[string]any{"undone": u.Made, "written": !i.dryRun, "files": files, "secrets": u.Secrets})
+		return a.printJSON(map[string]any{"undone": u.Made, "written": !i.dryRun, "files": files, "secrets": u.Secrets, "earlier": u.Earlier})
 	}
 	if !i.dryRun {
 		a.say("start your clients anew")
 	}
 	return nil
+}
+
+// earlier tells of inits before the one that is undone: what they did stays, such as the entries
+// by which clients start haldir.
+func (i *adoption) earlier(u *adopt.Undo) {
+	n := len(u.Earlier)
+	if n == 0 {
+		return
+	}
+	text, again := fmt.Sprintf("an init before this one, of %s, stays in place", when(u.Earlier[0])), "take it back by undoing once more"
+	if n > 1 {
+		text, again = fmt.Sprintf("%d inits before this one, the last of %s, stay in place", n, when(u.Earlier[0])), "take them back by undoing once more for each"
+	}
+	i.a.say("haldir: %s, and clients may go on starting haldir; %s: %s init --undo", text, again, i.a.command())
 }
 
 // kept says what an undo has kept, and where.

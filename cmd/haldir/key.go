@@ -82,7 +82,7 @@ func keyCreate(a *app) *cobra.Command {
 	f.StringSliceVar(&terms.Scopes, "scopes", nil, "what it may do, with commas; all for everything")
 	f.StringSliceVar(&terms.SessionScopes, "session-scopes", nil, "the scopes that its sessions may have, with commas (default any)")
 	f.StringVar(&most, "max-spend", "", "the highest spend limit of its sessions, in dollars (default any, and none)")
-	f.DurationVar(&expires, "expires", 0, "how long it holds, such as 720h (default until it is revoked)")
+	durationVar(f, &expires, "expires", 0, "how long it holds, such as 30d (default until it is revoked)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }

@@ -82,7 +82,7 @@ func upstreamLogin(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&noBrowser, "no-browser", false, "print the address and open nothing")
-	cmd.Flags().DurationVar(&wait, "wait", 10*time.Minute, "how long to wait for the browser to return")
+	durationVar(cmd.Flags(), &wait, "wait", 10*time.Minute, "how long to wait for the browser to return")
 	return cmd
 }
 

@@ -74,6 +74,84 @@ func (e *editing) addPack(p *packUse, f *pflag.FlagSet, args []string) error {
 	return e.tell(edit.Policies, "added", r, err)
 }
 
+// removePack takes out of the config what a pack has added, as far as it is unchanged.
+func (e *editing) removePack(name, upstream string) error {
+	pack, err := findPack(name)
+	if err != nil {
+		return err
+	}
+	path, err := e.path()
+	if err != nil {
+		return err
+	}
+	cfg, err := e.a.layers.Find()
+	if err != nil {
+		return e.tell(edit.Policies, "removed", edit.Result{}, err)
+	}
+	if upstream, _, err = packIn(pack, cfg, upstream); err != nil {
+		return err
+	}
+	known, err := packs.Known(upstream)
+	if err != nil {
+		return err
+	}
+	e.what = fmt.Sprintf("the pack %s of %s:", pack.Name, upstream)
+	var found packs.Found
+	r, err := edit.RemoveAll(path, func(cfg *config.Config) (map[edit.List][]int, error) {
+		_, f, err := packIn(pack, cfg, upstream)
+		found = f
+		return f.Numbers, err
+	}, edit.Options{DryRun: e.dryRun, Known: known})
+	if err == nil {
+		if e.a.settings, err = e.a.layers.Settings(r.New); err != nil { // the command names the state directory
+			return &exit{code: exitUsage, err: err}
+		}
+		for _, id := range found.Changed {
+			r.Notes = append(r.Notes, fmt.Sprintf("%s was changed since it was added, and stays; if it is not wanted: %s policy remove %s", id, e.a.command(), shellWord(id)))
+		}
+		for _, list := range found.Short {
+			r.Notes = append(r.Notes, fmt.Sprintf("in %s there is not all that the pack has added; look whether some of it is left there", list))
+		}
+	}
+	return e.tell(edit.Policies, "removed", r, err)
+}
+
+// packIn says for which upstream a pack was added, and what there is of it.
+func packIn(pack packs.Pack, cfg *config.Config, asked string) (upstream string, found packs.Found, err error) {
+	names := []string{asked}
+	if asked == "" {
+		names = []string{pack.Name} // in a file of policies alone
+		for _, u := range cfg.Upstreams {
+			if u.Name != pack.Name {
+				names = append(names, u.Name)
+			}
+		}
+	}
+	var all []string
+	for _, name := range names {
+		f, err := pack.In(cfg, name)
+		if err != nil {
+			return "", f, err
+		}
+		if len(f.Numbers)+len(f.Changed) > 0 {
+			upstream, found, all = name, f, append(all, name)
+		}
+	}
+	what := "the pack " + pack.Name
+	if asked != "" {
+		what += " for " + asked
+	}
+	switch {
+	case len(all) == 0:
+		return "", found, usage("there is nothing of %s in the config; see: haldir policy list", what)
+	case len(all) > 1:
+		return "", found, usage("%s was added for the upstreams %s; say for which it goes by --upstream", what, strings.Join(all, " and "))
+	case len(found.Numbers) == 0:
+		return "", found, usage("nothing of %s is as it was added; if it is not wanted: haldir policy remove %s", what, strings.Join(found.Changed, " "))
+	}
+	return upstream, found, nil
+}
+
 // packUpstream is the upstream that a pack is added for.
 func packUpstream(pack packs.Pack, cfg *config.Config, asked string) (string, error) {
 	if cfg == nil || len(cfg.Upstreams) == 0 { // a file of policies alone
@@ -116,7 +194,7 @@ func present(pack packs.Pack, cfg *config.Config, upstream string) error {
 	there := cfg.Engine.Rules()
 	for _, id := range mine.Engine.Rules() {
 		if slices.Contains(there, id) {
-			return usage("the config has a policy %s already, as of this pack; see: haldir policy list, haldir policy remove", id)
+			return usage("the config has a policy %s already, as of this pack; see: haldir policy list, haldir policy remove --pack %s", id, pack.Name)
 		}
 	}
 	return nil

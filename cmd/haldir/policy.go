@@ -126,15 +126,34 @@ func (p *pairs) flag(k config.Key, f *pflag.FlagSet, name string) error {
 
 func policyRemove(a *app) *cobra.Command {
 	e := &editing{a: a}
+	var pack packUse
 	cmd := &cobra.Command{
-		Use:   "remove ID",
-		Short: "Remove a policy from the config",
-		Long: "remove takes the lines of a policy out of the config, and leaves the rest of the file\n" +
-			"as it is. ID is what `haldir policy list` shows. A comment above the policy stays.",
-		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return e.remove(edit.Policies, args[0]) },
+		Use:   "remove (ID… | --pack NAME)",
+		Short: "Remove policies from the config",
+		Long: "remove takes the lines of policies out of the config, all of those named or none, and\n" +
+			"leaves the rest of the file as it is. ID is what `haldir policy list` shows. A comment\n" +
+			"above a policy stays, unless it came with a pack. With --pack all goes that\n" +
+			"`haldir policy add --pack` has added and that is unchanged.",
+		Example: "  haldir policy remove deny-1\n  haldir policy remove github-ask github-rate\n  haldir policy remove --pack github",
+		Args:    cobra.ArbitraryArgs,
 	}
+	f := cmd.Flags()
+	f.StringVar(&pack.name, "pack", "", "remove what this pack has added")
+	f.StringVar(&pack.upstream, "upstream", "", "with --pack: the upstream that it was added for (default: the only one)")
 	e.flags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, ids []string) error {
+		switch {
+		case f.Changed("pack") && len(ids) > 0:
+			return usage("--pack takes out all of a pack; leave %q out", ids[0])
+		case f.Changed("pack"):
+			return e.removePack(pack.name, pack.upstream)
+		case f.Changed("upstream"):
+			return usage("--upstream stands in place of a config file, and this verb edits one; with --pack it names the upstream that the pack was added for")
+		case len(ids) == 0:
+			return usage("say which policies by their ids, or a pack by --pack; see: %s --help", cmd.CommandPath())
+		}
+		return e.removePolicies(ids)
+	}
 	return cmd
 }
 
@@ -144,10 +163,12 @@ func policyList(a *app) *cobra.Command {
 		Use:   "list",
 		Short: "List the policies of the config in their order",
 		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.load(); err != nil {
 				return err
 			}
+			a.looking = true
+			a.tellHeldBack(cmd.Context())
 			ids := a.cfg.Engine.Rules()
 			type entry struct {
 				ID     string   `json:"id"`

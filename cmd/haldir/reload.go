@@ -18,6 +18,7 @@ import (
 	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/files"
+	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/proxy"
 	"github.com/haldir-mcp/haldir/upstream"
 )
@@ -125,7 +126,10 @@ func (f *follower) look(ctx context.Context, path string) {
 	if sum == f.seen {
 		return
 	}
+	before := f.seen
 	f.seen, f.waiting = sum, nil
+	defer func() { f.settled(ctx, before) }() // last, so that who asks meanwhile hears of the one or the other
+
 	if sum == f.a.cfg.SHA256 { // it is again as it was
 		f.notice("")
 		return
@@ -153,9 +157,7 @@ func (f *follower) look(ctx context.Context, path string) {
 		f.notice("haldir.yaml was changed; until a person confirms it by `" + f.a.command() + " reload`, the rules of before hold: " + text)
 		return
 	}
-	if f.adopt(ctx, cfg, strings.Join(why, "; ")) {
-		f.confirmed(ctx, cfg)
-	}
+	f.adopt(ctx, cfg, strings.Join(why, "; ")) // another haldir may wait for it: what is noted of it stays
 }
 
 // broken tells everybody why a file is not taken.
@@ -193,17 +195,17 @@ func (f *follower) accepted(ctx context.Context) {
 	cfg := f.waiting
 	f.waiting = nil
 	if f.adopt(ctx, cfg, "a person has confirmed it") {
-		f.confirmed(ctx, cfg)
+		f.settled(ctx, cfg.SHA256)
 	}
 }
 
-// confirmed notes that nothing waits any more.
-func (f *follower) confirmed(ctx context.Context, cfg *config.Config) {
-	text, err := f.a.ledger.LoadCatalogue(ctx, pendingKey(cfg.SHA256))
+// settled notes that a file does not wait any more: a person has confirmed it, or there is another.
+func (f *follower) settled(ctx context.Context, sum [sha256.Size]byte) {
+	text, err := f.a.ledger.LoadCatalogue(ctx, pendingKey(sum))
 	if err != nil || len(text) == 0 {
 		return
 	}
-	if err := f.a.ledger.SaveCatalogue(ctx, pendingKey(cfg.SHA256), []byte{}); err != nil {
+	if err := f.a.ledger.SaveCatalogue(ctx, pendingKey(sum), []byte{}); err != nil {
 		f.a.log.Error().Err(err).Msg("note that nothing waits any more")
 	}
 }
@@ -297,6 +299,32 @@ func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstre
 		a.blocks[c.Name] = c
 	}
 	return gone, fresh, heirs
+}
+
+// heldBack reports whether a haldir that runs waits for a person to confirm a file, and whether
+// there is one that would.
+func (a *app) heldBack(ctx context.Context, sum [sha256.Size]byte) (held, runs bool, err error) {
+	if err := a.open(); err != nil {
+		return false, false, err
+	}
+	view, err := a.ledger.View(ctx)
+	if errors.Is(err, ledger.ErrNone) {
+		return false, false, nil
+	}
+	runs = slices.ContainsFunc(view.Living, func(p ledger.Process) bool { return p.Verb == "serve" || p.Verb == "console" })
+	if err != nil || !runs {
+		return false, runs, err
+	}
+	text, err := a.ledger.LoadCatalogue(ctx, pendingKey(sum))
+	return len(text) > 0, runs, err
+}
+
+// tellHeldBack says of rules that are shown that they are not in force where haldir runs. It is
+// no reason to fail that this cannot be found out.
+func (a *app) tellHeldBack(ctx context.Context) {
+	if held, _, err := a.heldBack(ctx, a.cfg.SHA256); err == nil && held {
+		a.say("haldir: in a running haldir these rules are not in force until a person confirms it: %s reload", a.command())
+	}
 }
 
 func reloadCommand(a *app) *cobra.Command {

@@ -140,6 +140,81 @@ func TestALooserConfigWaitsForAPerson(t *testing.T) {
 	}
 }
 
+// What is edited beside a change that waits to be confirmed waits with it, as the file is taken
+// as a whole: who adds a rule must not believe it in force.
+func TestAnEditWaitsWithWhatIsUnconfirmed(t *testing.T) {
+	t.Parallel()
+	const waits = "waits until a person confirms the change before it"
+	r := serveConfig(t, "")
+	edit := func(args ...string) (out, errOut string) {
+		t.Helper()
+		out, errOut, code := r.h.Run(t, args...)
+		if code != 0 {
+			t.Fatalf("%v: exit status %d: %s", args, code, errOut)
+		}
+		return out, errOut
+	}
+	if _, errOut := edit("policy", "add", "--type", "deny", "--tools", "a"); errOut != "" {
+		t.Errorf("nothing waits: %s", errOut)
+	}
+	edit("upstream", "add", "docs", "--url", "https://docs.example.com/mcp")
+	// At once, so that the running haldir has not looked at the first one yet.
+	if _, errOut := edit("policy", "add", "--type", "deny", "--tools", "scan_domain"); !strings.Contains(errOut, waits) || !strings.Contains(errOut, " reload\n") {
+		t.Errorf("it is not said that the rule waits: %q", errOut)
+	}
+	if got := r.call("a.example"); strings.Contains(got, "deny list") {
+		t.Fatalf("it is in force: %s", got)
+	}
+	if out, _ := edit("policy", "add", "--type", "deny", "--tools", "b", "--json"); !strings.Contains(out, waits) {
+		t.Errorf("not in the notes: %s", out)
+	}
+	if out, _ := edit("policy", "add", "--type", "deny", "--tools", "c", "--dry-run", "--json"); !strings.Contains(out, waits) {
+		t.Errorf("not in the notes of a dry run: %s", out)
+	}
+	for _, args := range [][]string{{"explain", "scan_domain"}, {"policy", "list"}} {
+		if _, errOut, _ := r.h.Run(t, args...); !strings.Contains(errOut, "not in force until a person confirms it: ") {
+			t.Errorf("%v: %q", args, errOut)
+		}
+	}
+	// Without what has waited, the rest is taken.
+	if _, errOut := edit("upstream", "remove", "docs"); strings.Contains(errOut, waits) {
+		t.Errorf("nothing waits any more: %s", errOut)
+	}
+	r.until("the rule is in force", func() bool { return strings.Contains(r.call("a.example"), "deny list") })
+	for _, args := range [][]string{{"explain", "scan_domain"}, {"policy", "list"}} {
+		if _, errOut, _ := r.h.Run(t, args...); strings.Contains(errOut, "not in force") {
+			t.Errorf("%v: %q", args, errOut)
+		}
+	}
+	edit("upstream", "add", "docs", "--url", "https://docs.example.com/mcp")
+	r.until("it waits", func() bool { return strings.Contains(r.notice(), " reload`") })
+	// One that does not run waits for nobody.
+	r.s.End()
+	if _, errOut := edit("policy", "add", "--type", "deny", "--tools", "d"); errOut != "" {
+		t.Errorf("no haldir runs: %s", errOut)
+	}
+}
+
+// A haldir that was started with a change takes the next one, and must not forget that another one
+// waits for both.
+func TestOneHaldirWaitsBesideAnother(t *testing.T) {
+	t.Parallel()
+	strict := "policies: [{type: deny, tools: [scan_domain]}]\n"
+	r := serveConfig(t, strict)
+	r.edit(r.config(""))
+	r.until("it is said", func() bool { return strings.Contains(r.notice(), " reload`") })
+	later := r.h.Serve(t)
+	later.Initialize(mcptest.Revision)
+	if _, errOut, _ := r.h.Run(t, "policy", "add", "--type", "deny", "--tools", "dns_lookup"); !strings.Contains(errOut, "waits until a person confirms") {
+		t.Errorf("it is not said that the rule waits: %q", errOut)
+	}
+	r.until("the later one has taken it", func() bool { return strings.Contains(later.Stderr(), "the changed config is in force") })
+	if out, errOut, _ := r.h.Run(t, "reload"); !strings.Contains(out, "deny rule policies[0] is gone") {
+		t.Errorf("it cannot be confirmed: %s%s", out, errOut)
+	}
+	later.End()
+}
+
 func TestAutoTakesAllOfIt(t *testing.T) {
 	t.Parallel()
 	r := serveConfig(t, "reload: auto\npolicies: [{type: deny, tools: [scan_domain]}]\n")

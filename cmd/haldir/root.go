@@ -139,19 +139,8 @@ func root(a *app) *cobra.Command {
 			"4 verification failed",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// Without it cobra takes an unknown verb for an argument of none.
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			hint := ""
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				hint = fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
-			}
-			return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
-		},
-		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		SuggestionsMinimumDistance: 2,
+		Args:          knownVerb,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	f := cmd.PersistentFlags()
 	f.String("config", "", "the config file (HALDIR_CONFIG)")
@@ -177,7 +166,7 @@ func root(a *app) *cobra.Command {
 	cmd.AddCommand(pagesCommand(a)...)
 	cmd.InitDefaultCompletionCmd()
 	if c, _, err := cmd.Find([]string{"completion"}); err == nil {
-		c.RunE = needsVerb
+		c.Args, c.RunE = knownVerb, needsVerb
 	}
 	wrapArgs(cmd)
 	return cmd
@@ -200,9 +189,23 @@ func wrapArgs(cmd *cobra.Command) {
 
 // group is a verb that only has verbs below it.
 func group(use, short string, verbs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: needsVerb}
+	cmd := &cobra.Command{Use: use, Short: short, Args: knownVerb, RunE: needsVerb}
 	cmd.AddCommand(verbs...)
 	return cmd
+}
+
+// knownVerb refuses what is no verb below another one, which cobra takes for an argument, and says
+// which was meant.
+func knownVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := ""
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
+	}
+	return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
 }
 
 func needsVerb(cmd *cobra.Command, _ []string) error {

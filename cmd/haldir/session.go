@@ -96,7 +96,7 @@ func sessionCreate(a *app) *cobra.Command {
 	f.StringVar(&agent, "agent", "default", "the agent it belongs to")
 	f.StringSliceVar(&scopes, "scopes", nil, "the scopes it grants, with commas (default all)")
 	f.StringVar(&limit, "spend-limit", "", "what it may spend, in dollars (default no limit)")
-	f.DurationVar(&ttl, "ttl", 0, "how long it lasts, such as 1h (default for ever)")
+	durationVar(f, &ttl, "ttl", 0, "how long it lasts, such as 1h (default for ever)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }
@@ -199,7 +199,7 @@ func sessionRenew(a *app) *cobra.Command {
 			return a.printSession(s, asJSON)
 		},
 	}
-	cmd.Flags().DurationVar(&ttl, "ttl", 8*time.Hour, "how long it lasts from now on")
+	durationVar(cmd.Flags(), &ttl, "ttl", 8*time.Hour, "how long it lasts from now on")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }

@@ -209,6 +209,6 @@ func upstreamList(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	cmd.Flags().DurationVar(&wait, "wait", 10*time.Second, "how long to wait for them")
+	durationVar(cmd.Flags(), &wait, "wait", 10*time.Second, "how long to wait for them")
 	return cmd
 }

@@ -33,6 +33,8 @@ type Undo struct {
 	Named   []string // secrets that stay, since haldir.yaml goes on to refer to them
 	Masks   []string // texts that must not be shown
 
+	Earlier []time.Time // when inits before it were done that stay in place, the newest first
+
 	store  Store
 	values map[string]string // digests of what init stored
 }
@@ -72,33 +74,58 @@ func Last(stateDir string, h clients.Host, store Store) (*Undo, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	var dirs []string // of those that were not undone
 	for _, e := range slices.Backward(entries) {
 		dir := filepath.Join(root, e.Name())
-		if _, err := os.Stat(filepath.Join(dir, manifestFile)); err != nil {
-			continue
+		if _, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
+			dirs = append(dirs, dir)
 		}
-		_, unlock, err := alone(stateDir) // what was killed may have a child that still writes
-		if err != nil {
-			return nil, err
-		}
-		u, err := open(dir, h, store)
-		return u, errors.Join(err, unlock())
 	}
-	return nil, ErrNothing
-}
-
-func open(dir string, h clients.Host, store Store) (*Undo, error) {
-	path := filepath.Join(dir, manifestFile)
-	raw, err := os.ReadFile(path)
+	if len(dirs) == 0 {
+		return nil, ErrNothing
+	}
+	_, unlock, err := alone(stateDir) // what was killed may have a child that still writes
 	if err != nil {
 		return nil, err
 	}
-	var m manifest
+	u, err := open(dirs[0], h, store)
+	if err == nil {
+		u.Earlier = made(dirs[1:])
+	}
+	return u, errors.Join(err, unlock())
+}
+
+// made is when inits were done. Of one that cannot be read it is not known, which is no reason
+// not to undo a later one.
+func made(dirs []string) []time.Time {
+	times := make([]time.Time, len(dirs))
+	for i, dir := range dirs {
+		if m, err := readManifest(dir); err == nil {
+			times[i] = m.Made
+		}
+	}
+	return times
+}
+
+func readManifest(dir string) (m manifest, err error) {
+	path := filepath.Join(dir, manifestFile)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return m, err
+	}
 	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return m, fmt.Errorf("%s: %w", path, err)
 	}
 	if m.Version != 1 {
-		return nil, fmt.Errorf("%s is of another haldir (version %d)", path, m.Version)
+		return m, fmt.Errorf("%s is of another haldir (version %d)", path, m.Version)
+	}
+	return m, nil
+}
+
+func open(dir string, h clients.Host, store Store) (*Undo, error) {
+	m, err := readManifest(dir)
+	if err != nil {
+		return nil, err
 	}
 	u := &Undo{Dir: dir, Made: m.Made, store: store, values: m.Values}
 	for i, r := range m.Files {

@@ -176,6 +176,14 @@ func (d *duration) setText(text string) error {
 	return nil
 }
 
+// ReadDuration reads what a duration of haldir.yaml may be: what [ParseDuration] reads, or a number
+// of seconds.
+func ReadDuration(text string) (time.Duration, error) {
+	var d duration
+	err := d.setText(text)
+	return time.Duration(d), err
+}
+
 // ParseDuration reads a time as people write it: what Go reads, and days.
 func ParseDuration(text string) (time.Duration, error) {
 	n, err := time.ParseDuration(text)

@@ -89,8 +89,8 @@ func TestSessionsInTheOriginalsShape(t *testing.T) {
 	}
 	for body, want := range map[string]string{
 		`{}`: "agent_id", `{"agent_id":""}`: "agent_id", `{"agent_id":"a\u0007"}`: "agent_id", `{"agent_id":"a","scopes":["Read"]}`: "no scope",
-		`{"agent_id":"a","scopes":["spend:much"]}`: "spend:much", `{"agent_id":"a","ttl":-1}`: "ttl", `{"agent_id":"a","ttl":1e12}`: "ttl",
-		`{"agent_id":"a","ttl":1.5}`: "ttl", `{"agent_id":"a","spend_limit":-1}`: "negative", `{"agent_id":"a","spend_limit":0.0000001}`: "spend_limit",
+		`{"agent_id":"a","scopes":["spend:much"]}`: "spend:much", `{"agent_id":"a","ttl":-1}`: "ttl must be a number of seconds", `{"agent_id":"a","ttl":1e12}`: "/ttl: must be a whole number of seconds, such as 3600",
+		`{"agent_id":"a","ttl":1.5}`: "/ttl: must be a whole number of seconds, such as 3600", `{"agent_id":"a","ttl":"1h"}`: "/ttl: must be a whole number of seconds, such as 3600", `{"agent_id":"a","spend_limit":-1}`: "negative", `{"agent_id":"a","spend_limit":0.0000001}`: "spend_limit",
 	} {
 		if got := w.do(key, "POST", "/v1/sessions", body).problem(http.StatusBadRequest, "malformed"); !strings.Contains(got, want) {
 			t.Errorf("%s: %s", body, got)

@@ -16,13 +16,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
+	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/policy"
 )
 
 //go:embed data/*.yaml
@@ -210,6 +213,94 @@ func (e entry) tools(upstream string) (out []string) {
 }
 
 var toolsLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^ *tools: \[(.*)\]$`) })
+
+// Known are the entries of all packs for an upstream, as they are written with their comments.
+func Known(upstream string) ([]edit.Entry, error) {
+	all, err := All()
+	if err != nil {
+		return nil, err
+	}
+	var out []edit.Entry
+	for _, p := range all {
+		entries, _ := p.Entries(p.any(upstream))
+		out = append(out, entries...)
+	}
+	return out, nil
+}
+
+// any is a use with all parameters, whatever they are.
+func (p Pack) any(upstream string) Use {
+	u := Use{Upstream: upstream, Params: map[string]string{}}
+	for _, param := range p.Params {
+		u.Params[param.Name] = anyText
+	}
+	return u
+}
+
+// anyText stands for a parameter whatever it is.
+const anyText = "/haldir/any"
+
+// Found is what a config has of what a pack has added.
+type Found struct {
+	Numbers map[edit.List][]int // of the entries that are as they were added, in ascending order
+	Changed []string            // ids of policies that are not
+	Short   []edit.List         // where entries without an id are not all as they were added
+}
+
+// In finds in a config what a pack has added for an upstream. Whether it is in shadow, and what was
+// given to it, does not count.
+func (p Pack) In(cfg *config.Config, upstream string) (Found, error) {
+	f := Found{Numbers: map[edit.List][]int{}}
+	mine, err := config.Parse([]byte(p.Text(p.any(upstream))), p.Name)
+	if err != nil {
+		return f, err
+	}
+	for _, r := range mine.Ruleset.Policies {
+		i := slices.IndexFunc(cfg.Ruleset.Policies, func(x policy.Rule) bool { return x.ID == r.ID })
+		switch {
+		case i < 0:
+		case alike(r, cfg.Ruleset.Policies[i]):
+			f.Numbers[edit.Policies] = append(f.Numbers[edit.Policies], i)
+		default:
+			f.Changed = append(f.Changed, r.ID)
+		}
+	}
+	f.equal(edit.Costs, len(mine.Ruleset.Costs), len(cfg.Ruleset.Costs), func(i, j int) bool {
+		return reflect.DeepEqual(mine.Ruleset.Costs[i], cfg.Ruleset.Costs[j])
+	})
+	f.equal(edit.Scopes, len(mine.Ruleset.Scopes), len(cfg.Ruleset.Scopes), func(i, j int) bool {
+		return reflect.DeepEqual(mine.Ruleset.Scopes[i], cfg.Ruleset.Scopes[j])
+	})
+	for _, numbers := range f.Numbers {
+		slices.Sort(numbers)
+	}
+	return f, nil
+}
+
+// equal finds the entries of a list that have no id: one in the config for each of the pack.
+func (f *Found) equal(list edit.List, mine, there int, same func(i, j int) bool) {
+	for i := range mine {
+		j := 0
+		for j < there && (slices.Contains(f.Numbers[list], j) || !same(i, j)) {
+			j++
+		}
+		if j < there {
+			f.Numbers[list] = append(f.Numbers[list], j)
+		} else if !slices.Contains(f.Short, list) {
+			f.Short = append(f.Short, list)
+		}
+	}
+}
+
+// alike reports whether a policy is one of a pack, with whatever was given to it.
+func alike(mine, there policy.Rule) bool {
+	given := strings.ReplaceAll(regexp.QuoteMeta(mine.When), regexp.QuoteMeta(strconv.Quote(anyText)), `"(?:[^"\\]|\\.)*"`)
+	if ok, err := regexp.MatchString("^(?s:"+given+")$", there.When); err != nil || !ok {
+		return false
+	}
+	there.When, there.Shadow = mine.When, mine.Shadow
+	return reflect.DeepEqual(mine, there)
+}
 
 // Text returns the entries for an upstream as a haldir.yaml.
 func (p Pack) Text(u Use) string {

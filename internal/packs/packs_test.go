@@ -796,3 +796,50 @@ func written(t *testing.T, s server) []byte {
 	b.WriteString("  ]\n}\n")
 	return []byte(b.String())
 }
+
+// Whatever a pack puts into a config can be taken out of it, and nothing else is changed by that:
+// not the rules beside it, nor a word that a person has written.
+func TestPacksComeAndGo(t *testing.T) {
+	all, err := packs.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		for _, u := range []packs.Use{{Upstream: "up"}, {Upstream: "up", Shadow: true, Params: map[string]string{"root": `C:\it's "here"\<a>`}}} {
+			for _, before := range []string{
+				"version: 1\nupstreams: [{name: up, command: x}]\n",
+				"version: 1\n\nupstreams:\n  - {name: up, command: x}\n\n# Mine.\npolicies:\n  # Never.\n  - {type: deny, tools: [a]}\n  # The end.\n\n# What costs.\ncosts: # all\n  - {tools: [b], usd: 1}\n",
+				"version: 1\nupstreams: [{name: up, command: x}]\npolicies:\n  - {type: deny, tools: [a]}\nscopes: []\ncosts: []\n",
+			} {
+				path := filepath.Join(t.TempDir(), "haldir.yaml")
+				if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				entries, _ := p.Entries(u)
+				if _, err := edit.AddAll(path, entries, edit.Options{}); err != nil {
+					t.Fatal(p.Name, err)
+				}
+				known, err := packs.Known("up")
+				if err != nil {
+					t.Fatal(err)
+				}
+				r, err := edit.RemoveAll(path, func(cfg *config.Config) (map[edit.List][]int, error) {
+					f, err := p.In(cfg, "up")
+					if len(f.Changed)+len(f.Short) > 0 {
+						t.Errorf("%s: %+v", p.Name, f)
+					}
+					return f.Numbers, err
+				}, edit.Options{Known: known})
+				if err != nil {
+					t.Fatal(p.Name, err)
+				}
+				if got := strings.NewReplacer("scopes: []\n", "", "costs: []\n", "").Replace(string(r.After)); got != strings.NewReplacer("scopes: []\n", "", "costs: []\n", "").Replace(before) {
+					t.Errorf("%s %+v: is\n%s\nwas\n%s", p.Name, u, r.After, before)
+				}
+				if len(r.Notes) > 0 {
+					t.Errorf("%s: %q", p.Name, r.Notes)
+				}
+			}
+		}
+	}
+}

@@ -57,6 +57,12 @@ type Options struct {
 	// other is refused with [ErrOther]. Nil takes any.
 	Expect *[sha256.Size]byte
 
+	// Known are entries as haldir writes them, with comments, such as those of packs. Where one is
+	// removed that has the id or the values of one of them, the lines of its comments go with it if
+	// they stand right above it, and so does a list that is empty then and about which a person has
+	// written nothing.
+	Known []Entry
+
 	// NoCommands refuses an upstream that is a program to start, and NoReferences one
 	// that refers to variables, files or secrets of this machine. Both are for entries of
 	// somebody who is not at it.
@@ -67,7 +73,7 @@ type Options struct {
 type Result struct {
 	Path          string   // of the file, links followed
 	ID            string   // of the policy, the name of the upstream, else its place, such as costs[0]
-	IDs           []string // of all entries that [AddAll] has added, or that [RemoveUpstream] has removed beside the upstream
+	IDs           []string // of all entries that [AddAll] has added or [RemoveAll] removed, or that [RemoveUpstream] has removed beside the upstream
 	Entry         string   // as it was written, or has stood there
 	Before, After []byte   // the text of the file; Before is nil if there was none
 	Old, New      *config.Config
@@ -230,10 +236,10 @@ func (c *change) cut(path string, s *surgeon, r *Result) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	r.ID = c.remove
-	if c.was != nil {
-		if s.was, err = c.less(path, s.Text); err != nil {
-			return err
-		}
+	if c.was == nil {
+		s.was = c.known(s.entries()[i])
+	} else if s.was, err = c.less(path, s.Text); err != nil {
+		return err
 	}
 	way, err := s.remove(i)
 	if err != nil {
@@ -288,6 +294,30 @@ func (c *change) less(path, text string) (*less, error) {
 		l.comments[strings.TrimSpace(line)]--
 	}
 	return l, nil
+}
+
+// known is what goes with an entry that haldir has written; nil for another one. Several packs may
+// have one of that id.
+func (c *change) known(n *config.Node) (out *less) {
+	for _, k := range c.o.Known {
+		if k.List != c.list {
+			continue
+		}
+		e, err := readEntry(k.Text, k.List, Options{})
+		if err != nil {
+			continue // it cannot be what was added
+		}
+		if id := e.root.Find("id"); !same(e.root, n) && (id == nil || id.Text != c.remove) {
+			continue
+		}
+		if out == nil {
+			out = &less{comments: map[string]int{}, list: true, cautious: true}
+		}
+		for line := range strings.Lines(string(k.Text)) {
+			out.comments[strings.TrimSpace(line)]++
+		}
+	}
+	return out
 }
 
 // find returns the number of the entry that is to be removed.

@@ -74,6 +74,7 @@ type surgeon struct {
 type less struct {
 	comments map[string]int // how many more lines of it there are
 	list     bool
+	cautious bool // a person may have written about the list, and is told of a comment that stays
 }
 
 // lineEnd is how lines of a text end.
@@ -423,18 +424,17 @@ func (s *surgeon) removeBlock(w *way, i int) error {
 		end = len(s.Text)
 	}
 	for above := s.lineAbove(start); above >= 0 && strings.HasPrefix(strings.TrimLeft(s.Text[above:start], " "), "#"); above = s.lineAbove(start) {
-		if s.was == nil {
-			w.above, _ = s.Place(above)
-			break
-		}
 		line := strings.TrimSpace(s.Text[above:start])
-		if s.was.comments[line] <= 0 {
+		if s.was == nil || s.was.comments[line] <= 0 {
+			if s.was == nil || s.was.cautious {
+				w.above, _ = s.Place(above)
+			}
 			break
 		}
 		s.was.comments[line]--
 		start = above
 	}
-	if n == 1 && s.was != nil && s.was.list && !s.Root.Flow && s.lineAbove(start) == s.LineStart(s.key.Start) {
+	if n == 1 && s.was != nil && s.was.list && !s.Root.Flow && s.lineAbove(start) == s.LineStart(s.key.Start) && (!s.was.cautious || !s.said()) {
 		start, w.list = s.lineAbove(start), true
 	}
 	below := s.blankAt(end)
@@ -459,6 +459,13 @@ func (s *surgeon) removeBlock(w *way, i int) error {
 		w.put(at, " []")
 	}
 	return nil
+}
+
+// said reports whether the line of the list's key holds more than that, or has a comment above.
+func (s *surgeon) said() bool {
+	at := s.LineStart(s.key.Start)
+	above := s.lineAbove(at)
+	return strings.TrimSpace(s.Text[at:s.LineEnd(at)]) != string(s.list)+":" || above >= 0 && strings.HasPrefix(strings.TrimLeft(s.Text[above:at], " "), "#")
 }
 
 // colon is the offset behind the colon of the list's key.

@@ -43,7 +43,7 @@ func (w *withdrawal) apply(path string, before []byte) (Result, error) {
 		return r, fmt.Errorf("%s: %w", path, err)
 	}
 	old := cfg
-	var gone, places, notes []string
+	var places []string
 	text, shared, err := w.share(path, before, &places)
 	if err != nil {
 		return r, err
@@ -51,42 +51,116 @@ func (w *withdrawal) apply(path string, before []byte) (Result, error) {
 	if cfg, err = config.Parse(text, path); err != nil {
 		return r, err
 	}
-	var policies []int
+	numbers := map[List][]int{}
 	for _, list := range []List{Scopes, Costs, Policies} {
-		numbers, err := w.about(path, text, list, cfg)
-		if err != nil {
+		if numbers[list], err = w.about(path, text, list, cfg); err != nil {
 			return r, err
 		}
-		for _, i := range slices.Backward(numbers) {
-			c := &change{list: list, remove: strconv.Itoa(i), was: w.was, o: w.o}
+	}
+	gone, err := takeOut(path, text, numbers, w.was, w.o)
+	if err != nil {
+		return r, err
+	}
+	last := &change{list: Upstreams, remove: w.name, was: w.was, o: w.o}
+	one, err := last.apply(path, gone.text)
+	if err != nil {
+		return r, others(last, path, before, append(places, gone.places...), err)
+	}
+	one.Before, one.Old, one.IDs = before, old, gone.ids
+	one.Notes = slices.Concat(one.Notes, gone.notes, shared)
+	one.Notes = append(one.Notes, renamed(old, one.New, numbers[Policies]...)...)
+	return one, nil
+}
+
+// takenOut is a text that entries have gone from.
+type takenOut struct {
+	text        []byte
+	cfg         *config.Config
+	ids, places []string // of those entries
+	notes       []string
+}
+
+// takeOut removes policies, costs and scopes by their numbers, in ascending order: the last of
+// each list first, so that the numbers of the others stay.
+func takeOut(path string, text []byte, numbers map[List][]int, was []byte, o Options) (out takenOut, err error) {
+	cfg, err := config.Parse(text, path)
+	if err != nil {
+		return out, err
+	}
+	out.text, out.cfg = text, cfg
+	for _, list := range []List{Scopes, Costs, Policies} {
+		for _, i := range slices.Backward(numbers[list]) {
+			c := &change{list: list, remove: strconv.Itoa(i), was: was, o: o}
 			id := fmt.Sprintf("%s[%d]", list, i)
-			places = append(places, id)
+			out.places = append(out.places, id)
 			if list == Policies {
-				c.remove, id = cfg.Engine.Rules()[i], old.Engine.Rules()[i]
-				policies = append(policies, i)
+				c.remove, id = out.cfg.Engine.Rules()[i], cfg.Engine.Rules()[i]
 			}
-			one, err := c.apply(path, text)
+			one, err := c.apply(path, out.text)
 			if err != nil {
-				return r, err
+				return out, err
 			}
-			text, cfg = one.After, one.New
-			gone = append(gone, id)
+			out.text, out.cfg, out.ids = one.After, one.New, append(out.ids, id)
 			if one.above > 0 { // by another number once all are gone
-				notes = append(notes, fmt.Sprintf("the comment above %s stays; remove it if it was about this %s", id, list.one()))
+				out.notes = append(out.notes, fmt.Sprintf("the comment above %s stays; remove it if it was about this %s", id, list.one()))
 			}
 		}
 	}
-	last := &change{list: Upstreams, remove: w.name, was: w.was, o: w.o}
-	one, err := last.apply(path, text)
-	if err != nil {
-		return r, others(last, path, before, places, err)
+	slices.Reverse(out.ids)
+	slices.Reverse(out.notes)
+	return out, nil
+}
+
+// Pick says which policies, costs and scopes of a config are meant: their numbers, in ascending
+// order. It may be asked more than once, as the file may change meanwhile.
+type Pick func(*config.Config) (map[List][]int, error)
+
+// RemoveAll removes the entries that pick says, all of them or none. Result.IDs names them.
+func RemoveAll(path string, pick Pick, o Options) (Result, error) {
+	return rewrite(&removal{pick, o}, path, o)
+}
+
+// ByID picks policies by their ids.
+func ByID(ids []string) Pick {
+	return func(cfg *config.Config) (map[List][]int, error) {
+		var numbers []int
+		for _, id := range ids {
+			i, err := (&change{list: Policies, remove: id}).find(cfg)
+			if err != nil {
+				return nil, err
+			}
+			numbers = append(numbers, i)
+		}
+		slices.Sort(numbers)
+		return map[List][]int{Policies: slices.Compact(numbers)}, nil
 	}
-	slices.Reverse(gone)
-	slices.Reverse(notes)
-	one.Before, one.Old, one.IDs = before, old, gone
-	one.Notes = slices.Concat(one.Notes, notes, shared)
-	one.Notes = append(one.Notes, renamed(old, one.New, policies...)...)
-	return one, nil
+}
+
+// removal is the removal of several entries as one change.
+type removal struct {
+	pick Pick
+	o    Options
+}
+
+func (c *removal) apply(path string, before []byte) (Result, error) {
+	r := Result{Before: before, Old: config.Empty()}
+	var err error
+	if before != nil {
+		if r.Old, err = config.Parse(before, path); err != nil {
+			return r, err
+		}
+	}
+	numbers, err := c.pick(r.Old)
+	if err != nil {
+		return r, fmt.Errorf("%s: %w", path, err)
+	}
+	gone, err := takeOut(path, before, numbers, nil, c.o)
+	if err != nil {
+		return r, err
+	}
+	r.After, r.New, r.IDs = gone.text, gone.cfg, gone.ids
+	r.Notes = append(gone.notes, renamed(r.Old, r.New, numbers[Policies]...)...)
+	return r, nil
 }
 
 // others is what is wrong without the upstream in the text as it is, but for the places that go

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -21,8 +22,20 @@ import (
 type sessionBody struct {
 	AgentID    string         `json:"agent_id"`
 	Scopes     []string       `json:"scopes"`
-	TTL        *int64         `json:"ttl"` // seconds; 0 means that it does not expire
+	TTL        *seconds       `json:"ttl"` // 0 means that it does not expire
 	SpendLimit *policy.Micros `json:"spend_limit"`
+}
+
+// seconds is a number of them. Whoever writes "1h" is told what is taken.
+type seconds int64
+
+func (s *seconds) UnmarshalJSON(raw []byte) error {
+	n, err := strconv.ParseInt(string(raw), 10, 64)
+	if err != nil {
+		return errors.New("must be a whole number of seconds, such as 3600")
+	}
+	*s = seconds(n)
+	return nil
 }
 
 // What a session has that does not say, as in the original product.
@@ -68,7 +81,7 @@ func (b *sessionBody) terms() (t ledger.Terms, ttl int64, err error) {
 	}
 	ttl = defaultTTL
 	if b.TTL != nil {
-		ttl = *b.TTL
+		ttl = int64(*b.TTL)
 	}
 	if ttl < 0 || ttl > maxTTL {
 		return t, 0, malformed("ttl must be a number of seconds from 0, which means that the session does not expire, to %d", maxTTL)
