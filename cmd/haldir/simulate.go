@@ -100,6 +100,9 @@ func simulateCommand(a *app) *cobra.Command {
 			if err != nil {
 				return &exit{code: exitUsage, err: err}
 			}
+			for _, w := range cfg.Warnings { // a rule with a slip of the pen changes nothing
+				a.say("%s", w)
+			}
 			if err := a.openState(); err != nil {
 				return err
 			}
