@@ -71,6 +71,9 @@ func auditList(a *app) *cobra.Command {
 			if err := a.printTable([]string{"SEQ", "TIME", "STATUS", "TOOL", "REASON"}, rows); err != nil {
 				return err
 			}
+			if len(entries) == 0 && f.Tool != "" {
+				a.say("haldir: nothing was found of a tool %q; `%s tools` lists the names", f.Tool, a.command())
+			}
 			if next > 0 {
 				a.say("there is more: --before %d", next)
 			}
@@ -91,7 +94,7 @@ func auditList(a *app) *cobra.Command {
 func filterFlags(fl *pflag.FlagSet, f *audit.Filter) {
 	fl.StringVar(&f.Agent, "agent", "", "only this agent")
 	fl.StringVar(&f.Upstream, "upstream", "", "only this upstream")
-	fl.StringVar(&f.Tool, "tool", "", "only this tool (upstream/tool or its own name)")
+	fl.StringVar(&f.Tool, "tool", "", "only this tool: upstream/tool, its own name, or as agents see it")
 	fl.StringVar((*string)(&f.Status), "status", "", "only running, allowed, error, denied, cancelled or abandoned")
 	fl.BoolVar(&f.Flagged, "flagged", false, "only denials and anomalies")
 	fl.BoolVar(&f.Governance, "governance", false, "with calls of haldir's own tools")
