@@ -518,6 +518,7 @@ func (c *checker) local(path string, d *upstreamDoc) {
 			c.fail(path+"."+key, "belongs to a url, but this upstream has a command")
 		}
 	}
+	c.program(path+".command", d)
 	for i, e := range d.Env {
 		if name, _, ok := strings.Cut(e, "="); !ok || !variableName().MatchString(name) {
 			c.fail(fmt.Sprintf("%s.env[%d]", path, i), `must be written as "NAME=value"`)

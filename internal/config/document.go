@@ -39,7 +39,7 @@ type sessionDoc struct {
 type upstreamDoc struct {
 	Name             string       `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9-]{0\\,31}$" doc:"The upstream's name, the first part of its tools' canonical ids."`
 	URL              string       `yaml:"url" doc:"The address of a streamable HTTP server; https, or http for this machine."`
-	Command          string       `yaml:"command" doc:"The program of a stdio server."`
+	Command          string       `yaml:"command" doc:"The program of a stdio server, without its arguments."`
 	Args             []string     `yaml:"args" doc:"The arguments of command."`
 	Env              []string     `yaml:"env" doc:"Variables for command as NAME=value, beside a base environment."`
 	EnvPass          []string     `yaml:"env_pass" doc:"Names of haldir's own variables to pass to command."`
