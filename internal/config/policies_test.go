@@ -321,6 +321,28 @@ func TestAToolIsNotMeantByTheNameThatAgentsSee(t *testing.T) {
 	}
 }
 
+// A session's scope that no call requires grants nothing, so it is likely misspelt.
+func TestAScopeThatNoCallRequiresIsWarnedOf(t *testing.T) {
+	const rules = "scopes: [{tools: [a], require: [deploy, read, 'files:write']}]\n"
+	text, places := unmark("version: 1\n" + rules + "session: {scopes: [read, execute, spend, deploy, 'files:write', ‸raed, ‸deplyo, ‸something]}\n")
+	want := []string{
+		"haldir.yaml:" + places[0] + `: warning: session.scopes[5]: no call requires the scope "raed"; did you mean "read"?`,
+		"haldir.yaml:" + places[1] + `: warning: session.scopes[6]: no call requires the scope "deplyo"; did you mean "deploy"?`,
+		"haldir.yaml:" + places[2] + `: warning: session.scopes[7]: no call requires the scope "something"; known here: read, execute, spend, deploy, files:write`,
+	}
+	c := parse(t, text)
+	if diff := cmp.Diff(want, strings.Split(c.Warnings.Error(), "\n")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := c.Unrequired("deplyo"); got != `no call requires the scope "deplyo"; did you mean "deploy"?` || c.Unrequired("spend") != "" {
+		t.Error(got)
+	}
+	// One that is no scope at all is not blamed twice.
+	mistakes{
+		{"a capital", in("session: {scopes: [‸Read]}"), []string{`session.scopes[0]: "Read" is no scope; use lower-case names such as read, execute, spend`}},
+	}.run(t)
+}
+
 // A condition's mistake is shown where it stands in the file.
 func TestAMistakeInAConditionHasItsPlaceInTheFile(t *testing.T) {
 	const tol = "policies[0].when: undeclared reference to 'tol' (did you mean 'tool'?)"
