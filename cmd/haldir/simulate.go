@@ -129,7 +129,7 @@ func simulateCommand(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&file, "policy", "", "the config to try (needed)")
-	f.StringVar(&since, "since", "7d", "from this time on: RFC 3339, or an age such as 7d or 2h")
+	f.StringVar(&since, "since", "7d", "from this time on: "+moments)
 	f.IntVar(&examples, "examples", 5, "how many calls of each kind of change to show")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
