@@ -337,7 +337,7 @@ func TestACommandWithArgumentsInItIsWarnedOf(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	there := filepath.ToSlash(filepath.Join(dir, "a server"))
+	there := filepath.ToSlash(filepath.Join(dir, "a server.exe"))
 	if err := os.WriteFile(there, nil, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -358,8 +358,8 @@ func TestACommandWithArgumentsInItIsWarnedOf(t *testing.T) {
 		{`command: ‸"npx foo --token=secret"`, "command: npx, args: [foo, …]"},
 		{`command: npx, args: ["-y foo"]`, ""},
 		{`command: "` + there + `"`, ""},
-		{`command: ‸a server, cwd: "` + filepath.ToSlash(dir) + `"`, "command: a, args: [server]"}, // it is looked for on PATH
-		{`command: ./a server, cwd: "` + filepath.ToSlash(dir) + `"`, ""},
+		{`command: ‸a server.exe, cwd: "` + filepath.ToSlash(dir) + `"`, "command: a, args: [server.exe]"}, // it is looked for on PATH
+		{`command: ./a server.exe, cwd: "` + filepath.ToSlash(dir) + `"`, ""},
 		{`command: "/opt/My Servers/run"`, ""}, // it may be there where haldir runs
 		{`command: "${root}/My Servers/run"`, ""},
 		{`command: "${file:/a b/c}"`, ""},
