@@ -114,7 +114,13 @@ func (f Filter) marks() (all [][]string) {
 		}
 	}
 	need(markSession, f.Session, f.Session != "")
-	need(markTool, f.Tool, f.Tool != "")
+	if f.Tool != "" {
+		var tools []string
+		for _, name := range f.tools() {
+			tools = append(tools, mark(markTool, name))
+		}
+		all = append(all, tools)
+	}
 	need(markStatus, string(f.Status), f.Status != "")
 	need(markFlagged, "", f.Flagged)
 	need(markServer, f.Upstream, f.Upstream != "")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -28,7 +29,7 @@ type Source interface {
 // Filter selects entries; zero fields select all.
 type Filter struct {
 	Session, Agent, Upstream string
-	Tool                     string // canonical id, or the tool's own name
+	Tool                     string // canonical id, the tool's own name, or upstream__tool as agents see it
 	Status                   Status
 	Flagged                  bool
 	Since, Until             time.Time // Until is exclusive
@@ -196,6 +197,15 @@ func (f Filter) limit() int {
 	return f.Limit
 }
 
+// tools are the own names and canonical ids that the tool of a filter may go by on record.
+// Names of upstreams have no underscore, so the first two divide the name that agents see.
+func (f Filter) tools() []string {
+	if upstream, tool, seen := strings.Cut(f.Tool, "__"); seen && upstream != "" && tool != "" && !strings.Contains(upstream, "/") {
+		return []string{f.Tool, upstream + "/" + tool}
+	}
+	return []string{f.Tool}
+}
+
 func (f Filter) selects(e *Entry) bool {
 	isCall := e.Kind == KindAttempt.String() || e.Kind == KindGovernance.String()
 	switch {
@@ -206,7 +216,7 @@ func (f Filter) selects(e *Entry) bool {
 	case f.Session != "" && e.SessionID != f.Session,
 		f.Agent != "" && e.AgentID != f.Agent,
 		f.Upstream != "" && e.Upstream != f.Upstream,
-		f.Tool != "" && e.Tool != f.Tool && e.Upstream+"/"+e.Tool != f.Tool,
+		f.Tool != "" && !slices.ContainsFunc(f.tools(), func(name string) bool { return name == e.Tool || name == e.Upstream+"/"+e.Tool }),
 		f.Status != "" && e.Status != f.Status,
 		f.Flagged && !e.Flagged,
 		!f.Since.IsZero() && e.Timestamp.Before(f.Since),

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -64,6 +65,33 @@ func (l *library) add(r audit.Record) {
 	}
 }
 
+// A tool is found by every name that people have for it.
+func TestAToolIsFoundByEachOfItsNames(t *testing.T) {
+	l := &library{outcomes: map[uint64]uint64{}, index: map[uint64]map[string]*audit.Set{}}
+	for _, id := range [][2]string{{"files", "read"}, {"shop", "read"}, {"gate", "files__read"}, {"files", "_x__y"}, {"", "read__x"}} {
+		l.add(audit.Record{Kind: audit.KindAttempt, Status: audit.StatusDenied, Upstream: id[0], Tool: id[1]})
+	}
+	for name, want := range map[string][]uint64{
+		"read": {2, 1}, "files/read": {1}, "shop/read": {2}, "files__read": {3, 1}, "shop__read": {2}, "gate__files__read": {3}, "gate/files__read": {3},
+		"files___x__y": {4}, "_x__y": {4}, "read__x": {5}, "__read": nil, "files__": nil, "files/__read": nil, "nobody__read": nil,
+	} {
+		entries, _, err := audit.Find(l, audit.Filter{Tool: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []uint64
+		for _, e := range entries {
+			got = append(got, e.Seq)
+			if f := (audit.Filter{Tool: name}); !f.Selects(&e) {
+				t.Errorf("%s finds %d and does not select it", name, e.Seq)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %d, want %d", name, got, want)
+		}
+	}
+}
+
 // A page costs what is on it and a few sets for each block of the records, not the
 // records before it: by any filter, however rare what it selects and however deep
 // the page lies. That is every page of a console's list, in the process that has
@@ -85,7 +113,7 @@ func TestAPageCostsNoWalkThroughTheRecords(t *testing.T) {
 	middle := began.Add(calls * time.Second)
 	for name, f := range map[string]audit.Filter{
 		"all": {}, "one session": {Session: "ses_7"}, "an agent": {Agent: "bot"}, "an upstream": {Upstream: "shop"}, "a tool": {Tool: "shop/pay"},
-		"a tool's own name": {Tool: "pay"}, "a status": {Status: audit.StatusAllowed}, "a rare status": {Status: audit.StatusError},
+		"a tool's own name": {Tool: "pay"}, "a tool as agents see it": {Tool: "shop__pay"}, "a status": {Status: audit.StatusAllowed}, "a rare status": {Status: audit.StatusError},
 		"flagged": {Flagged: true}, "none that runs": {Status: audit.StatusRunning}, "nothing at all": {Session: "ses_none"},
 		"two that never meet": {Session: "ses_7", Upstream: "shop"}, "two that rarely meet": {Agent: "other", Status: audit.StatusError},
 		"until": {Until: middle}, "since": {Since: middle}, "an hour": {Since: middle, Until: middle.Add(time.Hour)}, "governance": {Status: audit.StatusGovernance},

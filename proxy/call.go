@@ -109,7 +109,7 @@ const longestName = 1024
 // upstream that has never been seen: its first attempt to connect is awaited.
 func (s *Server) route(ctx context.Context, name string) (Entry, error) {
 	e, err := s.current().find(name)
-	if !errors.Is(err, errUnknownTool) {
+	if !errors.Is(err, ErrUnknownTool) {
 		return e, err
 	}
 	up := s.namesake(name)
@@ -118,10 +118,13 @@ func (s *Server) route(ctx context.Context, name string) (Entry, error) {
 	} else if !up.Catalogue().Known {
 		up.Connected(ctx)
 	}
-	if e, err = s.current().find(name); !errors.Is(err, errUnknownTool) {
+	if e, err = s.current().find(name); !errors.Is(err, ErrUnknownTool) {
 		return e, err
 	}
 	if up == nil {
+		if far := s.unreached(); len(far) > 0 {
+			err = &unreachedError{far, true}
+		}
 		return Entry{Tool: name}, err
 	}
 	_, tool, _ := strings.Cut(name, "/")
@@ -130,12 +133,38 @@ func (s *Server) route(ctx context.Context, name string) (Entry, error) {
 	}
 	e = Entry{Upstream: up.Name(), Tool: tool}
 	if !up.Catalogue().Known {
-		return e, errUnavailable
+		return e, &unreachedError{[]string{up.Name()}, false}
 	}
 	return e, err
 }
 
-var errUnavailable = errors.New("its upstream has not been reached yet")
+// unreachedError says that a tool may be there although nobody knows it, as the upstreams that
+// may have it have never been reached.
+type unreachedError struct {
+	upstreams []string
+	elsewhere bool // the name says nothing of an upstream, and all others do not have it
+}
+
+func (e *unreachedError) Error() string {
+	text := "upstream '" + strings.Join(e.upstreams, "', '") + "' has not been reached yet"
+	if len(e.upstreams) > 1 {
+		text = "upstreams '" + strings.Join(e.upstreams, "', '") + "' have not been reached yet"
+	}
+	if e.elsewhere {
+		text = "no upstream that has been reached has it, and " + text
+	}
+	return text
+}
+
+// unreached are the upstreams whose tools are not known.
+func (s *Server) unreached() (names []string) {
+	for _, up := range s.rules().Upstreams {
+		if !up.Catalogue().Known {
+			names = append(names, up.Name())
+		}
+	}
+	return names
+}
 
 // namesake returns the upstream that a tool's name begins with.
 func (s *Server) namesake(name string) Upstream {
@@ -157,16 +186,17 @@ func (s *Server) attempt(now *Rules, e Entry, call toolCall, missing error) ledg
 	a := ledger.Attempt{
 		Use: now.Use, Client: client, Config: now.Config, Body: audit.NewBody(call.arguments, now.Detail, s.o.Secrets()),
 	}
+	far, unreached := errors.AsType[*unreachedError](missing)
 	switch {
 	case missing == nil:
 		a.Call, a.Pin = s.call(now, e, call.arguments), audit.Sum(e.def.Raw)
-	case errors.Is(missing, errUnavailable):
+	case unreached:
 		a.Call = policy.Call{Upstream: e.Upstream, Tool: wire.Printable(e.Tool, longestName)}
 		a.Refused = &policy.Finding{
 			Policy: policyUnavailable, Rule: policyUnavailable,
-			Reason: fmt.Sprintf("Tool '%s' cannot be called: upstream '%s' has not been reached yet; haldir keeps trying", name, e.Upstream),
+			Reason: fmt.Sprintf("Tool '%s' cannot be called: %v; haldir keeps trying", name, far),
 		}
-	case errors.Is(missing, errUnknownTool):
+	case errors.Is(missing, ErrUnknownTool):
 		a.Call = policy.Call{Upstream: e.Upstream, Tool: wire.Printable(e.Tool, longestName)}
 		a.Refused = &policy.Finding{
 			Policy: policyUnknownTool, Rule: policyUnknownTool, Reason: fmt.Sprintf("There is no tool '%s'", name),

@@ -145,7 +145,8 @@ func (t *table) namesake(name string) string {
 	return ""
 }
 
-var errUnknownTool = errors.New("unknown tool")
+// ErrUnknownTool says that no upstream has a tool of that name.
+var ErrUnknownTool = errors.New("unknown tool")
 
 // find resolves a name as people and agents write it: the exposed name, the
 // canonical id, or the tool's own name if only one upstream has it.
@@ -159,11 +160,11 @@ func (t *table) find(name string) (Entry, error) {
 	if t.namesake(name) != "" {
 		// It names a tool of that upstream, which has none such. Another
 		// upstream's tool of that very name must not answer for it.
-		return Entry{}, errUnknownTool
+		return Entry{}, ErrUnknownTool
 	}
 	switch same := t.byTool[name]; len(same) {
 	case 0:
-		return Entry{}, errUnknownTool
+		return Entry{}, ErrUnknownTool
 	case 1:
 		return t.entries[same[0]], nil
 	default:

@@ -294,4 +294,17 @@ func TestARefusalTellsWhetherToRetry(t *testing.T) {
 	if r.Policy != "unavailable" || !strings.Contains(r.Error, "cold") || !r.Retryable {
 		t.Errorf("not reached yet: %+v", r)
 	}
+	// So it may have a tool that is named without it.
+	r = h.refused("x", "{}")
+	if want := "Tool 'x' cannot be called: no upstream that has been reached has it, and upstream 'cold' has not been reached yet; haldir keeps trying"; r.Policy != "unavailable" || r.Error != want || !r.Retryable {
+		t.Errorf("its tool's own name: %+v", r)
+	}
+	// One that has been reached answers for what it has not.
+	if r = h.refused("up__x", "{}"); r.Policy != "unknown_tool" || r.Retryable {
+		t.Errorf("no tool: %+v", r)
+	}
+	cold.set("y")
+	if r = h.refused("x", "{}"); r.Policy != "unknown_tool" || r.Error != "There is no tool 'x'" || r.Retryable {
+		t.Errorf("no tool of any: %+v", r)
+	}
 }

@@ -40,10 +40,11 @@ type app struct {
 	out, err io.Writer
 	layers   *config.Layered
 	quick    quick
-	verb     string // with the words of its groups
-	serving  bool   // this is haldir serve
-	looking  bool   // this is haldir doctor: nothing is written
-	hurry    bool   // a signal has come: the host kills haldir soon
+	verb     string        // with the words of its groups
+	serving  bool          // this is haldir serve
+	looking  bool          // this is haldir doctor: nothing is written
+	patience time.Duration // for how long, at least, an upstream may connect
+	hurry    bool          // a signal has come: the host kills haldir soon
 	unsignal func()
 
 	cfg      *config.Config
@@ -263,7 +264,8 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 		a.guard = upstream.NewGuard(a.serving)
 	}
 	c.Eager = c.Eager || !a.serving // whoever asks wants to know how it is now
-	var pinned upstream.Pins        // not for verbs that need no ledger
+	c.Connect = max(c.Connect, a.patience)
+	var pinned upstream.Pins // not for verbs that need no ledger
 	var cache upstream.Cache = a.ledger
 	switch {
 	case a.looking:

@@ -71,6 +71,9 @@ func auditList(a *app) *cobra.Command {
 			if err := a.printTable([]string{"SEQ", "TIME", "STATUS", "TOOL", "REASON"}, rows); err != nil {
 				return err
 			}
+			if len(entries) == 0 && f.Tool != "" {
+				a.say("haldir: nothing was found of a tool %q; `%s tools` lists the names", f.Tool, a.command())
+			}
 			if next > 0 {
 				a.say("there is more: --before %d", next)
 			}
@@ -79,8 +82,8 @@ func auditList(a *app) *cobra.Command {
 	}
 	fl := cmd.Flags()
 	filterFlags(fl, &f)
-	fl.StringVar(&since, "since", "", "from this time on: RFC 3339, or an age such as 7d or 2h")
-	fl.StringVar(&until, "until", "", "before this time: RFC 3339, or an age")
+	fl.StringVar(&since, "since", "", "from this time on: "+moments)
+	fl.StringVar(&until, "until", "", "before this time: "+moments)
 	fl.Uint64Var(&f.Before, "before", 0, "only entries with a smaller number, to go on with a list")
 	fl.IntVar(&f.Limit, "limit", 50, "at most so many")
 	fl.BoolVar(&asJSON, "json", false, "print one JSON object")
@@ -91,8 +94,8 @@ func auditList(a *app) *cobra.Command {
 func filterFlags(fl *pflag.FlagSet, f *audit.Filter) {
 	fl.StringVar(&f.Agent, "agent", "", "only this agent")
 	fl.StringVar(&f.Upstream, "upstream", "", "only this upstream")
-	fl.StringVar(&f.Tool, "tool", "", "only this tool (upstream/tool or its own name)")
-	fl.StringVar((*string)(&f.Status), "status", "", "only running, allowed, error, denied, cancelled or abandoned")
+	fl.StringVar(&f.Tool, "tool", "", "only this tool: upstream/tool, its own name, or as agents see it")
+	fl.StringVar((*string)(&f.Status), "status", "", "only one of "+joined(audit.CallStatuses))
 	fl.BoolVar(&f.Flagged, "flagged", false, "only denials and anomalies")
 	fl.BoolVar(&f.Governance, "governance", false, "with calls of haldir's own tools")
 }
@@ -157,6 +160,9 @@ func joined(statuses []audit.Status) string {
 	return b.String()
 }
 
+// moments is what [moment] reads.
+const moments = "2006-01-02T15:04:05Z (RFC 3339), 2006-01-02, or an age such as 7d or 2h"
+
 // moment reads a time, or an age.
 func moment(text string) (time.Time, error) {
 	if text == "" {
@@ -170,7 +176,7 @@ func moment(text string) (time.Time, error) {
 	}
 	d, err := config.ParseDuration(text)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%q is neither a time such as 2006-01-02T15:04:05Z nor an age such as 7d or 2h", text)
+		return time.Time{}, fmt.Errorf("%q is no time; give %s", text, moments)
 	}
 	return time.Now().Add(-d), nil
 }

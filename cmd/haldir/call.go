@@ -120,15 +120,24 @@ func (a *app) printResult(m wire.Message, refused error, asJSON bool) error {
 	if code == exitDone {
 		return nil
 	}
-	if code == exitRefused && a.session.Fresh && len(result.Content) > 0 && wantsApproval(result.Content[0].Text) {
-		a.say("haldir: once it is allowed, make it in the same session: %s call --session %s …", a.command(), a.session.ID)
+	if len(result.Content) > 0 && refused != nil {
+		a.advise(result.Content[0].Text)
 	}
 	return &exit{code: code, err: errors.New("the call did not succeed"), silent: true}
 }
 
-// wantsApproval reports a refusal that a person can lift: for the session that asked, which
-// is one for each haldir call that names none.
-func wantsApproval(refusal string) bool {
+// advise says what a person can do about a refusal, which is written for agents.
+func (a *app) advise(refusal string) {
 	var r proxy.Refusal
-	return json.Unmarshal([]byte(refusal), &r) == nil && r.Policy == string(policy.TypeApproval)
+	if json.Unmarshal([]byte(refusal), &r) != nil {
+		return
+	}
+	switch r.Policy {
+	case policy.PolicyUnknownTool:
+		a.say("haldir: `%s tools` lists the names of all tools", a.command())
+	case string(policy.TypeApproval): // it counts for the session that asked, which is one for each haldir call that names none
+		if a.session.Fresh {
+			a.say("haldir: once it is allowed, make it in the same session: %s call --session %s …", a.command(), a.session.ID)
+		}
+	}
 }

@@ -112,7 +112,7 @@ func (v *visit) run(ctx context.Context, a *app) error {
 // is seen by a look of its own.
 func (v *visit) look(ctx context.Context, a *app) (*examination, error) {
 	own := a.alike()
-	own.looking = true
+	own.looking, own.patience = true, v.wait+time.Minute // --wait ends it, not timeouts.connect
 	e := &examination{app: own, wait: v.wait}
 	e.examine(ctx)
 	return e, own.close()

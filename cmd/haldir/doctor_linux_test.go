@@ -533,6 +533,21 @@ var illnesses = map[string]illness{
 		id: doctor.UpstreamSlow, status: 1, text: `has not answered in 8s`, flags: "--wait 8s",
 		sicken: func(p *patient) { p.must("haldir upstream add mute -- sh -c 'cat > /dev/null'") },
 	},
+	"a server that is downloaded at its first start": {
+		id: doctor.UpstreamSlow, status: 1, text: `has not answered in 2s$`, flags: "--wait 2s",
+		fix: `npx downloads a server at its first start.*: .*doctor --wait 2m; or look at its log$`,
+		sicken: func(p *patient) {
+			p.write("npx", "#!/bin/sh\n[ -e downloaded ] || { sleep 5; touch downloaded; }\nexec sh toy.sh\n")
+			p.must("chmod +x npx")
+			p.must("haldir upstream add --file - <<'E'\n{name: files, command: ./npx, args: [-y, foo], cwd: \"" + p.dir + "\", timeouts: {connect: 3s}}\nE")
+		},
+		mend: func(p *patient, f doctor.Finding) {
+			out := p.must(f.Commands[0])
+			if !strings.Contains(out, "took longer to be ready than its timeouts.connect allows (3s)") {
+				p.t.Errorf("it does not say that haldir serve would not have waited so long:\n%s", out)
+			}
+		},
+	},
 	"an address that has moved": {
 		id: doctor.UpstreamDown, status: 1, text: `302.*; it has moved to http://127\.0\.0\.1:\d+/elsewhere; if you trust that.* make it the url`, fix: "correct its entry",
 		sicken: func(p *patient) {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"math"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,19 +55,41 @@ func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
 		}
 		e.add(doctor.Upstream, doctor.Fine, u.Name(), doctor.Fix{}, "ready in %d ms: %s, protocol %s, %d tools, some %d tokens of context",
 			took.Milliseconds(), plain(st.Server, 80), st.Version, len(c.Tools), doctor.Tokens(tools))
+		if most := e.blocks[u.Name()].Connect; took > most {
+			e.add(doctor.UpstreamSlow, doctor.Warning, u.Name(), doctor.Fix{Text: "nothing if it was downloaded meanwhile; else give it longer in timeouts of its entry in haldir.yaml: {connect: " + minutes(2*took) + "}"},
+				"it took longer to be ready than its timeouts.connect allows (%s)", most)
+		}
 	case st.Err != nil:
 		id, fix := e.trouble(u.Name(), st.Err, out)
 		e.add(id, doctor.Failure, u.Name(), fix, "%s", plain(st.Err.Error(), 500))
 	case st.Heard != "":
 		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), doctor.Do("look whether its entry in haldir.yaml starts an MCP server, and one over stdio; or take it out: %s", out), "has not answered in %s; %s", e.wait, plain(st.Heard, 500))
 	default:
-		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), doctor.Do("give it longer with --wait, look at its log, or take it out: %s", out), "has not answered in %s", e.wait)
+		fix := doctor.Do("give it longer with --wait, look at its log, or take it out: %s", out)
+		if program := programName(e.blocks[u.Name()].Command); slices.Contains(fetchers, program) {
+			fix = doctor.Do(program+" downloads a server at its first start, which can take minutes; give it that time once: %s; or look at its log", e.command()+" doctor --wait "+minutes(2*e.wait))
+		}
+		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), fix, "has not answered in %s", e.wait)
 	}
 	if st.Ends > 1 {
 		e.add(doctor.UpstreamEnds, doctor.Warning, u.Name(), doctor.Do("look at its own log, or run its command by hand; or take it out: %s", out), "has ended %d times within two minutes", st.Ends)
 	}
 	e.signedIn(u, st)
 	e.pinned(u)
+}
+
+// fetchers are the programs that download what they start, if it is not there yet.
+var fetchers = []string{"npx", "npm", "pnpx", "pnpm", "yarn", "bunx", "bun", "uvx", "uv", "pipx", "docker", "podman"}
+
+// programName is what a program is called, wherever it is.
+func programName(command string) string {
+	name := filepath.Base(command)
+	return strings.TrimSuffix(strings.TrimSuffix(name, ".exe"), ".cmd")
+}
+
+// minutes is a time that a download may take, at least so long.
+func minutes(d time.Duration) string {
+	return strconv.Itoa(max(2, int(math.Ceil(d.Minutes())))) + "m"
 }
 
 // trouble tells what kind of failure it is that an upstream cannot be used.
@@ -94,7 +118,7 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 	case errors.Is(err, upstream.ErrNoProgram):
 		command := e.blocks[name].Command
 		hint := "install it, or write its whole path as command in haldir.yaml"
-		switch strings.TrimSuffix(filepath.Base(command), ".exe") {
+		switch programName(command) {
 		case "npx", "node":
 			hint = "install Node.js, or write the whole path of " + command + " as command in haldir.yaml"
 		case "uvx", "uv":

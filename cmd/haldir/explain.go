@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/policy"
+	"github.com/haldir-mcp/haldir/proxy"
 )
 
 func explainCommand(a *app) *cobra.Command {
@@ -33,6 +34,9 @@ func explainCommand(a *app) *cobra.Command {
 			}
 			a.tellHeldBack(cmd.Context())
 			x, err := srv.ExplainLines(cmd.Context(), argv[0], arguments)
+			if errors.Is(err, proxy.ErrUnknownTool) {
+				return fmt.Errorf("%w; `%s tools` lists the names of all tools", err, a.command())
+			}
 			if err != nil {
 				return err
 			}

@@ -52,7 +52,7 @@ func auditFollow(a *app) *cobra.Command {
 	}
 	fl := cmd.Flags()
 	filterFlags(fl, &f)
-	fl.StringVar(&since, "since", "", "first what was before, from this time on: RFC 3339, or an age such as 7d or 2h")
+	fl.StringVar(&since, "since", "", "first what was before, from this time on: "+moments)
 	fl.BoolVar(&asJSON, "json", false, "print one JSON object a line")
 	return cmd
 }

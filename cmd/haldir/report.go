@@ -58,8 +58,8 @@ func auditReport(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&since, "since", "30d", "from this time on: RFC 3339, or an age such as 30d")
-	f.StringVar(&until, "until", "", "before this time: RFC 3339, or an age (default now)")
+	f.StringVar(&since, "since", "30d", "from this time on: "+moments)
+	f.StringVar(&until, "until", "", "before this time: "+moments+" (default now)")
 	f.StringVar(&format, "format", "md", "md, html or json")
 	f.StringVar(&out, "out", "", "a new file to write to (default stdout)")
 	return cmd

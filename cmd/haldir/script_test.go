@@ -28,6 +28,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.etcd.io/bbolt"
 
+	"github.com/haldir-mcp/haldir/audit"
 	"github.com/haldir-mcp/haldir/examples/securitytools"
 	"github.com/haldir-mcp/haldir/internal/ledger"
 	"github.com/haldir-mcp/haldir/policy"
@@ -327,7 +328,7 @@ func TestUsage(t *testing.T) {
 		"upstream":                          "haldir upstream needs a verb; see: haldir upstream --help",
 		"ledger":                            "haldir ledger needs a verb; see: haldir ledger --help",
 		"audit verifi":                      `unknown command "verifi" for "haldir audit"`,
-		"audit list --since yesterday":      `--since: "yesterday" is neither a time such as 2006-01-02T15:04:05Z nor an age such as 7d or 2h`,
+		"audit list --since yesterday":      `--since: "yesterday" is no time; give 2006-01-02T15:04:05Z (RFC 3339), 2006-01-02, or an age such as 7d or 2h`,
 		"audit list --until 5x":             `--until: "5x"`,
 		"audit list --limit 0":              "--limit must be at least 1",
 		"audit list --limit -5":             "--limit must be at least 1",
@@ -392,6 +393,20 @@ func TestHelp(t *testing.T) {
 	}
 	if !strings.Contains(help(), "Available Commands:") {
 		t.Error("haldir alone does not show its verbs")
+	}
+	for _, verb := range []string{"list", "follow"} {
+		text := help("audit", verb, "--help")
+		for _, s := range audit.CallStatuses {
+			if !strings.Contains(text, string(s)) {
+				t.Errorf("haldir audit %s --help does not have the status %s", verb, s)
+			}
+		}
+	}
+	times := regexp.MustCompile(`--(since|until) string .*: 2006-01-02T15:04:05Z \(RFC 3339\), 2006-01-02, or an age such as 7d or 2h`)
+	for verb, n := range map[string]int{"audit list": 2, "audit follow": 1, "audit report": 2, "simulate": 1, "suggest": 1, "spend": 1} {
+		if text := help(append(strings.Fields(verb), "--help")...); len(times.FindAllString(text, -1)) != n {
+			t.Errorf("haldir %s --help does not say how a time is given: %s", verb, text)
+		}
 	}
 	var walk func(c *cobra.Command, path []string)
 	walk = func(c *cobra.Command, path []string) {

@@ -78,6 +78,7 @@ func sessionCreate(a *app) *cobra.Command {
 			if cmd.Flags().Changed("ttl") && ttl <= 0 {
 				return usage("--ttl must be longer than 0; leave it out for a session that does not expire")
 			}
+			a.doubt(scopes)
 			if err := a.openState(); err != nil {
 				return err
 			}
@@ -99,6 +100,20 @@ func sessionCreate(a *app) *cobra.Command {
 	durationVar(f, &ttl, "ttl", 0, "how long it lasts, such as 1h (default for ever)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// doubt warns of scopes that no call requires. It needs no config: one that cannot be read
+// says nothing of them.
+func (a *app) doubt(scopes []string) {
+	cfg, err := a.layers.Find()
+	if err != nil {
+		return
+	}
+	for _, s := range scopes {
+		if text := cfg.Unrequired(s); text != "" {
+			a.say("haldir: --scopes: %s", text)
+		}
+	}
 }
 
 func sessionList(a *app) *cobra.Command {

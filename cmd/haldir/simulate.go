@@ -100,6 +100,9 @@ func simulateCommand(a *app) *cobra.Command {
 			if err != nil {
 				return &exit{code: exitUsage, err: err}
 			}
+			for _, w := range cfg.Warnings { // a rule with a slip of the pen changes nothing
+				a.say("%s", w)
+			}
 			if err := a.openState(); err != nil {
 				return err
 			}
@@ -126,7 +129,7 @@ func simulateCommand(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&file, "policy", "", "the config to try (needed)")
-	f.StringVar(&since, "since", "7d", "from this time on: RFC 3339, or an age such as 7d or 2h")
+	f.StringVar(&since, "since", "7d", "from this time on: "+moments)
 	f.IntVar(&examples, "examples", 5, "how many calls of each kind of change to show")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd

@@ -64,7 +64,7 @@ func spendCommand(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&by, "by", "", "add up the calls on record: by tool, session, day, agent or upstream")
-	f.StringVar(&since, "since", "", "with --by, from this time on: RFC 3339, or an age such as 7d (default all)")
+	f.StringVar(&since, "since", "", "with --by, from this time on: "+moments+" (default all)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }

@@ -52,7 +52,7 @@ func suggestCommand(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&since, "since", "7d", "from this time on: RFC 3339, or an age such as 7d or 2h")
+	f.StringVar(&since, "since", "7d", "from this time on: "+moments)
 	f.StringVar(&agent, "agent", "", "only for this agent")
 	f.BoolVar(&offline, "offline", false, "do not ask the upstreams which tools there are that nobody called")
 	return cmd

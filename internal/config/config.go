@@ -133,6 +133,7 @@ func Parse(data []byte, path string) (*Config, error) {
 		out.Upstreams = c.upstreams()
 		out.Ruleset = c.ruleset()
 		out.file = c.settings()
+		c.granted(out)
 		c.blame()
 		out.Engine = c.compile(out.Ruleset)
 	}
@@ -231,6 +232,31 @@ func (c *checker) session() Session {
 		c.fail("session.ttl", "must be longer than 0; leave it out for a session that does not expire")
 	}
 	return s
+}
+
+// granted warns of scopes that a session grants to no end.
+func (c *checker) granted(cfg *Config) {
+	for i, s := range cfg.Session.Scopes {
+		if text := cfg.Unrequired(s); text != "" && scopeName().MatchString(s) {
+			c.warn(fmt.Sprintf("session.scopes[%d]", i), "%s", text)
+		}
+	}
+}
+
+// Unrequired says that no call requires a scope under this config, "" if one may.
+func (c *Config) Unrequired(scope string) string {
+	known := []string{policy.ScopeRead, policy.ScopeExecute, policy.ScopeSpend}
+	for _, rule := range c.Ruleset.Scopes {
+		for _, s := range rule.Require {
+			if !slices.Contains(known, s) {
+				known = append(known, s)
+			}
+		}
+	}
+	if slices.Contains(known, scope) {
+		return ""
+	}
+	return fmt.Sprintf("no call requires the scope %q%s", scope, Suggest(scope, known))
 }
 
 // CheckID reports what is wrong with the id of an agent or a session, from
@@ -518,6 +544,7 @@ func (c *checker) local(path string, d *upstreamDoc) {
 			c.fail(path+"."+key, "belongs to a url, but this upstream has a command")
 		}
 	}
+	c.program(path+".command", d)
 	for i, e := range d.Env {
 		if name, _, ok := strings.Cut(e, "="); !ok || !variableName().MatchString(name) {
 			c.fail(fmt.Sprintf("%s.env[%d]", path, i), `must be written as "NAME=value"`)

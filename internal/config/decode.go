@@ -29,11 +29,12 @@ type decoder struct {
 	places   map[string]*token.Position // path → where its value stands
 	texts    map[string]*token.Token    // path → the scalar whose value its text is
 	anchors  map[string]ast.Node
-	values   int // how many were decoded
+	examples map[string]string // path → what may stand there
+	values   int               // how many were decoded
 }
 
 func newDecoder(file string) *decoder {
-	return &decoder{file: file, places: map[string]*token.Position{}, texts: map[string]*token.Token{}, anchors: map[string]ast.Node{}}
+	return &decoder{file: file, places: map[string]*token.Position{}, texts: map[string]*token.Token{}, anchors: map[string]ast.Node{}, examples: map[string]string{}}
 }
 
 // maxValues bounds what a few anchors and many aliases can stand for. Lists in
@@ -58,6 +59,9 @@ func (d *decoder) parse(data []byte, v any) bool {
 		return false
 	}
 	body, ok := d.resolve(root, "")
+	if ok {
+		d.places[""] = begin(body)
+	}
 	return ok && d.struct_(body, reflect.ValueOf(v).Elem(), "")
 }
 
@@ -189,13 +193,27 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	case reflect.Bool:
 		b, ok := n.(*ast.BoolNode)
 		if !ok {
-			d.problem(d.places[path], path, "must be true or false, not %s", kind(n))
+			d.wrong(n, path, "true or false")
 			return
 		}
 		v.SetBool(b.Value)
 	default:
 		panic("haldir: config: a field of type " + v.Type().String()) // a mistake in document.go
 	}
+}
+
+// wrong reports a value of another kind than the one that belongs there, and shows one that
+// does. An entry of a list is shown by the list.
+func (d *decoder) wrong(n ast.Node, path, what string) {
+	hint := ""
+	list := path
+	if strings.HasSuffix(path, "]") {
+		list = path[:strings.LastIndexByte(path, '[')]
+	}
+	if e := d.examples[list]; e != "" {
+		hint = "; write it like " + list[strings.LastIndexByte(list, '.')+1:] + ": " + e
+	}
+	d.problem(d.at(path), path, "must be %s, not %s%s", what, kind(n), hint)
 }
 
 // begin is the place where a node begins; the parser says that a block mapping
@@ -252,7 +270,7 @@ func (d *decoder) text(n ast.Node, path, what string) (string, bool) {
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
 		return n.GetToken().Value, true
 	}
-	d.problem(d.at(path), path, "must be %s, not %s", what, kind(n))
+	d.wrong(n, path, what)
 	return "", false
 }
 
@@ -272,7 +290,7 @@ func (d *decoder) integer(n ast.Node, v reflect.Value, path string) {
 	i, err := strconv.ParseInt(text, 10, 64)
 	switch {
 	case quoted(n.GetToken()) || !wholeNumber().MatchString(text):
-		d.problem(d.at(path), path, "must be a whole number, not %s", kind(n))
+		d.wrong(n, path, "a whole number")
 	case zeroFirst(text) != nil:
 		d.problem(d.at(path), path, "%v", zeroFirst(text))
 	case err != nil || v.OverflowInt(i):
@@ -290,7 +308,7 @@ func quoted(t *token.Token) bool {
 func (d *decoder) list(n ast.Node, v reflect.Value, path string) {
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {
-		d.problem(d.at(path), path, "must be a list, not %s", kind(n))
+		d.wrong(n, path, "a list")
 		return
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(seq.Values), len(seq.Values)))
@@ -309,7 +327,7 @@ func (d *decoder) struct_(n ast.Node, v reflect.Value, path string) bool {
 	case *ast.MappingValueNode:
 		values = []*ast.MappingValueNode{n}
 	default:
-		d.problem(n.GetToken().Position, path, "must be a mapping with keys, not %s", kind(n))
+		d.wrong(n, path, "a mapping with keys")
 		return false
 	}
 	fields := map[string]int{}
@@ -344,6 +362,9 @@ func (d *decoder) struct_(n ast.Node, v reflect.Value, path string) bool {
 		if _, null := mv.Value.(*ast.NullNode); null || mv.Value == nil {
 			d.problem(key.Position, where, "has no value")
 			continue
+		}
+		if e := v.Type().Field(i).Tag.Get("example"); e != "" {
+			d.examples[where] = e
 		}
 		d.value(mv.Value, v.Field(i), where)
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -108,13 +109,55 @@ func (c *checker) toolName(path, pattern string) {
 	for _, kind := range []string{"resource:", "prompt:"} {
 		own = strings.TrimPrefix(own, kind)
 	}
+	kind := strings.TrimSuffix(pattern, own)
 	switch name, _, both := strings.Cut(own, "/"); {
+	case !both && kind != "resource:":
+		c.nameSeen(path, kind, own)
 	case !both || strings.ContainsAny(name, globs):
 	case name == ownName:
 		c.warn(path, "%q matches nothing: policies do not govern haldir's own tools", pattern)
 	case len(c.names) > 0 && !slices.Contains(c.names, name):
 		c.warn(path, "%q matches nothing: there is no upstream %q%s", pattern, name, Suggest(name, c.names))
 	}
+}
+
+// nameSeen reports a pattern that is a tool's name as agents see it, upstream__tool or
+// mcp__haldir__upstream__tool. It would match nothing, so that a deny rule would not deny:
+// such a file must not start. A tool that does call itself so can be written with a slash.
+// A glob before the underscores may well mean such tools, so that is but a warning.
+func (c *checker) nameSeen(path, kind, pattern string) {
+	if meant := c.unseen(pattern); meant != "" {
+		c.fail(path, "%q is a name that agents see, and patterns go by upstream/tool; write %q, or %q for a tool that calls itself so",
+			kind+pattern, kind+meant, kind+"*/"+pattern)
+		return
+	}
+	server, tool, both := strings.Cut(pattern, "__")
+	matches := func(name string) bool { return policy.MatchTool(server+"/*", name, "any") }
+	if both && strings.ContainsAny(server, globs) && slices.ContainsFunc(c.names, matches) {
+		c.warn(path, "%q does not match names that agents see; did you mean %q? Write %q for tools that call themselves so",
+			kind+pattern, kind+server+"/"+tool, kind+"*/"+pattern)
+	}
+}
+
+// unseen returns the pattern that goes by a tool's id for one that goes by its name as agents
+// see it, "" for any other.
+func (c *checker) unseen(pattern string) string {
+	known := func(name string) bool { return slices.Contains(c.names, name) }
+	server, tool, both := strings.Cut(pattern, "__")
+	ofClient := both && server == "mcp" && !known(server)
+	if ofClient {
+		server, tool, both = strings.Cut(tool, "__")
+	}
+	if ofClient && !known(server) { // it is haldir, as the client calls it
+		rest := cmp.Or(tool, "*")
+		if server, tool, both = strings.Cut(tool, "__"); !both {
+			return rest
+		}
+	}
+	if ofClient || both && known(server) {
+		return server + "/" + cmp.Or(tool, "*")
+	}
+	return ""
 }
 
 // upstreamNames reports globs of upstreams that match none.

@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -272,6 +273,74 @@ scopes: [{tools: [‸payment/x], require: [read]}]
 	if c := parse(t, inPolicy("{type: deny, upstreams: [fils], tools: [fils/x]}")); len(c.Warnings) > 0 {
 		t.Error(c.Warnings)
 	}
+}
+
+// A rule that goes by the name that haldir shows to agents would concern no tool at all.
+func TestAToolIsNotMeantByTheNameThatAgentsSee(t *testing.T) {
+	const two = "version: 1\nupstreams:\n  - {name: files, command: x}\n  - {name: pay-ments, command: x}\n"
+	seen := func(where, name, meant string) string {
+		return fmt.Sprintf("%s: %q is a name that agents see, and patterns go by upstream/tool; write %q, or %q for a tool that calls itself so", where, name, meant, "*/"+name)
+	}
+	mistakes{
+		{"with its upstream", two + "policies:\n  - {type: deny, tools: [x, ‸files__write_file]}\n", []string{seen("policies[0].tools[1]", "files__write_file", "files/write_file")}},
+		{"globs", two + "policies:\n  - {type: allow, tools: [‸'pay-ments__*', ‸files__get_?]}\n", []string{
+			seen("policies[0].tools[0]", "pay-ments__*", "pay-ments/*"), seen("policies[0].tools[1]", "files__get_?", "files/get_?"),
+		}},
+		{"underscores of its own", two + "policies:\n  - {type: deny, tools: [‸files___x__y]}\n", []string{seen("policies[0].tools[0]", "files___x__y", "files/_x__y")}},
+		{"as a client calls it", two + "policies:\n  - {type: deny, tools: [‸mcp__haldir__files__edit_file, ‸mcp__plugin_haldir_haldir__files__edit_*]}\n", []string{
+			seen("policies[0].tools[0]", "mcp__haldir__files__edit_file", "files/edit_file"), seen("policies[0].tools[1]", "mcp__plugin_haldir_haldir__files__edit_*", "files/edit_*"),
+		}},
+		{"as a client called it before haldir", two + "policies:\n  - {type: deny, tools: [‸mcp__files__edit_file, ‸mcp__files, ‸mcp__files__]}\n", []string{
+			seen("policies[0].tools[0]", "mcp__files__edit_file", "files/edit_file"), seen("policies[0].tools[1]", "mcp__files", "files/*"), seen("policies[0].tools[2]", "mcp__files__", "files/*"),
+		}},
+		{"of a bare upstream, and of nobody", inPolicy("{type: deny, tools: [‸mcp__haldir__edit, ‸mcp__haldir, ‸'mcp__*', ‸mcp__haldir__fils__edit]}"), []string{
+			seen("policies[0].tools[0]", "mcp__haldir__edit", "edit"), seen("policies[0].tools[1]", "mcp__haldir", "*"), seen("policies[0].tools[2]", "mcp__*", "*"),
+			seen("policies[0].tools[3]", "mcp__haldir__fils__edit", "fils/edit"),
+		}},
+		{"an upstream named mcp", inUpstream("{name: mcp, command: x}") + "policies: [{type: deny, tools: [‸mcp__x__y]}]\n", []string{seen("policies[0].tools[0]", "mcp__x__y", "mcp/x__y")}},
+		{"a prompt", two + "policies:\n  - {type: deny, tools: [‸'prompt:files__review']}\n", []string{
+			`policies[0].tools[0]: "prompt:files__review" is a name that agents see, and patterns go by upstream/tool; write "prompt:files/review", or "prompt:*/files__review" for a tool that calls itself so`,
+		}},
+		{"wherever patterns stand", two + "costs: [{tools: [‸files__a], usd: 1}]\nscopes: [{tools: [‸files__b], require: [read]}]\npolicies: [{type: block_tool, tool: ‸files__c}]\n", []string{
+			seen("costs[0].tools[0]", "files__a", "files/a"), seen("scopes[0].tools[0]", "files__b", "files/b"), seen("policies[0].tool", "files__c", "files/c"),
+		}},
+	}.run(t)
+	// What a tool may really be called is nobody's mistake.
+	c := parse(t, two+`policies: [{type: deny, tools: [fils__x, __x, file__s, other__files__x, "resource:files__x", "*/files__x", "files/files__x", "files_x", "mcp_x"]}]`)
+	if len(c.Warnings) > 0 {
+		t.Error(c.Warnings)
+	}
+	// Nobody can tell whether a glob means upstreams.
+	text, places := unmark(two + "policies: [{type: deny, tools: [‸'*__delete_*', ‸'f*__x', 'g*__x', '*delete__x', '*/*__delete_*']}]\n")
+	want := []string{
+		"haldir.yaml:" + places[0] + `: warning: policies[0].tools[0]: "*__delete_*" does not match names that agents see; did you mean "*/delete_*"? Write "*/*__delete_*" for tools that call themselves so`,
+		"haldir.yaml:" + places[1] + `: warning: policies[0].tools[1]: "f*__x" does not match names that agents see; did you mean "f*/x"? Write "*/f*__x" for tools that call themselves so`,
+	}
+	if diff := cmp.Diff(want, strings.Split(parse(t, text).Warnings.Error(), "\n")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// A session's scope that no call requires grants nothing, so it is likely misspelt.
+func TestAScopeThatNoCallRequiresIsWarnedOf(t *testing.T) {
+	const rules = "scopes: [{tools: [a], require: [deploy, read, 'files:write']}]\n"
+	text, places := unmark("version: 1\n" + rules + "session: {scopes: [read, execute, spend, deploy, 'files:write', ‸raed, ‸deplyo, ‸something]}\n")
+	want := []string{
+		"haldir.yaml:" + places[0] + `: warning: session.scopes[5]: no call requires the scope "raed"; did you mean "read"?`,
+		"haldir.yaml:" + places[1] + `: warning: session.scopes[6]: no call requires the scope "deplyo"; did you mean "deploy"?`,
+		"haldir.yaml:" + places[2] + `: warning: session.scopes[7]: no call requires the scope "something"; known here: read, execute, spend, deploy, files:write`,
+	}
+	c := parse(t, text)
+	if diff := cmp.Diff(want, strings.Split(c.Warnings.Error(), "\n")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := c.Unrequired("deplyo"); got != `no call requires the scope "deplyo"; did you mean "deploy"?` || c.Unrequired("spend") != "" {
+		t.Error(got)
+	}
+	// One that is no scope at all is not blamed twice.
+	mistakes{
+		{"a capital", in("session: {scopes: [‸Read]}"), []string{`session.scopes[0]: "Read" is no scope; use lower-case names such as read, execute, spend`}},
+	}.run(t)
 }
 
 // A condition's mistake is shown where it stands in the file.

@@ -171,26 +171,28 @@ func TestNothingIsNoValue(t *testing.T) {
 		{"a limit", in("session: {‸spend_limit: null}"), []string{"session.spend_limit: has no value"}},
 		{"a limit of a policy", inPolicy("{type: spend_limit, ‸max_usd: ~}"), []string{"policies[0].max_usd: has no value"}},
 		{"a condition", inPolicy("{type: deny, tools: [a], ‸when: }"), []string{"policies[0].when: has no value"}},
-		{"an element", in("session: {scopes: [read, ‸~, execute]}"), []string{"session.scopes[1]: must be a text, not nothing"}},
-		{"a policy", in("policies:\n  - ‸~"), []string{"policies[0]: must be a mapping with keys, not nothing"}},
+		{"an element", in("session: {scopes: [read, ‸~, execute]}"), []string{"session.scopes[1]: must be a text, not nothing; write it like scopes: [read, execute]"}},
+		{"a policy", in("policies:\n  - ‸~"), []string{"policies[0]: must be a mapping with keys, not nothing; write it like policies: [{type: deny, tools: [drop_table]}]"}},
 		{"JSON's null", `{"version": 1, "session": {‸"spend_limit": null}}`, []string{"session.spend_limit: has no value"}},
 	}.run(t)
 }
 
 func TestTheWrongKindOfValueIsBlamed(t *testing.T) {
 	mistakes{
-		{"a list of sessions", in("session: ‸[]"), []string{"session: must be a mapping with keys, not a list"}},
-		{"a number for a session", in("session: ‸5"), []string{"session: must be a mapping with keys, not the number 5"}},
-		{"upstreams by name", in("upstreams: ‸{a: {command: x}}"), []string{"upstreams: must be a list, not a mapping"}},
-		{"one policy", in("policies: ‸{type: deny}"), []string{"policies: must be a list, not a mapping"}},
-		{"a name for an upstream", in("upstreams: [‸files]"), []string{"upstreams[0]: must be a mapping with keys, not a text"}},
-		{"one tool", inPolicy("{type: deny, tools: ‸a}"), []string{"policies[0].tools: must be a list, not a text"}},
-		{"lists of tools", inPolicy("{type: deny, tools: [a, ‸[b], ‸{c: d}]}"), []string{"policies[0].tools[1]: must be a text, not a list", "policies[0].tools[2]: must be a text, not a mapping"}},
-		{"a mapping of headers", inUpstream(`{name: a, url: "https://x.example", headers: ‸{X: 1}}`), []string{"upstreams[0].headers: must be a list, not a mapping"}},
-		{"a mapping of variables", inUpstream(`{name: a, command: x, env: ‸{A: b}}`), []string{"upstreams[0].env: must be a list, not a mapping"}},
-		{"a list for a command", inUpstream(`{name: a, command: ‸[x, y]}`), []string{"upstreams[0].command: must be a text, not a list"}},
-		{"a text for args", inUpstream(`{name: a, command: x, args: ‸"-y pkg"}`), []string{"upstreams[0].args: must be a list, not a text"}},
-		{"auth in a word", inUpstream(`{name: a, url: "https://x.example", auth: ‸bearer}`), []string{"upstreams[0].auth: must be a mapping with keys, not a text"}},
+		{"a list of sessions", in("session: ‸[]"), []string{"session: must be a mapping with keys, not a list; write it like session: {agent_id: research-bot, scopes: [read, execute], ttl: 8h}"}},
+		{"a number for a session", in("session: ‸5"), []string{"session: must be a mapping with keys, not the number 5; write it like session: {agent_id: research-bot, scopes: [read, execute], ttl: 8h}"}},
+		{"upstreams by name", in("upstreams: ‸{a: {command: x}}"), []string{"upstreams: must be a list, not a mapping; write it like upstreams: [{name: files, command: npx, args: [-y, some-server]}]"}},
+		{"one policy", in("policies: ‸{type: deny}"), []string{"policies: must be a list, not a mapping; write it like policies: [{type: deny, tools: [drop_table]}]"}},
+		{"a name for an upstream", in("upstreams: [‸files]"), []string{"upstreams[0]: must be a mapping with keys, not a text; write it like upstreams: [{name: files, command: npx, args: [-y, some-server]}]"}},
+		{"one tool", inPolicy("{type: deny, tools: ‸a}"), []string{`policies[0].tools: must be a list, not a text; write it like tools: [files/write_file, "delete_*"]`}},
+		{"lists of tools", inPolicy("{type: deny, tools: [a, ‸[b], ‸{c: d}]}"), []string{`policies[0].tools[1]: must be a text, not a list; write it like tools: [files/write_file, "delete_*"]`, `policies[0].tools[2]: must be a text, not a mapping; write it like tools: [files/write_file, "delete_*"]`}},
+		{"a mapping of headers", inUpstream(`{name: a, url: "https://x.example", headers: ‸{X: 1}}`), []string{`upstreams[0].headers: must be a list, not a mapping; write it like headers: ["X-Key: ${keyring:key}"]`}},
+		{"a mapping of variables", inUpstream(`{name: a, command: x, env: ‸{A: b}}`), []string{`upstreams[0].env: must be a list, not a mapping; write it like env: ["NAME=value"]`}},
+		{"a list for a command", inUpstream(`{name: a, command: ‸[x, y]}`), []string{"upstreams[0].command: must be a text, not a list; write it like command: npx"}},
+		{"a text for args", inUpstream(`{name: a, command: x, args: ‸"-y pkg"}`), []string{"upstreams[0].args: must be a list, not a text; write it like args: [-y, some-server]"}},
+		{"hours as the flag takes them", inPolicy("{type: time_window, allowed_hours: ‸09:00-17:00}"), []string{`policies[0].allowed_hours: must be a mapping with keys, not a text; write it like allowed_hours: {start: "09:00", end: "17:00"}`}},
+		{"a day", inPolicy("{type: time_window, days: ‸mon}"), []string{"policies[0].days: must be a list, not a text; write it like days: [mon, fri]"}},
+		{"auth in a word", inUpstream(`{name: a, url: "https://x.example", auth: ‸bearer}`), []string{"upstreams[0].auth: must be a mapping with keys, not a text; write it like auth: {type: oauth}"}},
 		{"yes", inUpstream(`{name: a, command: x, trust_annotations: ‸yes}`), []string{"upstreams[0].trust_annotations: must be true or false, not a text"}},
 		{"true in quotes", inUpstream(`{name: a, command: x, trust_annotations: ‸"true"}`), []string{"upstreams[0].trust_annotations: must be true or false, not a text"}},
 		{"a version in words", "version: ‸one\n", []string{"version: must be a whole number, not a text"}},
@@ -206,8 +208,8 @@ func TestTheWrongKindOfValueIsBlamed(t *testing.T) {
 		{"a list of amounts", in("session: {spend_limit: ‸[1]}"), []string{"session.spend_limit: must be an amount such as 25.00, not a list"}},
 		{"a list of durations", in("list_wait: ‸[1]"), []string{"list_wait: must be a duration such as 90s, or a number of seconds, not a list"}},
 		{"a mapping of times", inPolicy("{type: time_window, allowed_hours: {start: ‸{h: 9}, end: 10}}"), []string{"policies[0].allowed_hours.start: must be a time of day such as 09:00, not a mapping"}},
-		{"a list of days in a list", inPolicy("{type: time_window, days: [‸[mon]]}"), []string{"policies[0].days[0]: must be a day such as mon, not a list"}},
-		{"a header without quotes", inUpstream(`{name: a, url: "https://x.example", headers: [‸X: 1]}`), []string{"upstreams[0].headers[0]: must be a text, not a mapping"}},
+		{"a list of days in a list", inPolicy("{type: time_window, days: [‸[mon]]}"), []string{"policies[0].days[0]: must be a day such as mon, not a list; write it like days: [mon, fri]"}},
+		{"a header without quotes", inUpstream(`{name: a, url: "https://x.example", headers: [‸X: 1]}`), []string{`upstreams[0].headers[0]: must be a text, not a mapping; write it like headers: ["X-Key: ${keyring:key}"]`}},
 		{"calls with an underscore", inPolicy("{type: rate_limit, window: 1h, max_calls: ‸1_000}"), []string{"policies[0].max_calls: must be a whole number, not the number 1_000"}},
 	}.run(t)
 }
@@ -470,6 +472,6 @@ func TestNoEntryIsBlamedTwice(t *testing.T) {
 		{"a wrong number", inPolicy("{type: spend_limit, max_usd: ‸-1}"), []string{"policies[0].max_usd: the amount -1 is negative"}},
 		{"a wrong time", inPolicy("{type: rate_limit, max_calls: 5, window: ‸soon}"), []string{`policies[0].window: "soon" is no duration; write it like 90s, 15m, 8h or 7d, or as a number of seconds`}},
 		{"an unreadable upstream", inUpstream("{name: A, ‸comand: x}"), []string{`upstreams[0]: unknown key "comand"; did you mean "command"?`}},
-		{"what others rest on", in("session: ‸5\ndenied_tools: ‸maybe"), []string{"session: must be a mapping with keys, not the number 5", `denied_tools: "maybe" is none of hide, show`}},
+		{"what others rest on", in("session: ‸5\ndenied_tools: ‸maybe"), []string{"session: must be a mapping with keys, not the number 5; write it like session: {agent_id: research-bot, scopes: [read, execute], ttl: 8h}", `denied_tools: "maybe" is none of hide, show`}},
 	}.run(t)
 }

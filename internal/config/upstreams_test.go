@@ -330,3 +330,47 @@ func TestWhatAnUpstreamMayNotSay(t *testing.T) {
 		{"two that are bare", in("upstreams:\n  - {name: a, command: x, expose: bare}\n  - {name: b, command: x, expose: ‸bare}"), []string{"upstreams[1].expose: only one upstream may be bare, and upstreams[0] is"}},
 	}.run(t)
 }
+
+// A command is one program: there is no shell that would divide it.
+func TestACommandWithArgumentsInItIsWarnedOf(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "My Servers")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	there := filepath.ToSlash(filepath.Join(dir, "a server.exe"))
+	if err := os.WriteFile(there, nil, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const belong = "upstreams[0].command: there are arguments in it, which belong in args; write "
+	for _, tt := range []struct{ body, want string }{
+		{`command: ‸"npx -y foo"`, "command: npx, args: [-y, foo]"},
+		{`command: ‸npx -y @scope/pkg@1.2 ., args: [a b]`, `command: npx, args: [-y, "@scope/pkg@1.2", ., …]`},
+		{`command: ‸uvx mcp-server-git`, "command: uvx, args: [mcp-server-git]"},
+		{`command: ‸"node /srv/x.js"`, "command: node, args: [/srv/x.js]"},
+		{`command: ‸" npx  -y\tfoo "`, "command: npx, args: [-y, foo]"},
+		{`command: ‸"./run --stdio"`, "command: ./run, args: [--stdio]"},
+		{`command: ‸"/opt/My Servers/run --stdio"`, `command: "/opt/My Servers/run", args: [--stdio]`},
+		{`command: ‸"` + there + ` stdio"`, `command: "` + there + `", args: [stdio]`},
+		{`command: ‸"${env:BIN}/run --stdio"`, `command: "${env:BIN}/run", args: [--stdio]`},
+		// What may be secret is not shown.
+		{`command: ‸"npx -y pg postgres://u:secret@h/db x"`, "command: npx, args: [-y, pg, …]"},
+		{`command: ‸"npx foo --token secret x"`, "command: npx, args: [foo, --token, …]"},
+		{`command: ‸"npx foo --token=secret"`, "command: npx, args: [foo, …]"},
+		{`command: npx, args: ["-y foo"]`, ""},
+		{`command: "` + there + `"`, ""},
+		{`command: ‸a server.exe, cwd: "` + filepath.ToSlash(dir) + `"`, "command: a, args: [server.exe]"}, // it is looked for on PATH
+		{`command: ./a server.exe, cwd: "` + filepath.ToSlash(dir) + `"`, ""},
+		{`command: "/opt/My Servers/run"`, ""}, // it may be there where haldir runs
+		{`command: "${root}/My Servers/run"`, ""},
+		{`command: "${file:/a b/c}"`, ""},
+	} {
+		text, places := unmark(inUpstream("{name: a, " + tt.body + "}"))
+		want := ""
+		if tt.want != "" {
+			want = "haldir.yaml:" + places[0] + ": warning: " + belong + tt.want
+		}
+		if got := parse(t, text).Warnings.Error(); got != want {
+			t.Errorf("%s:\n%s\nwant\n%s", tt.body, got, want)
+		}
+	}
+}

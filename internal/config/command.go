@@ -1,0 +1,85 @@
+package config
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// program warns of a command that is a program with its arguments, as a shell takes them.
+// Nothing is wrong with a path that has spaces; whether it is there where haldir will run
+// cannot be told, so what may be one is not warned of.
+func (c *checker) program(path string, d *upstreamDoc) {
+	name, args := divide(strings.TrimSpace(d.Command), d.Cwd)
+	if len(args) == 0 {
+		return
+	}
+	shown := shownArgs(args)
+	if len(d.Args) > 0 && shown[len(shown)-1] != "…" {
+		shown = append(shown, "…")
+	}
+	c.warn(path, "there are arguments in it, which belong in args; write command: %s, args: [%s]", yamlWord(name), strings.Join(shown, ", "))
+}
+
+// divide returns the program of a command and the arguments that stand behind it, none if it
+// is all one path.
+func divide(command, cwd string) (name string, args []string) {
+	words := strings.Fields(command)
+	if len(words) < 2 || there(command, cwd) {
+		return command, nil
+	}
+	if !strings.ContainsAny(words[0], `/\$`) { // looked for on PATH
+		return words[0], words[1:]
+	}
+	for i := len(words) - 1; i > 0; i-- {
+		if name = strings.Join(words[:i], " "); there(name, cwd) {
+			return name, words[i:]
+		}
+	}
+	if i := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "-") }); i > 0 {
+		return strings.Join(words[:i], " "), words[i:]
+	}
+	return command, nil
+}
+
+// there reports whether a command is a program on this machine.
+func there(command, cwd string) bool {
+	if strings.ContainsAny(command, `/\`) && !filepath.IsAbs(command) {
+		command = filepath.Join(cwd, command)
+		info, err := os.Stat(command)
+		return err == nil && info.Mode().IsRegular()
+	}
+	_, err := exec.LookPath(command)
+	return err == nil
+}
+
+// quietFlags are flags whose value, if they have one, is no secret.
+var quietFlags = []string{"-y", "--yes", "-m"}
+
+// plainWord is a text that is what it is in YAML, and no URL or setting, which may hold a secret.
+var plainWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^@?[A-Za-z./_-][A-Za-z0-9./_@-]*$`) })
+
+// shownArgs is the arguments in YAML up to the first that may be secret, such as the value of
+// a flag.
+func shownArgs(args []string) (shown []string) {
+	for i, a := range args {
+		if !plainWord().MatchString(a) || i > 0 && strings.HasPrefix(args[i-1], "-") && !slices.Contains(quietFlags, args[i-1]) {
+			return append(shown, "…")
+		}
+		shown = append(shown, yamlWord(a))
+	}
+	return shown
+}
+
+// yamlWord is a text as it can stand in a list in brackets.
+func yamlWord(s string) string {
+	if plainWord().MatchString(s) && s[0] != '@' {
+		return s
+	}
+	return strconv.Quote(s)
+}
