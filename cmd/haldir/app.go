@@ -52,6 +52,7 @@ type app struct {
 	log      zerolog.Logger
 	logFile  *os.File
 	ledger   *ledger.Ledger
+	self     ledger.Process // as others see it there
 
 	sends     *telemetry.Config    // where to; nil before it was read
 	telemetry *telemetry.Telemetry // nil unless traces or metrics are sent
@@ -142,8 +143,9 @@ func (a *app) open() (err error) {
 	if a.ledger != nil {
 		return nil
 	}
+	a.self = a.process()
 	a.ledger, err = ledger.Open(ledger.Options{
-		Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log, ReadOnly: a.looking, Process: a.process(),
+		Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log, ReadOnly: a.looking, Process: a.self,
 		Soon: a.serving,
 	})
 	if err == nil && a.cfg != nil && !a.looking { // verbs that need no config have no say in what is kept
@@ -157,6 +159,9 @@ func (a *app) process() ledger.Process {
 	p := ledger.Process{PID: os.Getpid(), Version: version(), Verb: a.verb, Started: time.Now().UTC()}
 	if a.cfg != nil {
 		p.Config = a.place()
+		if abs, err := filepath.Abs(p.Config); err == nil && p.Config != "" && p.Config == a.cfg.Path {
+			p.Config = abs // others may be in another directory
+		}
 	}
 	return p
 }

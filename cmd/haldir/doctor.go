@@ -438,8 +438,8 @@ func (e *examination) affairs(ctx context.Context) {
 		}
 		e.add(doctor.RetentionHeld, doctor.Note, "ledger", doctor.Fix{Text: "set audit: {retain} in " + others.Place + ", or take the file away if it is not used"}, "%s wants records kept %s, which is longer than this config does", others.Place, keeps)
 	}
-	if text, err := e.ledger.LoadCatalogue(ctx, pendingKey(e.cfg.SHA256)); err == nil && len(text) > 0 {
-		e.add(doctor.ReloadPending, doctor.Note, "config", doctor.Run(e.command()+" reload"), "what was saved waits for a person to confirm it: %s", plain(string(text), 300))
+	if text, _, err := verdicts(ctx, e.ledger, e.view.Living, e.cfg.Path, e.cfg.SHA256); err == nil && text != "" {
+		e.add(doctor.ReloadPending, doctor.Note, "config", doctor.Run(e.command()+" reload"), "what was saved waits for a person to confirm it: %s", plain(text, 300))
 	}
 }
 

@@ -27,7 +27,6 @@ type editing struct {
 	a              *app
 	dryRun, asJSON bool
 	what           string // is added, if it is more than one entry
-	fresh          bool   // the file was saved a moment before
 }
 
 func (e *editing) flags(cmd *cobra.Command) {
@@ -43,9 +42,6 @@ func (e *editing) path() (string, error) {
 	path, _, err := e.a.layers.ConfigPath()
 	if err != nil {
 		return "", usage("%w", err)
-	}
-	if info, err := os.Stat(path); err == nil {
-		e.fresh = time.Since(info.ModTime()) < verdictWait
 	}
 	return path, nil
 }
@@ -64,18 +60,17 @@ func (e *editing) removePolicies(ids []string) error {
 	if err != nil {
 		return err
 	}
+	ids = distinct(ids)
 	o := edit.Options{DryRun: e.dryRun}
-	for _, id := range ids {
-		for i, r := range id { // what is before a dash may be the upstream that a pack is for
-			if r != '-' {
-				continue
-			}
-			known, err := packs.Known(id[:i])
-			if err != nil {
-				return err
-			}
-			o.Known = append(o.Known, known...)
+	for _, name := range e.packed() {
+		if !slices.ContainsFunc(ids, func(id string) bool { return strings.HasPrefix(id, name+"-") }) {
+			continue
 		}
+		known, err := packs.Known(name)
+		if err != nil {
+			return err
+		}
+		o.Known = append(o.Known, known...)
 	}
 	if len(ids) == 1 {
 		r, err := edit.Remove(path, edit.Policies, ids[0], o)
@@ -84,6 +79,31 @@ func (e *editing) removePolicies(ids []string) error {
 	e.what = "the policies"
 	r, err := edit.RemoveAll(path, edit.ByID(ids), o)
 	return e.tell(edit.Policies, "removed", r, err)
+}
+
+// packed are the names that a pack may have been added for: of upstreams, and in a file of policies
+// alone its own.
+func (e *editing) packed() (names []string) {
+	if cfg, err := e.a.layers.Find(); err == nil { // else the edit says what is wrong with it
+		for _, u := range cfg.Upstreams {
+			names = append(names, u.Name)
+		}
+	}
+	all, _ := packs.All() // a test holds that they can be read
+	for _, p := range all {
+		names = append(names, p.Name)
+	}
+	return distinct(names)
+}
+
+// distinct is a list without what is in it already.
+func distinct(list []string) (out []string) {
+	for _, s := range list {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // removeUpstream removes an upstream alone. Where only policies about it are in the way, it
@@ -199,49 +219,36 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 func (e *editing) waits(r edit.Result) []string {
 	a := e.a
 	a.looking = true
-	held, err := e.held(context.Background(), sha256.Sum256(r.Before), sha256.Sum256(r.After))
+	held, unseen, err := e.held(context.Background(), r)
 	switch {
 	case err != nil:
 		return []string{fmt.Sprintf("whether a running haldir takes this could not be seen (%v); see: %s doctor", err, a.command())}
 	case held:
 		return []string{"a running haldir takes the file as a whole, so that this waits until a person confirms the change before it: " + a.command() + " reload"}
+	case unseen:
+		return []string{fmt.Sprintf("a running haldir has not looked at this within %v, and goes on with the rules of before; see: %s doctor", verdictWait, a.command())}
 	}
 	return nil
 }
 
-// verdictWait is how long a running haldir is asked what it makes of a change. It looks at a file
-// once that is left alone for a while.
+// verdictWait is how long the haldirs that run are waited for until they have looked at a change.
+// They do once the file is left alone for a moment, settleFile.
 const verdictWait = 3 * time.Second
 
 // held reports whether a running haldir holds a change back. One that is not written is held back
 // as the file is that it is for.
-func (e *editing) held(ctx context.Context, before, after [sha256.Size]byte) (bool, error) {
-	known, runs, err := e.a.heldBack(ctx, before)
-	if err != nil || e.dryRun || !runs || !known && !e.fresh {
-		return known, err
+func (e *editing) held(ctx context.Context, r edit.Result) (held, unseen bool, err error) {
+	if e.dryRun {
+		waits, _, err := e.a.verdicts(ctx, r.Path, sha256.Sum256(r.Before))
+		return waits != "", false, err
 	}
-	// It may have been the other change that made it wait, or it may not have looked at the file
-	// since another change was made right before.
-	wait := verdictWait
-	if !known {
-		wait /= 2
-	}
-	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(settleFile / 4) {
-		if held, _, err := e.a.heldBack(ctx, after); err != nil || held {
-			return held, err
-		}
-		if !known {
-			continue
-		}
-		still, _, err := e.a.heldBack(ctx, before)
-		if err != nil {
-			return false, err
-		}
-		if !still { // one has looked, and others do at about that time
-			known, end = false, time.Now().Add(4*settleFile)
+	sum := sha256.Sum256(r.After)
+	for end := time.Now().Add(verdictWait); ; time.Sleep(settleFile / 4) {
+		waits, unseen, err := e.a.verdicts(ctx, r.Path, sum)
+		if err != nil || waits != "" || !unseen || time.Now().After(end) {
+			return waits != "", unseen, err
 		}
 	}
-	return known, nil
 }
 
 // signIn says what there is to do about what an upstream grants.

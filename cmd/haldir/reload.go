@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -126,12 +129,10 @@ func (f *follower) look(ctx context.Context, path string) {
 	if sum == f.seen {
 		return
 	}
-	before := f.seen
 	f.seen, f.waiting = sum, nil
-	defer func() { f.settled(ctx, before) }() // last, so that who asks meanwhile hears of the one or the other
-
 	if sum == f.a.cfg.SHA256 { // it is again as it was
 		f.notice("")
+		f.tell(ctx, sum, "")
 		return
 	}
 	cfg, err := config.Parse(data, path)
@@ -148,22 +149,21 @@ func (f *follower) look(ctx context.Context, path string) {
 	why := config.Loosened(f.a.cfg, cfg)
 	if len(why) > 0 && f.a.settings.Reload != "auto" {
 		f.waiting, f.since = cfg, time.Now()
-		text := strings.Join(why, "; ")
-		f.a.log.Warn().Str("because", text).Msg("the changed config waits for a person to confirm it; run: " + f.a.command() + " reload")
-		if err := f.a.ledger.SaveCatalogue(ctx, pendingKey(sum), []byte(text)); err != nil {
-			f.a.log.Error().Err(err).Msg("note what waits")
-		}
-		f.record(ctx, configWaits, sum, text)
-		f.notice("haldir.yaml was changed; until a person confirms it by `" + f.a.command() + " reload`, the rules of before hold: " + text)
+		waits := strings.Join(why, "; ")
+		f.tell(ctx, sum, waits)
+		f.a.log.Warn().Str("because", waits).Msg("the changed config waits for a person to confirm it; run: " + f.a.command() + " reload")
+		f.record(ctx, configWaits, sum, waits)
+		f.notice("haldir.yaml was changed; until a person confirms it by `" + f.a.command() + " reload`, the rules of before hold: " + waits)
 		return
 	}
-	f.adopt(ctx, cfg, strings.Join(why, "; ")) // another haldir may wait for it: what is noted of it stays
+	f.adopt(ctx, cfg, strings.Join(why, "; "))
 }
 
 // broken tells everybody why a file is not taken.
 func (f *follower) broken(ctx context.Context, sum [sha256.Size]byte, why string) {
 	f.record(ctx, configBroken, sum, why)
 	f.notice("haldir.yaml was changed and has mistakes, so the rules of before hold: " + why)
+	f.tell(ctx, sum, "")
 }
 
 func first(err error) string {
@@ -171,8 +171,26 @@ func first(err error) string {
 	return line
 }
 
-func pendingKey(sum [sha256.Size]byte) string {
-	return "reload/waits/" + hex.EncodeToString(sum[:])
+// verdict is what a running haldir makes of the file as it saw it last.
+type verdict struct {
+	Sum   string `json:"sum"`             // of the file, SHA-256 in hex
+	Waits string `json:"waits,omitempty"` // why a person must confirm it first; "" if it need not
+}
+
+// verdictKey is under which a process keeps its own: one that has ended waits for nobody.
+func verdictKey(p ledger.Process) string {
+	return fmt.Sprintf("reload/seen/%d-%d", p.PID, p.Started.UnixNano())
+}
+
+// tell keeps it for other verbs.
+func (f *follower) tell(ctx context.Context, sum [sha256.Size]byte, waits string) {
+	raw, err := json.Marshal(verdict{hex.EncodeToString(sum[:]), waits})
+	if err == nil {
+		err = f.a.ledger.SaveCatalogue(ctx, verdictKey(f.a.self), raw)
+	}
+	if err != nil {
+		f.a.log.Error().Err(err).Msg("note what is made of the changed config")
+	}
 }
 
 func acceptedKey(sum [sha256.Size]byte) string {
@@ -194,20 +212,7 @@ func (f *follower) accepted(ctx context.Context) {
 	}
 	cfg := f.waiting
 	f.waiting = nil
-	if f.adopt(ctx, cfg, "a person has confirmed it") {
-		f.settled(ctx, cfg.SHA256)
-	}
-}
-
-// settled notes that a file does not wait any more: a person has confirmed it, or there is another.
-func (f *follower) settled(ctx context.Context, sum [sha256.Size]byte) {
-	text, err := f.a.ledger.LoadCatalogue(ctx, pendingKey(sum))
-	if err != nil || len(text) == 0 {
-		return
-	}
-	if err := f.a.ledger.SaveCatalogue(ctx, pendingKey(sum), []byte{}); err != nil {
-		f.a.log.Error().Err(err).Msg("note that nothing waits any more")
-	}
+	f.adopt(ctx, cfg, "a person has confirmed it")
 }
 
 // adopt puts a config in force. Upstreams whose block is as it was are left alone; the
@@ -247,6 +252,7 @@ func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) bo
 	}
 	a.log.Info().Str("config", hex.EncodeToString(cfg.SHA256[:6])).Int("started", len(fresh)).Int("ended", len(gone)).Msg("the changed config is in force")
 	f.record(ctx, configReloaded, cfg.SHA256, why)
+	f.tell(ctx, cfg.SHA256, "")
 	if f.adopted != nil {
 		f.adopted(cfg)
 	}
@@ -301,28 +307,47 @@ func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstre
 	return gone, fresh, heirs
 }
 
-// heldBack reports whether a haldir that runs waits for a person to confirm a file, and whether
-// there is one that would.
-func (a *app) heldBack(ctx context.Context, sum [sha256.Size]byte) (held, runs bool, err error) {
+// verdicts says why a person must confirm a file before the haldirs that run by it take it, "" if
+// none waits for that. unseen reports that one has not looked at the file as it is, which most do
+// at once.
+func verdicts(ctx context.Context, l *ledger.Ledger, living []ledger.Process, path string, sum [sha256.Size]byte) (waits string, unseen bool, err error) {
+	for _, p := range living {
+		if p.Verb != "serve" && p.Verb != "console" || !sameFile(p.Config, path) {
+			continue
+		}
+		raw, err := l.LoadCatalogue(ctx, verdictKey(p))
+		if err != nil {
+			return "", false, err
+		}
+		var v verdict
+		if json.Unmarshal(raw, &v) != nil || v.Sum != hex.EncodeToString(sum[:]) {
+			unseen = true
+			continue
+		}
+		waits = cmp.Or(waits, v.Waits)
+	}
+	return waits, unseen, nil
+}
+
+// verdicts are those of the haldirs that run beside this one.
+func (a *app) verdicts(ctx context.Context, path string, sum [sha256.Size]byte) (waits string, unseen bool, err error) {
 	if err := a.open(); err != nil {
-		return false, false, err
+		return "", false, err
 	}
 	view, err := a.ledger.View(ctx)
 	if errors.Is(err, ledger.ErrNone) {
-		return false, false, nil
+		return "", false, nil
 	}
-	runs = slices.ContainsFunc(view.Living, func(p ledger.Process) bool { return p.Verb == "serve" || p.Verb == "console" })
-	if err != nil || !runs {
-		return false, runs, err
+	if err != nil {
+		return "", false, err
 	}
-	text, err := a.ledger.LoadCatalogue(ctx, pendingKey(sum))
-	return len(text) > 0, runs, err
+	return verdicts(ctx, a.ledger, view.Living, path, sum)
 }
 
 // tellHeldBack says of rules that are shown that they are not in force where haldir runs. It is
 // no reason to fail that this cannot be found out.
 func (a *app) tellHeldBack(ctx context.Context) {
-	if held, _, err := a.heldBack(ctx, a.cfg.SHA256); err == nil && held {
+	if waits, _, err := a.verdicts(ctx, a.cfg.Path, a.cfg.SHA256); err == nil && waits != "" {
 		a.say("haldir: in a running haldir these rules are not in force until a person confirms it: %s reload", a.command())
 	}
 }
@@ -339,21 +364,18 @@ func reloadCommand(a *app) *cobra.Command {
 			if err := a.load(); err != nil {
 				return err
 			}
-			if err := a.open(); err != nil {
-				return err
-			}
-			text, err := a.ledger.LoadCatalogue(cmd.Context(), pendingKey(a.cfg.SHA256))
+			text, _, err := a.verdicts(cmd.Context(), a.cfg.Path, a.cfg.SHA256)
 			if err != nil {
 				return err
 			}
-			if len(text) == 0 {
+			if text == "" {
 				a.say("no running haldir waits for %s to be confirmed", a.place())
 				return nil
 			}
 			if err := a.printf("%s\n\nThis change\n", a.cfg.Path); err != nil {
 				return err
 			}
-			for w := range strings.SplitSeq(string(text), "; ") {
+			for w := range strings.SplitSeq(text, "; ") {
 				if err := a.printf("  - %s\n", plain(w, 300)); err != nil {
 					return err
 				}
@@ -369,7 +391,7 @@ func reloadCommand(a *app) *cobra.Command {
 				return err
 			}
 			a.say("confirmed; it is in force within a second or two")
-			return a.ledger.RecordConfig(cmd.Context(), configConfirmed, audit.Hash(a.cfg.SHA256), string(text))
+			return a.ledger.RecordConfig(cmd.Context(), configConfirmed, audit.Hash(a.cfg.SHA256), text)
 		},
 	}
 }

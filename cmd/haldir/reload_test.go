@@ -195,6 +195,35 @@ func TestAnEditWaitsWithWhatIsUnconfirmed(t *testing.T) {
 	}
 }
 
+// One that has ended waits for nothing: what is started after it has the file as it is.
+func TestWhatAnEndedHaldirWaitedForIsForgotten(t *testing.T) {
+	t.Parallel()
+	for _, kill := range []bool{false, true} {
+		r := serveConfig(t, "policies: [{type: deny, tools: [scan_domain]}]\n")
+		r.edit(r.config(""))
+		r.until("it waits", func() bool { return strings.Contains(r.notice(), " reload`") })
+		if kill {
+			r.s.Kill()
+		} else {
+			r.s.End()
+		}
+		r.s = r.h.Serve(t)
+		r.s.Initialize(mcptest.Revision)
+		if got := r.call("a.example"); strings.Contains(got, "blocked_by") {
+			t.Errorf("it is not in force: %s", got)
+		}
+		for _, args := range [][]string{{"explain", "scan_domain"}, {"policy", "list"}, {"policy", "add", "--type", "deny", "--tools", "a", "--dry-run"}} {
+			if _, errOut, _ := r.h.Run(t, args...); errOut != "" {
+				t.Errorf("%v: %q", args, errOut)
+			}
+		}
+		if _, errOut, _ := r.h.Run(t, "reload"); !strings.Contains(errOut, "no running haldir waits") {
+			t.Errorf("reload: %q", errOut)
+		}
+		r.s.End()
+	}
+}
+
 // A haldir that was started with a change takes the next one, and must not forget that another one
 // waits for both.
 func TestOneHaldirWaitsBesideAnother(t *testing.T) {
