@@ -24,7 +24,7 @@ var may = map[string][]string{
 	"internal/config":              {"policy", "audit", "internal/files", "internal/wire"},
 	"internal/replace":             {},
 	"internal/config/edit":         {"internal/config", "internal/replace", "internal/secret"},
-	"internal/packs":               {"internal/config", "internal/config/edit"},
+	"internal/packs":               {"internal/config", "internal/config/edit", "policy"},
 	"internal/clients":             {"internal/files", "internal/replace", "internal/wire"},
 	"internal/adopt":               {"internal/clients", "internal/config", "internal/config/edit", "internal/replace", "internal/secret", "internal/wire", "policy"},
 	"internal/doctor":              {"internal/adopt", "internal/clients", "internal/config", "internal/replace", "internal/wire", "policy"},

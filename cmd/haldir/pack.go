@@ -88,7 +88,10 @@ func (e *editing) removePack(name, upstream string) error {
 	if err != nil {
 		return e.tell(edit.Policies, "removed", edit.Result{}, err)
 	}
-	if upstream, _, err = packIn(pack, cfg, upstream); err != nil {
+	if e.a.settings, err = e.a.layers.Settings(cfg); err != nil { // commands that are told name the state directory
+		return &exit{code: exitUsage, err: err}
+	}
+	if upstream, _, err = e.packIn(pack, cfg, upstream); err != nil {
 		return err
 	}
 	known, err := packs.Known(upstream)
@@ -98,14 +101,11 @@ func (e *editing) removePack(name, upstream string) error {
 	e.what = fmt.Sprintf("the pack %s of %s:", pack.Name, upstream)
 	var found packs.Found
 	r, err := edit.RemoveAll(path, func(cfg *config.Config) (map[edit.List][]int, error) {
-		_, f, err := packIn(pack, cfg, upstream)
+		_, f, err := e.packIn(pack, cfg, upstream)
 		found = f
 		return f.Numbers, err
 	}, edit.Options{DryRun: e.dryRun, Known: known})
 	if err == nil {
-		if e.a.settings, err = e.a.layers.Settings(r.New); err != nil { // the command names the state directory
-			return &exit{code: exitUsage, err: err}
-		}
 		for _, id := range found.Changed {
 			r.Notes = append(r.Notes, fmt.Sprintf("%s was changed since it was added, and stays; if it is not wanted: %s policy remove %s", id, e.a.command(), shellWord(id)))
 		}
@@ -116,8 +116,9 @@ func (e *editing) removePack(name, upstream string) error {
 	return e.tell(edit.Policies, "removed", r, err)
 }
 
-// packIn says for which upstream a pack was added, and what there is of it.
-func packIn(pack packs.Pack, cfg *config.Config, asked string) (upstream string, found packs.Found, err error) {
+// packIn says for which upstream a pack was added, and what there is of it. Where all of it was
+// changed, only the kind of the server tells that from rules which a person has called alike.
+func (e *editing) packIn(pack packs.Pack, cfg *config.Config, asked string) (upstream string, found packs.Found, err error) {
 	names := []string{asked}
 	if asked == "" {
 		names = []string{pack.Name} // in a file of policies alone
@@ -127,15 +128,30 @@ func packIn(pack packs.Pack, cfg *config.Config, asked string) (upstream string,
 			}
 		}
 	}
-	var all []string
+	suits := func(name string) bool {
+		i := slices.IndexFunc(cfg.Upstreams, func(u config.Upstream) bool { return u.Name == name })
+		return name == pack.Name || i >= 0 && pack.Suits(cfg.Upstreams[i])
+	}
+	finds := map[string]packs.Found{}
+	var all, changed []string
 	for _, name := range names {
 		f, err := pack.In(cfg, name)
 		if err != nil {
 			return "", f, err
 		}
-		if len(f.Numbers)+len(f.Changed) > 0 {
-			upstream, found, all = name, f, append(all, name)
+		finds[name] = f
+		switch {
+		case len(f.Numbers) > 0:
+			all = append(all, name)
+		case len(f.Changed) > 0 && suits(name):
+			changed = append(changed, name)
 		}
+	}
+	if len(all) == 0 {
+		all = changed
+	}
+	if len(all) > 0 {
+		upstream, found = all[0], finds[all[0]]
 	}
 	what := "the pack " + pack.Name
 	if asked != "" {
@@ -143,11 +159,11 @@ func packIn(pack packs.Pack, cfg *config.Config, asked string) (upstream string,
 	}
 	switch {
 	case len(all) == 0:
-		return "", found, usage("there is nothing of %s in the config; see: haldir policy list", what)
+		return "", found, usage("there is nothing of %s in the config; see: %s policy list", what, e.a.command())
 	case len(all) > 1:
 		return "", found, usage("%s was added for the upstreams %s; say for which it goes by --upstream", what, strings.Join(all, " and "))
 	case len(found.Numbers) == 0:
-		return "", found, usage("nothing of %s is as it was added; if it is not wanted: haldir policy remove %s", what, strings.Join(found.Changed, " "))
+		return "", found, usage("nothing of %s is as it was added; if it is not wanted: %s policy remove %s", what, e.a.command(), strings.Join(found.Changed, " "))
 	}
 	return upstream, found, nil
 }
@@ -194,7 +210,7 @@ func present(pack packs.Pack, cfg *config.Config, upstream string) error {
 	there := cfg.Engine.Rules()
 	for _, id := range mine.Engine.Rules() {
 		if slices.Contains(there, id) {
-			return usage("the config has a policy %s already, as of this pack; see: haldir policy list, haldir policy remove --pack %s", id, pack.Name)
+			return usage("the config has a policy %s already, as of this pack; see: haldir policy list, haldir policy remove --pack %s --upstream %s", id, pack.Name, upstream)
 		}
 	}
 	return nil

@@ -262,7 +262,13 @@ func (p Pack) In(cfg *config.Config, upstream string) (Found, error) {
 		case alike(r, cfg.Ruleset.Policies[i]):
 			f.Numbers[edit.Policies] = append(f.Numbers[edit.Policies], i)
 		default:
-			f.Changed = append(f.Changed, r.ID)
+			other, err := p.ofAnother(cfg.Ruleset.Policies[i], upstream)
+			if err != nil {
+				return f, err
+			}
+			if !other {
+				f.Changed = append(f.Changed, r.ID)
+			}
 		}
 	}
 	f.equal(edit.Costs, len(mine.Ruleset.Costs), len(cfg.Ruleset.Costs), func(i, j int) bool {
@@ -277,6 +283,27 @@ func (p Pack) In(cfg *config.Config, upstream string) (Found, error) {
 	return f, nil
 }
 
+// ofAnother reports whether a policy is as another pack adds it: their ids are alike.
+func (p Pack) ofAnother(there policy.Rule, upstream string) (bool, error) {
+	all, err := All()
+	if err != nil {
+		return false, err
+	}
+	for _, other := range all {
+		if other.Name == p.Name {
+			continue
+		}
+		cfg, err := config.Parse([]byte(other.Text(other.any(upstream))), other.Name)
+		if err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(cfg.Ruleset.Policies, func(r policy.Rule) bool { return r.ID == there.ID && alike(r, there) }) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // equal finds the entries of a list that have no id: one in the config for each of the pack.
 func (f *Found) equal(list edit.List, mine, there int, same func(i, j int) bool) {
 	for i := range mine {
@@ -286,7 +313,7 @@ func (f *Found) equal(list edit.List, mine, there int, same func(i, j int) bool)
 		}
 		if j < there {
 			f.Numbers[list] = append(f.Numbers[list], j)
-		} else if !slices.Contains(f.Short, list) {
+		} else if there > 0 && !slices.Contains(f.Short, list) {
 			f.Short = append(f.Short, list)
 		}
 	}

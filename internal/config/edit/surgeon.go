@@ -434,7 +434,7 @@ func (s *surgeon) removeBlock(w *way, i int) error {
 		s.was.comments[line]--
 		start = above
 	}
-	if n == 1 && s.was != nil && s.was.list && !s.Root.Flow && s.lineAbove(start) == s.LineStart(s.key.Start) && (!s.was.cautious || !s.said()) {
+	if n == 1 && s.was != nil && s.was.list && !s.Root.Flow && s.lineAbove(start) == s.LineStart(s.key.Start) && (!s.was.cautious || !s.said(end)) {
 		start, w.list = s.lineAbove(start), true
 	}
 	below := s.blankAt(end)
@@ -461,11 +461,19 @@ func (s *surgeon) removeBlock(w *way, i int) error {
 	return nil
 }
 
-// said reports whether the line of the list's key holds more than that, or has a comment above.
-func (s *surgeon) said() bool {
+// said reports whether the line of the list's key holds more than that, has a comment above, or the
+// list one below its last entry, which ends at end.
+func (s *surgeon) said(end int) bool {
 	at := s.LineStart(s.key.Start)
-	above := s.lineAbove(at)
-	return strings.TrimSpace(s.Text[at:s.LineEnd(at)]) != string(s.list)+":" || above >= 0 && strings.HasPrefix(strings.TrimLeft(s.Text[above:at], " "), "#")
+	if strings.TrimSpace(s.Text[at:s.LineEnd(at)]) != string(s.list)+":" {
+		return true
+	}
+	below := strings.TrimLeft(s.Text[end:], "\r\n")
+	if in := strings.TrimLeft(below, " "); len(in) < len(below) && strings.HasPrefix(in, "#") {
+		return true
+	}
+	above := strings.TrimRight(s.Text[:at], " \r\n")
+	return strings.HasPrefix(strings.TrimLeft(above[strings.LastIndexAny(above, "\r\n")+1:], " "), "#")
 }
 
 // colon is the offset behind the colon of the list's key.
