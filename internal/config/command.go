@@ -19,7 +19,7 @@ func (c *checker) program(path string, d *upstreamDoc) {
 	if len(args) == 0 {
 		return
 	}
-	shown := shownArgs(args)
+	shown := shownArgs(name, args)
 	if len(d.Args) > 0 && shown[len(shown)-1] != "…" {
 		shown = append(shown, "…")
 	}
@@ -41,7 +41,7 @@ func divide(command, cwd string) (name string, args []string) {
 			return name, words[i:]
 		}
 	}
-	if i := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "-") }); i > 0 {
+	if i := slices.IndexFunc(words, func(w string) bool { return len(w) > 1 && w[0] == '-' }); i > 0 {
 		return strings.Join(words[:i], " "), words[i:]
 	}
 	return command, nil
@@ -64,13 +64,19 @@ var quietFlags = []string{"-y", "--yes", "-m"}
 // plainWord is a text that is what it is in YAML, and no URL or setting, which may hold a secret.
 var plainWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^@?[A-Za-z./_-][A-Za-z0-9./_@-]*$`) })
 
-// shownArgs is the arguments in YAML up to the first that may be secret, such as the value of
-// a flag.
-func shownArgs(args []string) (shown []string) {
+// runners are programs whose first argument that is no flag is a package or a file.
+var runners = []string{"npx", "bunx", "uvx", "node", "bun", "deno", "python", "python3", "pipx"}
+
+// shownArgs is the arguments of a program in YAML up to the first that may be secret, such as the
+// value of a flag, or a word that is not known to name what is run.
+func shownArgs(name string, args []string) (shown []string) {
+	runs := slices.Contains(runners, strings.TrimSuffix(filepath.Base(name), ".exe"))
 	for i, a := range args {
-		if !plainWord().MatchString(a) || i > 0 && strings.HasPrefix(args[i-1], "-") && !slices.Contains(quietFlags, args[i-1]) {
+		flag := strings.HasPrefix(a, "-")
+		if !plainWord().MatchString(a) || !flag && !runs || i > 0 && strings.HasPrefix(args[i-1], "-") && !slices.Contains(quietFlags, args[i-1]) {
 			return append(shown, "…")
 		}
+		runs = runs && flag
 		shown = append(shown, yamlWord(a))
 	}
 	return shown

@@ -131,6 +131,14 @@ func (c *checker) nameSeen(path, kind, pattern string) {
 			kind+pattern, kind+meant, kind+"*/"+pattern)
 		return
 	}
+	for _, name := range c.names { // in the spelling of another client, or of a person
+		before, tool, both := strings.Cut(strings.ToLower(pattern), name+"__")
+		if both && (before == "" || strings.HasSuffix(before, "_") && !strings.HasSuffix(before, "__")) {
+			c.warn(path, "%q is no name of a tool by which patterns go; did you mean %q? Write %q for tools that call themselves so",
+				kind+pattern, kind+name+"/"+pattern[len(pattern)-len(tool):], kind+"*/"+pattern)
+			return
+		}
+	}
 	server, tool, both := strings.Cut(pattern, "__")
 	matches := func(name string) bool { return policy.MatchTool(server+"/*", name, "any") }
 	if both && strings.ContainsAny(server, globs) && slices.ContainsFunc(c.names, matches) {
@@ -143,6 +151,9 @@ func (c *checker) nameSeen(path, kind, pattern string) {
 // see it, "" for any other.
 func (c *checker) unseen(pattern string) string {
 	known := func(name string) bool { return slices.Contains(c.names, name) }
+	if strings.HasPrefix(pattern, ownName+"__") {
+		pattern = "mcp__" + pattern
+	}
 	server, tool, both := strings.Cut(pattern, "__")
 	ofClient := both && server == "mcp" && !known(server)
 	if ofClient {

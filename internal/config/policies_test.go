@@ -298,6 +298,7 @@ func TestAToolIsNotMeantByTheNameThatAgentsSee(t *testing.T) {
 			seen("policies[0].tools[3]", "mcp__haldir__fils__edit", "fils/edit"),
 		}},
 		{"an upstream named mcp", inUpstream("{name: mcp, command: x}") + "policies: [{type: deny, tools: [‸mcp__x__y]}]\n", []string{seen("policies[0].tools[0]", "mcp__x__y", "mcp/x__y")}},
+		{"with haldir before it", two + "policies:\n  - {type: deny, tools: [‸haldir__files__x]}\n", []string{seen("policies[0].tools[0]", "haldir__files__x", "files/x")}},
 		{"a prompt", two + "policies:\n  - {type: deny, tools: [‸'prompt:files__review']}\n", []string{
 			`policies[0].tools[0]: "prompt:files__review" is a name that agents see, and patterns go by upstream/tool; write "prompt:files/review", or "prompt:*/files__review" for a tool that calls itself so`,
 		}},
@@ -309,6 +310,15 @@ func TestAToolIsNotMeantByTheNameThatAgentsSee(t *testing.T) {
 	c := parse(t, two+`policies: [{type: deny, tools: [fils__x, __x, file__s, other__files__x, "resource:files__x", "*/files__x", "files/files__x", "files_x", "mcp_x"]}]`)
 	if len(c.Warnings) > 0 {
 		t.Error(c.Warnings)
+	}
+	// What another client, or a person, has made of such a name may be one.
+	spelt, where := unmark(two + "policies: [{type: deny, tools: [‸mcp_haldir_files__Write, ‸Files__x]}]\n")
+	told := []string{
+		"haldir.yaml:" + where[0] + `: warning: policies[0].tools[0]: "mcp_haldir_files__Write" is no name of a tool by which patterns go; did you mean "files/Write"? Write "*/mcp_haldir_files__Write" for tools that call themselves so`,
+		"haldir.yaml:" + where[1] + `: warning: policies[0].tools[1]: "Files__x" is no name of a tool by which patterns go; did you mean "files/x"? Write "*/Files__x" for tools that call themselves so`,
+	}
+	if diff := cmp.Diff(told, strings.Split(parse(t, spelt).Warnings.Error(), "\n")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 	// Nobody can tell whether a glob means upstreams.
 	text, places := unmark(two + "policies: [{type: deny, tools: [‸'*__delete_*', ‸'f*__x', 'g*__x', '*delete__x', '*/*__delete_*']}]\n")

@@ -344,21 +344,23 @@ func TestACommandWithArgumentsInItIsWarnedOf(t *testing.T) {
 	const belong = "upstreams[0].command: there are arguments in it, which belong in args; write "
 	for _, tt := range []struct{ body, want string }{
 		{`command: ‸"npx -y foo"`, "command: npx, args: [-y, foo]"},
-		{`command: ‸npx -y @scope/pkg@1.2 ., args: [a b]`, `command: npx, args: [-y, "@scope/pkg@1.2", ., …]`},
+		{`command: ‸npx -y @scope/pkg@1.2 ., args: [a b]`, `command: npx, args: [-y, "@scope/pkg@1.2", …]`},
 		{`command: ‸uvx mcp-server-git`, "command: uvx, args: [mcp-server-git]"},
 		{`command: ‸"node /srv/x.js"`, "command: node, args: [/srv/x.js]"},
 		{`command: ‸" npx  -y\tfoo "`, "command: npx, args: [-y, foo]"},
 		{`command: ‸"./run --stdio"`, "command: ./run, args: [--stdio]"},
 		{`command: ‸"/opt/My Servers/run --stdio"`, `command: "/opt/My Servers/run", args: [--stdio]`},
-		{`command: ‸"` + there + ` stdio"`, `command: "` + there + `", args: [stdio]`},
+		{`command: ‸"` + there + ` stdio"`, `command: "` + there + `", args: […]`},
 		{`command: ‸"${env:BIN}/run --stdio"`, `command: "${env:BIN}/run", args: [--stdio]`},
 		// What may be secret is not shown.
+		{`command: ‸"nosuch ghp_abcdef0123456789"`, "command: nosuch, args: […]"},
+		{`command: "/opt/My App - beta/server"`, ""},
 		{`command: ‸"npx -y pg postgres://u:secret@h/db x"`, "command: npx, args: [-y, pg, …]"},
 		{`command: ‸"npx foo --token secret x"`, "command: npx, args: [foo, --token, …]"},
 		{`command: ‸"npx foo --token=secret"`, "command: npx, args: [foo, …]"},
 		{`command: npx, args: ["-y foo"]`, ""},
 		{`command: "` + there + `"`, ""},
-		{`command: ‸a server.exe, cwd: "` + filepath.ToSlash(dir) + `"`, "command: a, args: [server.exe]"}, // it is looked for on PATH
+		{`command: ‸a server.exe, cwd: "` + filepath.ToSlash(dir) + `"`, "command: a, args: […]"}, // it is looked for on PATH
 		{`command: ./a server.exe, cwd: "` + filepath.ToSlash(dir) + `"`, ""},
 		{`command: "/opt/My Servers/run"`, ""}, // it may be there where haldir runs
 		{`command: "${root}/My Servers/run"`, ""},
