@@ -156,6 +156,10 @@ func (e *unreachedError) Error() string {
 	return text
 }
 
+// Is has it count as an unknown tool where it is as likely that there is none of that name: to try
+// again and again would help no agent that has misspelt it.
+func (e *unreachedError) Is(target error) bool { return e.elsewhere && target == ErrUnknownTool }
+
 // unreached are the upstreams whose tools are not known.
 func (s *Server) unreached() (names []string) {
 	for _, up := range s.rules().Upstreams {
@@ -195,6 +199,9 @@ func (s *Server) attempt(now *Rules, e Entry, call toolCall, missing error) ledg
 		a.Refused = &policy.Finding{
 			Policy: policyUnavailable, Rule: policyUnavailable,
 			Reason: fmt.Sprintf("Tool '%s' cannot be called: %v; haldir keeps trying", name, far),
+		}
+		if errors.Is(far, ErrUnknownTool) {
+			a.Refused.Policy, a.Refused.Rule = policyUnknownTool, policyUnknownTool
 		}
 	case errors.Is(missing, ErrUnknownTool):
 		a.Call = policy.Call{Upstream: e.Upstream, Tool: wire.Printable(e.Tool, longestName)}

@@ -294,9 +294,9 @@ func TestARefusalTellsWhetherToRetry(t *testing.T) {
 	if r.Policy != "unavailable" || !strings.Contains(r.Error, "cold") || !r.Retryable {
 		t.Errorf("not reached yet: %+v", r)
 	}
-	// So it may have a tool that is named without it.
+	// So it may have a tool that is named without it, or the name is misspelt.
 	r = h.refused("x", "{}")
-	if want := "Tool 'x' cannot be called: no upstream that has been reached has it, and upstream 'cold' has not been reached yet; haldir keeps trying"; r.Policy != "unavailable" || r.Error != want || !r.Retryable {
+	if want := "Tool 'x' cannot be called: no upstream that has been reached has it, and upstream 'cold' has not been reached yet; haldir keeps trying"; r.Policy != "unknown_tool" || r.Error != want || r.Retryable {
 		t.Errorf("its tool's own name: %+v", r)
 	}
 	// One that has been reached answers for what it has not.

@@ -142,8 +142,8 @@ policies:
 		{"sdk__progress", "sdk", "progress", "allowed", "", "", "result"},
 		{"twin__progress", "twin", "progress", "denied", "rate_limit", "once", "refusal"},
 		{"sdk__nonesuch", "sdk", "nonesuch", "denied", "unknown_tool", "unknown_tool", "refusal"},
-		{"nonesuch", "", "nonesuch", "denied", "unavailable", "unavailable", "refusal"}, // dead may have it
-		{"rich", "", "rich", "denied", "unknown_tool", "unknown_tool", "refusal"},       // ambiguous
+		{"nonesuch", "", "nonesuch", "denied", "unknown_tool", "unknown_tool", "refusal"}, // though dead may have it
+		{"rich", "", "rich", "denied", "unknown_tool", "unknown_tool", "refusal"},         // ambiguous
 		{"dead__anything", "dead", "anything", "denied", "unavailable", "unavailable", "refusal"},
 	} {
 		m := s.Ask("tools/call", mcptest.CallParams(c.tool, `{"marker":"x"}`, ""))
