@@ -694,9 +694,13 @@ func (i *adoption) earlier(u *adopt.Undo) {
 	if n == 0 {
 		return
 	}
-	text, again := fmt.Sprintf("an init before this one, of %s, stays in place", when(u.Earlier[0])), "take it back by undoing once more"
+	last := "of " + when(u.Earlier[0])
+	if u.Earlier[0].IsZero() {
+		last = "whose notes cannot be read"
+	}
+	text, again := fmt.Sprintf("an init before this one, %s, stays in place", last), "take it back by undoing once more"
 	if n > 1 {
-		text, again = fmt.Sprintf("%d inits before this one, the last of %s, stay in place", n, when(u.Earlier[0])), "take them back by undoing once more for each"
+		text, again = fmt.Sprintf("%d inits before this one, the last %s, stay in place", n, last), "take them back by undoing once more for each"
 	}
 	i.a.say("haldir: %s, and clients may go on starting haldir; %s: %s init --undo", text, again, i.a.command())
 }
