@@ -23,6 +23,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/adopt"
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/files"
 )
 
 // adoption is what `haldir init` was told.
@@ -261,7 +262,7 @@ func started(own, found, npx, system string) (terminal, window clients.Entry, er
 		return e, clients.Entry{Command: cmp.Or(npx, "npx"), Args: e.Args}, nil
 	case passing().MatchString(place):
 		return terminal, window, usage("this haldir is at %s, which is there for this run only, and clients must find it later: install it first (go install ./cmd/haldir, or npm install -g haldir), and then run haldir init", own)
-	case found != "" && sameFile(own, found): // found stays when a package manager moves what it links to
+	case found != "" && files.Same(own, found): // found stays when a package manager moves what it links to
 		return clients.Entry{Command: "haldir"}, clients.Entry{Command: found}, nil
 	case found != "" && launches(found, own): // own stays too, and a window need not have node on its PATH
 		return clients.Entry{Command: "haldir"}, clients.Entry{Command: own}, nil
@@ -280,12 +281,6 @@ func launches(found, own string) bool {
 	}
 	rel, err := filepath.Rel(root, own)
 	return err == nil && filepath.IsLocal(rel)
-}
-
-func sameFile(a, b string) bool {
-	one, errOne := os.Stat(a)
-	two, errTwo := os.Stat(b)
-	return errOne == nil && errTwo == nil && os.SameFile(one, two)
 }
 
 func (i *adoption) mask(texts []string) {

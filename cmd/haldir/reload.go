@@ -312,7 +312,7 @@ func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstre
 // at once.
 func verdicts(ctx context.Context, l *ledger.Ledger, living []ledger.Process, path string, sum [sha256.Size]byte) (waits string, unseen bool, err error) {
 	for _, p := range living {
-		if p.Verb != "serve" && p.Verb != "console" || !sameFile(p.Config, path) {
+		if p.Verb != "serve" && p.Verb != "console" || !files.Same(p.Config, path) {
 			continue
 		}
 		raw, err := l.LoadCatalogue(ctx, verdictKey(p))

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/tailscale/hujson"
+
+	"github.com/haldir-mcp/haldir/internal/files"
 )
 
 // Lists of the servers of a project's .mcp.json, in the settings of Claude Code.
@@ -149,7 +151,7 @@ type index struct {
 // reason: the repository may also be bare, or have its files in another place.
 func (h Host) index(root string) (x index, ok bool) {
 	top, err := h.git(root, "rev-parse", "--show-toplevel")
-	if err != nil || !sameFile(strings.TrimRight(top, "\r\n"), root) {
+	if err != nil || !files.Same(strings.TrimRight(top, "\r\n"), root) {
 		return x, false
 	}
 	list, err := h.git(root, "ls-files", "-z", "--cached")

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/haldir-mcp/haldir/internal/files"
 )
 
 // Client is a program that starts MCP servers for its agent.
@@ -209,17 +211,10 @@ func (h Host) here(dir string) bool { return h.among(h.Dirs(), dir) }
 
 // among reports whether a directory is one of some, however it is spelt.
 func (h Host) among(dirs []string, dir string) bool {
-	return slices.ContainsFunc(dirs, func(d string) bool { return same(d, dir, h.OS) || sameFile(d, dir) })
+	return slices.ContainsFunc(dirs, func(d string) bool { return same(d, dir, h.OS) || files.Same(d, dir) })
 }
 
 func same(a, b, system string) bool {
 	a, b = filepath.Clean(filepath.FromSlash(a)), filepath.Clean(filepath.FromSlash(b))
 	return a == b || system == "windows" && strings.EqualFold(a, b)
-}
-
-// sameFile reports whether two paths lead to one file, or directory.
-func sameFile(a, b string) bool {
-	one, errOne := os.Stat(a)
-	two, errTwo := os.Stat(b)
-	return errOne == nil && errTwo == nil && os.SameFile(one, two)
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/tailscale/hujson"
+
+	"github.com/haldir-mcp/haldir/internal/files"
 )
 
 // Server is an entry in a file, said as haldir says it: in its texts ${env:NAME} is a
@@ -543,7 +545,7 @@ func (h Host) own(path string) bool {
 	if !strings.ContainsAny(path, `/\`) {
 		path, _ = exec.LookPath(path) // it need not be there
 	}
-	return sameFile(path, h.Own)
+	return files.Same(path, h.Own)
 }
 
 // Shadows reports whether Claude Code takes a server in the place of another in its project: a

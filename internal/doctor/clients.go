@@ -15,6 +15,7 @@ import (
 	"github.com/haldir-mcp/haldir/internal/adopt"
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/files"
 )
 
 // Own is this haldir, with which those that clients start are compared.
@@ -205,7 +206,7 @@ func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
 		path = e.o.Host.Program(path)
 	}
 	// What came with a project is not started, nor is what starts haldir in its turn.
-	if path == "" || brought(s) || !strings.HasPrefix(strings.ToLower(filepath.Base(path)), "haldir") || sameFile(path, e.o.Host.Own) {
+	if path == "" || brought(s) || !strings.HasPrefix(strings.ToLower(filepath.Base(path)), "haldir") || files.Same(path, e.o.Host.Own) {
 		return nil
 	}
 	if _, asked := e.versions[path]; !asked {

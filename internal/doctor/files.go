@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
@@ -366,7 +367,7 @@ func (f Files) Config(path string) (found []Finding) {
 	}
 	paths := []string{path, filepath.Dir(path)}
 	if to, err := replace.Follow(path); err == nil {
-		if !same(filepath.Dir(to), filepath.Dir(path)) {
+		if !files.Same(filepath.Dir(to), filepath.Dir(path)) {
 			paths = append(paths, filepath.Dir(to))
 		}
 		found = f.lock(filepath.Join(filepath.Dir(to), "."+filepath.Base(to)+".lock"))
@@ -402,13 +403,6 @@ func (f Files) lock(path string) []Finding {
 		return []Finding{New(ConfigLock, Warning, "config", f.give(usable, path), "this user has no right to use %s", described([]string{path})[0])}
 	}
 	return nil
-}
-
-// same reports whether two paths lead to one file.
-func same(a, b string) bool {
-	one, err := os.Stat(a)
-	other, unknown := os.Stat(b)
-	return err == nil && unknown == nil && os.SameFile(one, other)
 }
 
 // writers finds who can write the config by the mode of a file, or of a directory.

@@ -65,13 +65,6 @@ func launches(program, self string) bool {
 		strings.Contains(filepath.ToSlash(self), "/node_modules/@haldir-mcp/")
 }
 
-// sameFile reports whether two paths lead to one file.
-func sameFile(a, b string) bool {
-	one, errOne := os.Stat(a)
-	two, errTwo := os.Stat(b)
-	return errOne == nil && errTwo == nil && os.SameFile(one, two)
-}
-
 func seenBefore(seen []os.FileInfo, info os.FileInfo) bool {
 	for _, s := range seen {
 		if os.SameFile(s, info) {
