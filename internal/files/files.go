@@ -1,4 +1,4 @@
-// Package files reads files that people name, whatever they turn out to be.
+// Package files reads and compares files that people name, whatever they turn out to be.
 package files
 
 import (
