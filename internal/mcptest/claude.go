@@ -140,13 +140,25 @@ func LaunchClaude(t testing.TB, dir string, env, args []string, uses ...ToolUse)
 		_ = c.cmd.Process.Signal(os.Interrupt)
 		ended := make(chan struct{})
 		go func() { reading.Wait(); _ = c.cmd.Wait(); close(ended) }()
-		for {
+		for running := true; running; {
 			select {
 			case <-ended:
-				return
+				running = false
 			case <-c.messages:
 			case <-time.After(10 * time.Second):
 				_ = c.cmd.Process.Kill()
+			}
+		}
+		// Claude Code does not wait for the end of what it has launched, which may still be
+		// writing where the test is about to remove.
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			left := Processes("ANTHROPIC_BASE_URL=" + api.URL + "\x00")
+			if len(left) == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Errorf("the processes %v outlive the Claude Code that has launched them", left)
+				return
 			}
 		}
 	})
