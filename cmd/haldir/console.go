@@ -213,6 +213,10 @@ func (m *manager) AddPolicy(_ context.Context, entry json.RawMessage, by string)
 // RemovePolicy implements [api.Editor].
 func (m *manager) RemovePolicy(_ context.Context, id, by string) error {
 	_, err := m.change(fmt.Sprintf("%s has removed the policy %s over the API", by, id), func(path string, o edit.Options) (edit.Result, error) {
+		var err error
+		if o.Known, err = packed(m.inForce.Load(), id); err != nil {
+			return edit.Result{}, err
+		}
 		return edit.Remove(path, edit.Policies, id, o)
 	})
 	return err

@@ -62,15 +62,12 @@ func (e *editing) removePolicies(ids []string) error {
 	}
 	ids = distinct(ids)
 	o := edit.Options{DryRun: e.dryRun}
-	for _, name := range e.packed() {
-		if !slices.ContainsFunc(ids, func(id string) bool { return strings.HasPrefix(id, name+"-") }) {
-			continue
-		}
-		known, err := packs.Known(name)
-		if err != nil {
-			return err
-		}
-		o.Known = append(o.Known, known...)
+	cfg, err := e.a.layers.Find()
+	if err != nil {
+		cfg = config.Empty() // the edit says what is wrong with it
+	}
+	if o.Known, err = packed(cfg, ids...); err != nil {
+		return err
 	}
 	if len(ids) == 1 {
 		r, err := edit.Remove(path, edit.Policies, ids[0], o)
@@ -81,19 +78,31 @@ func (e *editing) removePolicies(ids []string) error {
 	return e.tell(edit.Policies, "removed", r, err)
 }
 
-// packed are the names that a pack may have been added for: of upstreams, and in a file of policies
-// alone its own.
-func (e *editing) packed() (names []string) {
-	if cfg, err := e.a.layers.Find(); err == nil { // else the edit says what is wrong with it
-		for _, u := range cfg.Upstreams {
-			names = append(names, u.Name)
-		}
+// packed are the entries that packs may have added where policies are removed: for an upstream, and
+// in a file of policies alone by the pack's own name.
+func packed(cfg *config.Config, ids ...string) (known []edit.Entry, err error) {
+	var names []string
+	for _, u := range cfg.Upstreams {
+		names = append(names, u.Name)
 	}
-	all, _ := packs.All() // a test holds that they can be read
+	all, err := packs.All()
+	if err != nil {
+		return nil, err
+	}
 	for _, p := range all {
 		names = append(names, p.Name)
 	}
-	return distinct(names)
+	for _, name := range distinct(names) {
+		if !slices.ContainsFunc(ids, func(id string) bool { return strings.HasPrefix(id, name+"-") }) {
+			continue
+		}
+		more, err := packs.Known(name)
+		if err != nil {
+			return nil, err
+		}
+		known = append(known, more...)
+	}
+	return known, nil
 }
 
 // distinct is a list without what is in it already.

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/haldir-mcp/haldir/policy"
@@ -46,6 +48,7 @@ func (c *checker) policy(i int) policy.Rule {
 	if c.has(path+".when") && strings.TrimSpace(d.When) == "" {
 		c.fail(path+".when", "is empty")
 	}
+	c.compared(path+".when", d.When)
 	switch d.Mode {
 	case "", "enforce":
 	case "shadow":
@@ -170,6 +173,32 @@ func (c *checker) unseen(pattern string) string {
 	}
 	return ""
 }
+
+// compared warns of a condition that compares tool, which is the tool's own name, with a name as
+// agents see it or as patterns have it.
+func (c *checker) compared(path, when string) {
+	for _, m := range comparison().FindAllStringSubmatch(when, -1) {
+		for _, quoted := range quotes().FindAllString(m[1], -1) {
+			text := quoted[1 : len(quoted)-1]
+			upstream, tool, both := strings.Cut(cmp.Or(c.unseen(text), text), "/")
+			if !both || !slices.Contains(c.names, upstream) {
+				continue
+			}
+			meant := fmt.Sprintf("upstream == %q", upstream)
+			if tool != "*" {
+				meant += fmt.Sprintf(" && tool == %q", tool)
+			}
+			c.warn(path, "tool is a tool's own name, which is %s only if it calls itself so; did you mean %s?", quoted, meant)
+		}
+	}
+}
+
+var (
+	comparison = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?:^|[^.\w])tool(?:\s*[=!]=\s*|\s+in\s*\[|\s*\.\s*startsWith\s*\()((?:\s*(?:"[^"\\]*"|'[^'\\]*')\s*,?)+)`)
+	})
+	quotes = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"[^"\\]*"|'[^'\\]*'`) })
+)
 
 // upstreamNames reports globs of upstreams that match none.
 func (c *checker) upstreamNames(path string, patterns []string) {

@@ -331,6 +331,36 @@ func TestAToolIsNotMeantByTheNameThatAgentsSee(t *testing.T) {
 	}
 }
 
+// A condition that goes by such a name would be false for every tool.
+func TestAConditionComparesTheToolsOwnName(t *testing.T) {
+	const two = "version: 1\nupstreams:\n  - {name: files, command: x}\n  - {name: pay-ments, command: x}\npolicies:\n"
+	never := func(text, meant string) string {
+		return fmt.Sprintf("tool is a tool's own name, which is %s only if it calls itself so; did you mean %s?", text, meant)
+	}
+	for when, want := range map[string][]string{
+		`tool == "files__x"`:                                                       {never(`"files__x"`, `upstream == "files" && tool == "x"`)},
+		`args.a == 1 && tool != 'files/x'`:                                         {never(`'files/x'`, `upstream == "files" && tool == "x"`)},
+		`tool in ["x", "pay-ments/y", "mcp__files__z"]`:                            {never(`"pay-ments/y"`, `upstream == "pay-ments" && tool == "y"`), never(`"mcp__files__z"`, `upstream == "files" && tool == "z"`)},
+		`tool.startsWith("files__") || tool=="files__y"`:                           {never(`"files__"`, `upstream == "files"`), never(`"files__y"`, `upstream == "files" && tool == "y"`)},
+		`tool == "x" && args.path == "files/x"`:                                    nil,
+		`tool == "fils/x" || upstream == "files"`:                                  nil,
+		`args.tool == "files/x" || [{"tool": "y"}].exists(x, x.tool == "files/x")`: nil,
+		`args.tool.x == "a" || "files/x" == args.tool`:                             nil,
+		`tool == "x" || session in ["files/a", "files/b"]`:                         nil,
+	} {
+		var got []string
+		for _, w := range parse(t, two+"  - type: deny\n    when: |\n      "+when+"\n").Warnings {
+			got = append(got, w.Message)
+			if w.Where != "policies[0].when" || w.Line != 7 {
+				t.Errorf("%s: %v", when, w)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", when, diff)
+		}
+	}
+}
+
 // A session's scope that no call requires grants nothing, so it is likely misspelt.
 func TestAScopeThatNoCallRequiresIsWarnedOf(t *testing.T) {
 	const rules = "scopes: [{tools: [a], require: [deploy, read, 'files:write']}]\n"
