@@ -65,6 +65,7 @@ type Haldir struct {
 func NewHaldir(t testing.TB, program, config string) *Haldir {
 	t.Helper()
 	dir := t.TempDir()
+	t.Cleanup(func() { AwaitEnds(t, dir) })
 	h := &Haldir{Program: program, Config: filepath.Join(dir, "haldir.yaml"), State: filepath.Join(dir, "state"), Dir: dir}
 	h.Configure(t, config)
 	h.Env = slices.DeleteFunc(os.Environ(), func(e string) bool {

@@ -149,18 +149,7 @@ func LaunchClaude(t testing.TB, dir string, env, args []string, uses ...ToolUse)
 				_ = c.cmd.Process.Kill()
 			}
 		}
-		// Claude Code does not wait for the end of what it has launched, which may still be
-		// writing where the test is about to remove.
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			left := Processes("ANTHROPIC_BASE_URL=" + api.URL + "\x00")
-			if len(left) == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Errorf("the processes %v outlive the Claude Code that has launched them", left)
-				return
-			}
-		}
+		AwaitEnds(t, "ANTHROPIC_BASE_URL="+api.URL+"\x00") // Claude Code does not wait for its servers
 	})
 	c.in = json.NewEncoder(in)
 	c.send(map[string]any{"type": "control_request", "request_id": "init", "request": map[string]any{"subtype": "initialize"}})

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"testing"
+	"time"
 )
 
 // Processes returns the ids of the processes whose environment mentions marker,
@@ -23,6 +25,30 @@ func Processes(marker string) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// AwaitEnds waits until no process is left whose arguments or environment mention marker: what
+// a client has launched may go on for a moment after it, and write where the test is about to
+// remove. One that stays is an error. Without /proc it waits for none.
+func AwaitEnds(t testing.TB, marker string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		left := Processes(marker)
+		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, f := range files {
+			args, err := os.ReadFile(f)
+			if pid, e := strconv.Atoi(filepath.Base(filepath.Dir(f))); err == nil && e == nil && bytes.Contains(args, []byte(marker)) {
+				left = append(left, pid)
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("processes outlive what has launched them: %v", left)
+			return
+		}
+	}
 }
 
 // Resident returns the resident memory of a process in bytes, 0 if it cannot be
