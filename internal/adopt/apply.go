@@ -2,6 +2,7 @@ package adopt
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -362,22 +363,61 @@ func alone(state string) (turn *os.File, unlock func() error, err error) {
 	return turn, unlock, nil
 }
 
-// makeDir makes the directory of this run.
+// stamped is the name of the directory of a run: when it was begun, and a number if others
+// before it have that as well.
+var stamped = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(\d{8}T\d{6}Z)(?:-(\d{1,9}))?$`) })
+
+// rank is what runs are ordered by. What has another name is before all of them.
+func rank(name string) (stamp string, n int) {
+	m := stamped().FindStringSubmatch(name)
+	if m == nil {
+		return "", 0
+	}
+	n, err := strconv.Atoi(m[2])
+	if err != nil { // it has no number
+		n = 1
+	}
+	return m[1], n
+}
+
+// runs are the names of the directories of runs, in the order in which the runs were begun. The
+// names alone say which that is, as makeDir gives a greater one to each: a clock may have been set
+// back since.
+func runs(state string) (names []string, err error) {
+	entries, err := os.ReadDir(filepath.Join(state, initDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	slices.SortStableFunc(names, func(a, b string) int {
+		stampA, nA := rank(a)
+		stampB, nB := rank(b)
+		return cmp.Or(cmp.Compare(stampA, stampB), cmp.Compare(nA, nB))
+	})
+	return names, nil
+}
+
+// makeDir makes the directory of this run. If one is there with its time or a later one, it is
+// named by that and the next number.
 func makeDir(state string, now time.Time) (string, error) {
 	root := filepath.Join(state, initDir)
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return "", err
 	}
-	stamp := now.UTC().Format("20060102T150405Z")
-	for n := 1; ; n++ {
-		dir := filepath.Join(root, stamp)
-		if n > 1 {
-			dir += "-" + strconv.Itoa(n)
-		}
-		if err := os.Mkdir(dir, 0o700); !errors.Is(err, fs.ErrExist) {
-			return dir, err
+	names, err := runs(state)
+	if err != nil {
+		return "", err
+	}
+	name := now.UTC().Format("20060102T150405Z")
+	if len(names) > 0 {
+		if stamp, n := rank(names[len(names)-1]); stamp >= name {
+			name = stamp + "-" + strconv.Itoa(n+1)
 		}
 	}
+	dir := filepath.Join(root, name)
+	return dir, os.Mkdir(dir, 0o700)
 }
 
 // writeNew writes a file that only its owner can read, to stay.

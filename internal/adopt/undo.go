@@ -33,7 +33,7 @@ type Undo struct {
 	Named   []string // secrets that stay, since haldir.yaml goes on to refer to them
 	Masks   []string // texts that must not be shown
 
-	Earlier []time.Time // when inits before it were done that stay in place, the newest first
+	Earlier []time.Time // when inits before it were done that stay in place, the last one first
 
 	store  Store
 	values map[string]string // digests of what init stored
@@ -67,16 +67,15 @@ type Reversal struct {
 	mode   fs.FileMode
 }
 
-// Last reads the newest init that was not undone.
+// Last reads the init that was done last of those that were not undone.
 func Last(stateDir string, h clients.Host, store Store) (*Undo, error) {
-	root := filepath.Join(stateDir, initDir)
-	entries, err := os.ReadDir(root)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	names, err := runs(stateDir)
+	if err != nil {
 		return nil, err
 	}
 	var dirs []string // of those that were not undone
-	for _, e := range slices.Backward(entries) {
-		dir := filepath.Join(root, e.Name())
+	for _, name := range slices.Backward(names) {
+		dir := filepath.Join(stateDir, initDir, name)
 		if _, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
 			dirs = append(dirs, dir)
 		}

@@ -1,10 +1,16 @@
 package adopt_test
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/haldir-mcp/haldir/internal/adopt"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
@@ -78,6 +84,70 @@ func TestUndoKeepsSecretsThatAreReferredTo(t *testing.T) {
 	}
 	if names := must(p.store.Names())(t); len(names) != 1 {
 		t.Errorf("secrets that stay: %q", names)
+	}
+}
+
+// What is taken back is the init that was done last, also if a clock that was ahead was corrected
+// since, or many were done in the same second.
+func TestTheLastInitIsNoMatterOfClocks(t *testing.T) {
+	p := newPerson(t)
+	ahead, right := time.Date(2031, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	var dirs []string // the newest first
+	var made []time.Time
+	text := `{"mcpServers": {"a": {"command": "a"}`
+	for i, now := range slices.Concat(slices.Repeat([]time.Time{right}, 12), []time.Time{ahead, ahead, right, right.Add(time.Hour)}) {
+		text += fmt.Sprintf(`, "a%d": {"command": "a%d"}`, i, i)
+		p.write(".cursor/mcp.json", text+"}}")
+		p.o.Now = now
+		done := must(p.plan().Do(t.Context()))(t)
+		u := must(adopt.Last(p.o.StateDir, p.o.Host, p.store))(t)
+		if u.Dir != done.Backup || !u.Made.Equal(now) {
+			t.Fatalf("init %d of %v is in %s, and the last one would be that in %s", i, now, done.Backup, u.Dir)
+		}
+		if diff := cmp.Diff(made, u.Earlier, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("inits before number %d (-want +got):\n%s", i, diff)
+		}
+		dirs, made = slices.Insert(dirs, 0, done.Backup), slices.Insert(made, 0, now)
+	}
+	for _, dir := range dirs {
+		u := must(adopt.Last(p.o.StateDir, p.o.Host, p.store))(t)
+		if u.Dir != dir {
+			t.Fatalf("that in %s would be taken back before that in %s", u.Dir, dir)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// So it is where a directory is named by a clock that was ahead, and one that a person has named
+// is before those of runs.
+func TestUndoAfterAClockWasCorrected(t *testing.T) {
+	p := newPerson(t)
+	p.write(".cursor/mcp.json", `{"mcpServers": {"one": {"command": "one"}}}`)
+	first := must(p.plan().Do(t.Context()))(t)
+	if err := os.Rename(first.Backup, filepath.Join(filepath.Dir(first.Backup), "20310101T000000Z")); err != nil {
+		t.Fatal(err)
+	}
+	p.write("state/init/mine/0.before", "mine")
+	p.write("state/init/mine/manifest.json", "{}")
+	p.write(".codeium/windsurf/mcp_config.json", `{"mcpServers": {"two": {"command": "two"}}}`)
+	before := p.all()
+	must(p.plan().Do(t.Context()))(t)
+	if cmp.Equal(before, p.all()) {
+		t.Fatal("the second init has done nothing")
+	}
+	p.undo(false)
+	if diff := cmp.Diff(before, p.all()); diff != "" {
+		t.Errorf("the last init is not what was taken back (-before +after):\n%s", diff)
+	}
+	p.undo(false)
+	after := p.all()
+	if after[filepath.FromSlash(".config/haldir/haldir.yaml")] != "" {
+		t.Error("haldir.yaml is there")
+	}
+	if got := after[filepath.FromSlash(".cursor/mcp.json")]; !strings.Contains(got, `"one": {"command": "one"}`) {
+		t.Errorf("the first init is not taken back: %s", got)
 	}
 }
 
