@@ -843,3 +843,31 @@ func TestPacksComeAndGo(t *testing.T) {
 		}
 	}
 }
+
+// A condition that has the pack's own in it is a person's, and is not taken out with the pack.
+func TestAConditionAroundThePacksIsChanged(t *testing.T) {
+	n := 0
+	each(t, func(t *testing.T, p packs.Pack) {
+		c := load(t, p, use("up"))
+		for i, r := range c.Ruleset.Policies {
+			if r.When == "" {
+				continue
+			}
+			n++
+			for _, when := range []string{"(" + r.When + `) || tool == "x"`, r.When + "\n|| true", "true ||\n" + r.When} {
+				c.Ruleset.Policies[i].When = when
+				f, err := p.In(c, "up")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !slices.Equal(f.Changed, []string{r.ID}) || slices.Contains(f.Numbers[edit.Policies], i) {
+					t.Errorf("%s is taken for the pack's with the condition %s: %+v", r.ID, when, f)
+				}
+			}
+			c.Ruleset.Policies[i].When = r.When
+		}
+	})
+	if n == 0 {
+		t.Error("no pack has a condition")
+	}
+}
