@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -757,4 +758,28 @@ func TestAClockThatIsAheadWhileItIsCompactedPrunesNothing(t *testing.T) {
 		t.Errorf("%+v, and %d records were due", c, due)
 	}
 	verify(t, l)
+}
+
+// What pruned calls have used is kept of a hundred days, the last ones, and not of ever more.
+func TestTheHistoryOfPrunedUseHasAnEnd(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 2*day)
+	first := clock.now().Unix() / int64(day/time.Second)
+	pass(t, l, clock, 130)
+	compact(t, l)
+	var history map[int64]struct{ Calls int }
+	inspect(t, dir, func(tx *bolt.Tx) {
+		if err := json.Unmarshal(space(tx, 'm')["swept"], &history); err != nil {
+			t.Fatal(err)
+		}
+	})
+	days := slices.Sorted(maps.Keys(history))
+	if len(days) != 100 || days[0] < first+20 || days[99] < first+120 || days[99]-days[0] != 99 {
+		t.Fatalf("of 130 days, the first of which is %d, it has %d: %v", first+1, len(days), days)
+	}
+	for _, d := range days[:99] { // of the last one there may be some that are not deleted
+		if history[d].Calls != 80 {
+			t.Errorf("%d calls of day %d are counted, want 80", history[d].Calls, d)
+		}
+	}
 }
