@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -162,6 +163,7 @@ func (a *app) process() ledger.Process {
 		if abs, err := filepath.Abs(p.Config); err == nil && p.Config != "" && p.Config == a.cfg.Path {
 			p.Config = abs // others may be in another directory
 		}
+		p.Seen = hex.EncodeToString(a.cfg.SHA256[:])
 	}
 	return p
 }

@@ -438,8 +438,15 @@ func (e *examination) affairs(ctx context.Context) {
 		}
 		e.add(doctor.RetentionHeld, doctor.Note, "ledger", doctor.Fix{Text: "set audit: {retain} in " + others.Place + ", or take the file away if it is not used"}, "%s wants records kept %s, which is longer than this config does", others.Place, keeps)
 	}
-	if text, _, err := verdicts(ctx, e.ledger, e.view.Living, e.cfg.Path, e.cfg.SHA256); err == nil && text != "" {
-		e.add(doctor.ReloadPending, doctor.Note, "config", doctor.Run(e.command()+" reload"), "what was saved waits for a person to confirm it: %s", plain(text, 300))
+	v := verdictsOf(e.view.Living, e.cfg.Path, e.cfg.SHA256)
+	if len(v.waits) > 0 {
+		e.add(doctor.ReloadPending, doctor.Note, "config", doctor.Run(e.command()+" reload"), "what was saved waits for a person to confirm it: %s", plain(strings.Join(v.reasons, "; "), 300))
+	}
+	if len(v.unseen) > 0 {
+		e.add(doctor.ReloadUnseen, doctor.Warning, "config", doctor.Fix{Text: "if it was saved more than a few seconds ago, have its client start it anew, or let it go on by kill -CONT if it is suspended"}, "%s of a running haldir has not looked at what was saved", processes(v.unseen))
+	}
+	for _, why := range v.refuses {
+		e.add(doctor.ReloadRefused, doctor.Warning, "config", doctor.Fix{Text: "have its client start it anew"}, "a running haldir does not take what was saved; %s", plain(why, 300))
 	}
 }
 

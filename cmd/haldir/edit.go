@@ -12,13 +12,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/spf13/cobra"
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/internal/packs"
 )
 
@@ -223,41 +223,42 @@ func (e *editing) tell(list edit.List, done string, r edit.Result, err error) er
 	return nil
 }
 
-// waits says where a change that could be taken at once is not, since one before it waits for a
-// person: a running haldir takes the file as a whole.
-func (e *editing) waits(r edit.Result) []string {
+// waits says where a change that could be taken at once is not: one before it may wait for a
+// person, as a running haldir takes the file as a whole. A change that is not written waits as the
+// file does that it is for.
+func (e *editing) waits(r edit.Result) (notes []string) {
 	a := e.a
 	a.looking = true
-	held, unseen, err := e.held(context.Background(), r)
-	switch {
-	case err != nil:
-		return []string{fmt.Sprintf("whether a running haldir takes this could not be seen (%v); see: %s doctor", err, a.command())}
-	case held:
-		return []string{"a running haldir takes the file as a whole, so that this waits until a person confirms the change before it: " + a.command() + " reload"}
-	case unseen:
-		return []string{fmt.Sprintf("a running haldir has not looked at this within %v, and goes on with the rules of before; see: %s doctor", verdictWait, a.command())}
-	}
-	return nil
-}
-
-// verdictWait is how long the haldirs that run are waited for until they have looked at a change.
-// They do once the file is left alone for a moment, settleFile.
-const verdictWait = 3 * time.Second
-
-// held reports whether a running haldir holds a change back. One that is not written is held back
-// as the file is that it is for.
-func (e *editing) held(ctx context.Context, r edit.Result) (held, unseen bool, err error) {
+	var v verdicts
+	var err error
 	if e.dryRun {
-		waits, _, err := e.a.verdicts(ctx, r.Path, sha256.Sum256(r.Before))
-		return waits != "", false, err
+		v, err = a.verdicts(context.Background(), r.Path, sha256.Sum256(r.Before))
+		v.unseen = nil
+	} else {
+		v, err = a.settled(context.Background(), r.Path, func() [sha256.Size]byte {
+			text, err := files.Read(r.Path)
+			if err != nil {
+				text = r.After
+			}
+			return sha256.Sum256(text)
+		})
 	}
-	sum := sha256.Sum256(r.After)
-	for end := time.Now().Add(verdictWait); ; time.Sleep(settleFile / 4) {
-		waits, unseen, err := e.a.verdicts(ctx, r.Path, sum)
-		if err != nil || waits != "" || !unseen || time.Now().After(end) {
-			return waits != "", unseen, err
-		}
+	if err != nil {
+		return []string{fmt.Sprintf("whether a running haldir takes this could not be seen (%v); see: %s doctor", err, a.command())}
 	}
+	if len(v.waits) > 0 {
+		notes = append(notes, "a running haldir takes the file as a whole, so that this waits until a person confirms the change before it: "+a.command()+" reload")
+	}
+	if len(v.unseen) > 0 {
+		notes = append(notes, fmt.Sprintf("a running haldir (%s) has not looked at this within %v, and goes on with the rules of before; see: %s doctor", processes(v.unseen), verdictWait, a.command()))
+	}
+	for _, why := range v.refuses {
+		notes = append(notes, "a running haldir does not take this, and goes on with the rules of before; "+why)
+	}
+	if len(v.without) > 0 {
+		notes = append(notes, fmt.Sprintf("a running haldir (%s) has begun without a config, and goes on so; to have it go by this file, have its client start it anew", processes(v.without)))
+	}
+	return notes
 }
 
 // signIn says what there is to do about what an upstream grants.

@@ -44,7 +44,7 @@ func newNewcomer(t *testing.T) *newcomer {
 		}
 	}
 	p.env = []string{
-		"HOME=" + p.home, "PATH=" + bin + string(os.PathListSeparator) + os.Getenv("PATH"), "HALDIR_KEYRING=file",
+		"HOME=" + p.home, "PATH=" + bin + string(os.PathListSeparator) + os.Getenv("PATH"), "HALDIR_KEYRING=file", "HALDIR_LIST_WAIT=60s",
 		"DISABLE_AUTOUPDATER=1", "DISABLE_TELEMETRY=1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1", "MCP_CONNECTION_NONBLOCKING=0",
 	}
 	text := func(v any) string {

@@ -1,16 +1,18 @@
 package main
 
 import (
-	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -34,7 +36,7 @@ type follower struct {
 	mu      sync.Mutex           // guards all that a change of the config changes
 	seen    [sha256.Size]byte    // of the file that was dealt with last
 	waiting *config.Config       // for a person to confirm it; nil if nothing is
-	since   time.Time            // when it began to wait
+	wait    string               // the id of that waiting
 	adopted func(*config.Config) // called when another one is in force; nil for nothing
 }
 
@@ -50,7 +52,9 @@ const (
 // several steps.
 const settleFile = 100 * time.Millisecond
 
-// acceptPoll is how often haldir looks whether a change was confirmed.
+// acceptPoll is how often haldir looks whether a change was confirmed, and whether the file is
+// another one although no directory that is watched has said so: a link may have been changed
+// above them.
 const acceptPoll = time.Second
 
 // follow watches the config until ctx ends. Editors replace files, so that the
@@ -64,17 +68,12 @@ func (f *follower) follow(ctx context.Context) {
 }
 
 func (f *follower) watch(ctx context.Context, path string) {
-	w, err := fsnotify.NewWatcher()
-	if err == nil {
-		defer func() { _ = w.Close() }()
-		err = w.Add(filepath.Dir(path))
-		if target, e := filepath.EvalSymlinks(path); e == nil && filepath.Dir(target) != filepath.Dir(path) {
-			err = errors.Join(err, w.Add(filepath.Dir(target)))
-		}
-	}
+	w, err := watcher(path)
 	if err != nil {
-		f.a.log.Warn().Err(err).Msg("the config cannot be watched: changes of it need a restart")
-		return
+		f.a.log.Warn().Err(err).Msg("the config cannot be watched: changes of it are seen a second later")
+		w = &fsnotify.Watcher{} // nothing comes from it
+	} else {
+		defer func() { _ = w.Close() }()
 	}
 	f.mu.Lock()
 	f.seen = f.a.cfg.SHA256
@@ -82,6 +81,7 @@ func (f *follower) watch(ctx context.Context, path string) {
 	quiet := time.NewTimer(settleFile) // it may have been saved before it was watched
 	poll := time.NewTicker(acceptPoll)
 	defer poll.Stop()
+	var last fs.FileInfo
 	for {
 		select {
 		case e, ok := <-w.Events:
@@ -100,11 +100,35 @@ func (f *follower) watch(ctx context.Context, path string) {
 		case <-quiet.C:
 			f.look(ctx, path)
 		case <-poll.C:
+			if info, err := os.Stat(path); err == nil && !unchanged(last, info) {
+				last = info
+				quiet.Reset(settleFile)
+			}
 			f.accepted(ctx)
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// watcher watches the directories in which the file is changed.
+func watcher(path string) (*fsnotify.Watcher, error) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, err
+	}
+	err = w.Add(filepath.Dir(path))
+	if target, e := filepath.EvalSymlinks(path); e == nil && filepath.Dir(target) != filepath.Dir(path) {
+		err = errors.Join(err, w.Add(filepath.Dir(target)))
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+func unchanged(a, b fs.FileInfo) bool {
+	return a != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // mine reports whether an event in a directory may be about the file: by its name, or
@@ -121,9 +145,14 @@ func mine(name, path string) bool {
 func (f *follower) look(ctx context.Context, path string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	// One that is being replaced, or was removed, leaves the rules of before in force, and so does
+	// what is no file: the writer of a pipe may keep haldir waiting.
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return
+	}
 	data, err := files.Read(path)
 	if err != nil {
-		return // it is being replaced, or was removed: the rules of before hold
+		return
 	}
 	sum := sha256.Sum256(data)
 	if sum == f.seen {
@@ -132,7 +161,7 @@ func (f *follower) look(ctx context.Context, path string) {
 	f.seen, f.waiting = sum, nil
 	if sum == f.a.cfg.SHA256 { // it is again as it was
 		f.notice("")
-		f.tell(ctx, sum, "")
+		f.tell(ctx, sum, nil, "")
 		return
 	}
 	cfg, err := config.Parse(data, path)
@@ -148,9 +177,9 @@ func (f *follower) look(ctx context.Context, path string) {
 	}
 	why := config.Loosened(f.a.cfg, cfg)
 	if len(why) > 0 && f.a.settings.Reload != "auto" {
-		f.waiting, f.since = cfg, time.Now()
+		f.waiting, f.wait = cfg, rand.Text()
 		waits := strings.Join(why, "; ")
-		f.tell(ctx, sum, waits)
+		f.tell(ctx, sum, why, "")
 		f.a.log.Warn().Str("because", waits).Msg("the changed config waits for a person to confirm it; run: " + f.a.command() + " reload")
 		f.record(ctx, configWaits, sum, waits)
 		f.notice("haldir.yaml was changed; until a person confirms it by `" + f.a.command() + " reload`, the rules of before hold: " + waits)
@@ -163,7 +192,7 @@ func (f *follower) look(ctx context.Context, path string) {
 func (f *follower) broken(ctx context.Context, sum [sha256.Size]byte, why string) {
 	f.record(ctx, configBroken, sum, why)
 	f.notice("haldir.yaml was changed and has mistakes, so the rules of before hold: " + why)
-	f.tell(ctx, sum, "")
+	f.tell(ctx, sum, nil, why)
 }
 
 func first(err error) string {
@@ -171,48 +200,38 @@ func first(err error) string {
 	return line
 }
 
-// verdict is what a running haldir makes of the file as it saw it last.
-type verdict struct {
-	Sum   string `json:"sum"`             // of the file, SHA-256 in hex
-	Waits string `json:"waits,omitempty"` // why a person must confirm it first; "" if it need not
-}
-
-// verdictKey is under which a process keeps its own: one that has ended waits for nobody.
-func verdictKey(p ledger.Process) string {
-	return fmt.Sprintf("reload/seen/%d-%d", p.PID, p.Started.UnixNano())
-}
-
-// tell keeps it for other verbs.
-func (f *follower) tell(ctx context.Context, sum [sha256.Size]byte, waits string) {
-	raw, err := json.Marshal(verdict{hex.EncodeToString(sum[:]), waits})
-	if err == nil {
-		err = f.a.ledger.SaveCatalogue(ctx, verdictKey(f.a.self), raw)
+// tell says to the haldirs that run beside this one what it makes of the file.
+func (f *follower) tell(ctx context.Context, sum [sha256.Size]byte, waits []string, refuses string) {
+	p := &f.a.self
+	p.Seen, p.Waits, p.Wait, p.Refuses = hex.EncodeToString(sum[:]), waits, "", refuses
+	if len(waits) > 0 {
+		p.Wait = f.wait
 	}
-	if err != nil {
+	if err := f.a.ledger.Introduce(ctx, *p); err != nil {
 		f.a.log.Error().Err(err).Msg("note what is made of the changed config")
 	}
 }
 
-func acceptedKey(sum [sha256.Size]byte) string {
-	return "reload/confirmed/" + hex.EncodeToString(sum[:])
-}
+// acceptedKey is under which a person's word is kept for one that waits, until it has heard it.
+func acceptedKey(wait string) string { return "reload/confirmed/" + wait }
 
-// accepted looks whether a person has confirmed what waits, after it began to: an older
-// word was about an older change.
+// accepted looks whether a person has confirmed what waits.
 func (f *follower) accepted(ctx context.Context) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.waiting == nil {
 		return
 	}
-	raw, err := f.a.ledger.LoadCatalogue(ctx, acceptedKey(f.waiting.SHA256))
-	var at time.Time
-	if err != nil || raw == nil || at.UnmarshalText(raw) != nil || at.Before(f.since) {
+	key := acceptedKey(f.wait)
+	if raw, err := f.a.ledger.LoadCatalogue(ctx, key); err != nil || raw == nil {
 		return
 	}
 	cfg := f.waiting
 	f.waiting = nil
 	f.adopt(ctx, cfg, "a person has confirmed it")
+	if err := f.a.ledger.SaveCatalogue(ctx, key, nil); err != nil { // nobody waits by this id any more
+		f.a.log.Warn().Err(err).Msg("forget that a change of the config was confirmed")
+	}
 }
 
 // adopt puts a config in force. Upstreams whose block is as it was are left alone; the
@@ -252,7 +271,7 @@ func (f *follower) adopt(ctx context.Context, cfg *config.Config, why string) bo
 	}
 	a.log.Info().Str("config", hex.EncodeToString(cfg.SHA256[:6])).Int("started", len(fresh)).Int("ended", len(gone)).Msg("the changed config is in force")
 	f.record(ctx, configReloaded, cfg.SHA256, why)
-	f.tell(ctx, cfg.SHA256, "")
+	f.tell(ctx, cfg.SHA256, nil, "")
 	if f.adopted != nil {
 		f.adopted(cfg)
 	}
@@ -307,48 +326,75 @@ func (a *app) arrange(cfg *config.Config, changed func()) (gone, fresh []*upstre
 	return gone, fresh, heirs
 }
 
-// verdicts says why a person must confirm a file before the haldirs that run by it take it, "" if
-// none waits for that. unseen reports that one has not looked at the file as it is, which most do
-// at once.
-func verdicts(ctx context.Context, l *ledger.Ledger, living []ledger.Process, path string, sum [sha256.Size]byte) (waits string, unseen bool, err error) {
+// verdicts are what the haldirs that run by a file make of it as it is.
+type verdicts struct {
+	reasons []string // why a person must confirm it first, of all that wait
+	waits   []string // their ids
+	refuses []string // what those say is wrong with it that do not take it
+	unseen  []int    // processes that have not looked at it, which most do at once
+	without []int    // processes that began without a file, and look at none
+}
+
+func verdictsOf(living []ledger.Process, path string, sum [sha256.Size]byte) (v verdicts) {
 	for _, p := range living {
-		if p.Verb != "serve" && p.Verb != "console" || !files.Same(p.Config, path) {
-			continue
+		switch {
+		case p.Verb != "serve" && p.Verb != "console":
+		case p.Config == "":
+			v.without = append(v.without, p.PID)
+		case !files.Same(p.Config, path):
+		case p.Seen != hex.EncodeToString(sum[:]):
+			v.unseen = append(v.unseen, p.PID)
+		case p.Wait != "":
+			v.waits = append(v.waits, p.Wait)
+			for _, w := range p.Waits {
+				if !slices.Contains(v.reasons, w) {
+					v.reasons = append(v.reasons, w)
+				}
+			}
+		case p.Refuses != "":
+			v.refuses = append(v.refuses, fmt.Sprintf("process %d of haldir %s: %s", p.PID, p.Version, p.Refuses))
 		}
-		raw, err := l.LoadCatalogue(ctx, verdictKey(p))
-		if err != nil {
-			return "", false, err
-		}
-		var v verdict
-		if json.Unmarshal(raw, &v) != nil || v.Sum != hex.EncodeToString(sum[:]) {
-			unseen = true
-			continue
-		}
-		waits = cmp.Or(waits, v.Waits)
 	}
-	return waits, unseen, nil
+	return v
 }
 
 // verdicts are those of the haldirs that run beside this one.
-func (a *app) verdicts(ctx context.Context, path string, sum [sha256.Size]byte) (waits string, unseen bool, err error) {
+func (a *app) verdicts(ctx context.Context, path string, sum [sha256.Size]byte) (verdicts, error) {
 	if err := a.open(); err != nil {
-		return "", false, err
+		return verdicts{}, err
 	}
 	view, err := a.ledger.View(ctx)
 	if errors.Is(err, ledger.ErrNone) {
-		return "", false, nil
+		return verdicts{}, nil
 	}
-	if err != nil {
-		return "", false, err
+	return verdictsOf(view.Living, path, sum), err
+}
+
+// verdictWait is how long the haldirs that run are waited for until they have looked at a change.
+// They do once the file is left alone for a moment, settleFile, and after acceptPoll at the latest.
+const verdictWait = 3 * time.Second
+
+// settled are the verdicts on a file once all have looked at it, or after verdictWait. The file may
+// change meanwhile: sum says what it is now.
+func (a *app) settled(ctx context.Context, path string, sum func() [sha256.Size]byte) (verdicts, error) {
+	for end := time.Now().Add(verdictWait); ; time.Sleep(settleFile / 4) {
+		v, err := a.verdicts(ctx, path, sum())
+		if err != nil || len(v.unseen) == 0 || len(v.waits) > 0 || time.Now().After(end) {
+			return v, err
+		}
 	}
-	return verdicts(ctx, a.ledger, view.Living, path, sum)
 }
 
 // tellHeldBack says of rules that are shown that they are not in force where haldir runs. It is
 // no reason to fail that this cannot be found out.
 func (a *app) tellHeldBack(ctx context.Context) {
-	if waits, _, err := a.verdicts(ctx, a.cfg.Path, a.cfg.SHA256); err == nil && waits != "" {
+	v, err := a.verdicts(ctx, a.cfg.Path, a.cfg.SHA256)
+	switch {
+	case err != nil:
+	case len(v.waits) > 0:
 		a.say("haldir: in a running haldir these rules are not in force until a person confirms it: %s reload", a.command())
+	case len(v.unseen)+len(v.refuses) > 0:
+		a.say("haldir: in a running haldir these rules are not in force; see: %s doctor", a.command())
 	}
 }
 
@@ -364,34 +410,55 @@ func reloadCommand(a *app) *cobra.Command {
 			if err := a.load(); err != nil {
 				return err
 			}
-			text, _, err := a.verdicts(cmd.Context(), a.cfg.Path, a.cfg.SHA256)
-			if err != nil {
-				return err
-			}
-			if text == "" {
-				a.say("no running haldir waits for %s to be confirmed", a.place())
-				return nil
-			}
-			if err := a.printf("%s\n\nThis change\n", a.cfg.Path); err != nil {
-				return err
-			}
-			for w := range strings.SplitSeq(text, "; ") {
-				if err := a.printf("  - %s\n", plain(w, 300)); err != nil {
-					return err
-				}
-			}
-			if !a.atTerminal("Put it in force?") {
-				return errors.New("nothing was confirmed; the rules of before hold")
-			}
-			now, err := time.Now().UTC().MarshalText()
-			if err != nil {
-				return err
-			}
-			if err := a.ledger.SaveCatalogue(cmd.Context(), acceptedKey(a.cfg.SHA256), now); err != nil {
-				return err
-			}
-			a.say("confirmed; it is in force within a second or two")
-			return a.ledger.RecordConfig(cmd.Context(), configConfirmed, audit.Hash(a.cfg.SHA256), text)
+			return a.confirmReload(cmd.Context())
 		},
 	}
+}
+
+// confirmReload asks a person about what waits.
+func (a *app) confirmReload(ctx context.Context) error {
+	v, err := a.settled(ctx, a.cfg.Path, func() [sha256.Size]byte { return a.cfg.SHA256 })
+	switch {
+	case err != nil:
+		return err
+	case len(v.waits) == 0 && len(v.unseen) > 0:
+		return fmt.Errorf("a running haldir (%s) has not looked at %s within %v, so there is nothing to confirm yet; see: %s doctor", processes(v.unseen), a.place(), verdictWait, a.command())
+	case len(v.waits) == 0:
+		a.say("no running haldir waits for %s to be confirmed", a.place())
+		return nil
+	}
+	if err := a.printf("%s\n\nThis change\n", a.cfg.Path); err != nil {
+		return err
+	}
+	for _, r := range v.reasons {
+		if err := a.printf("  - %s\n", plain(r, 300)); err != nil {
+			return err
+		}
+	}
+	if !a.atTerminal("Put it in force?") {
+		return errors.New("nothing was confirmed; the rules of before hold")
+	}
+	now, err := time.Now().UTC().MarshalText()
+	if err != nil {
+		return err
+	}
+	for _, w := range v.waits {
+		if err := a.ledger.SaveCatalogue(ctx, acceptedKey(w), now); err != nil {
+			return err
+		}
+	}
+	a.say("confirmed; it is in force within a second or two")
+	return a.ledger.RecordConfig(ctx, configConfirmed, audit.Hash(a.cfg.SHA256), strings.Join(v.reasons, "; "))
+}
+
+// processes names some.
+func processes(pids []int) string {
+	var list []string
+	for _, pid := range pids {
+		list = append(list, strconv.Itoa(pid))
+	}
+	if len(list) == 1 {
+		return "process " + list[0]
+	}
+	return "processes " + strings.Join(list, ", ")
 }

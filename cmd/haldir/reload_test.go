@@ -7,10 +7,14 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/haldir-mcp/haldir/examples/securitytools"
 	"github.com/haldir-mcp/haldir/internal/mcptest"
@@ -315,4 +319,146 @@ func TestUpstreamsComeAndGo(t *testing.T) {
 	if out, _ := filepath.Glob(r.h.Config + "*"); len(out) != 1 {
 		t.Errorf("files are left: %v", out)
 	}
+}
+
+// A link above the file may be the one that is changed, in a directory that nobody watches.
+func TestAChangeBehindALinkIsTaken(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "")
+	dir := t.TempDir()
+	for name, extra := range map[string]string{"one": "", "two": "policies: [{type: deny, tools: [scan_domain]}]\n"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name, "haldir.yaml"), []byte(r.config(extra)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func(to string) {
+		t.Helper()
+		next := filepath.Join(dir, "next")
+		if err := os.Symlink(to, next); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(next, filepath.Join(dir, "current")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link("one")
+	r.h.Config = filepath.Join(dir, "current", "haldir.yaml")
+	r.s = r.h.Serve(t)
+	r.s.Initialize(mcptest.Revision)
+	r.s.Notify("notifications/initialized")
+	if got := r.call("a.example"); strings.Contains(got, "blocked_by") {
+		t.Fatal(got)
+	}
+	link("two")
+	if _, errOut, _ := r.h.Run(t, "policy", "list"); !strings.Contains(errOut, "not in force") && !strings.Contains(r.call("a.example"), "deny list") {
+		t.Errorf("it is not said that it is not in force yet: %q", errOut)
+	}
+	r.until("the call is refused", func() bool { return strings.Contains(r.call("a.example"), "deny list") })
+	// The file that is linked to now is in a directory that was not there when it began.
+	if err := os.WriteFile(filepath.Join(dir, "two", "haldir.yaml"), []byte(r.config("policies: [{type: deny, tools: [scan_domain, dns_lookup]}]\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the other tool is gone", func() bool { return !strings.Contains(r.tools(), "dns_lookup") })
+	if _, errOut, code := r.h.Run(t, "policy", "list"); code != 0 || errOut != "" {
+		t.Errorf("all of it is in force: %q", errOut)
+	}
+}
+
+// Who confirms a change must see what it means for each haldir, as they may have begun with
+// different ones.
+func TestReloadShowsTheReasonsOfAllThatWait(t *testing.T) {
+	t.Parallel()
+	const deny = "policies: [{type: deny, tools: [scan_domain], id: no-scans}]\n"
+	r := serveConfig(t, "")
+	more := fmt.Sprintf("  - {name: more, url: %q}\n", r.url)
+	r.edit(r.config(more + deny))
+	r.until("the first one waits", func() bool { return strings.Contains(r.notice(), " reload`") })
+	later := r.h.Serve(t)
+	later.Initialize(mcptest.Revision)
+	later.Ask("tools/list", "{}")
+	r.edit(r.config(more))
+	r.until("both wait", func() bool {
+		out, _, _ := r.h.Run(t, "reload")
+		return strings.Contains(out, "the deny rule no-scans is gone") && strings.Contains(out, "upstream more ")
+	})
+	confirmAtTerminal(t, r.h)
+	r.until("the first one has taken it", func() bool { return strings.Contains(r.tools(), "more__") })
+	r.until("the later one has taken it", func() bool { return strings.Contains(later.Stderr(), "the changed config is in force") })
+	later.End()
+}
+
+// A person who says so right after the change must not be told that there is nothing to confirm.
+func TestReloadWaitsUntilAllHaveLooked(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "policies: [{type: deny, tools: [scan_domain], id: no-scans}]\n")
+	r.h.Must(t, "policy", "remove", "no-scans")
+	if out, errOut, _ := r.h.Run(t, "reload"); !strings.Contains(out, "the deny rule no-scans is gone") {
+		t.Errorf("%s%s", out, errOut)
+	}
+}
+
+// What is edited at the same time is looked at together.
+func TestEditsAtTheSameTimeAreInForce(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "")
+	var wg sync.WaitGroup
+	for _, tool := range []string{"scan_domain", "dns_lookup", "another"} {
+		wg.Go(func() {
+			if _, errOut, code := r.h.Run(t, "policy", "add", "--type", "deny", "--tools", tool); code != 0 || errOut != "" {
+				t.Errorf("%s: exit status %d: %s", tool, code, errOut)
+			}
+		})
+	}
+	wg.Wait()
+	if got := r.call("a.example"); !strings.Contains(got, "deny list") {
+		t.Error(got)
+	}
+}
+
+// A pipe whose writer says nothing must keep nobody waiting.
+func TestAConfigThatHasBecomeAPipe(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "")
+	if err := os.Remove(r.h.Config); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(r.h.Config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	silent, err := os.OpenFile(r.h.Config, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	time.Sleep(1500 * time.Millisecond) // it has looked
+	if got := r.call("a.example"); strings.Contains(got, "blocked_by") {
+		t.Error(got)
+	}
+	r.s.End()
+}
+
+// One that has begun without a config goes on so, and an edit must not look as if it were in force.
+func TestAnEditBesideAHaldirWithoutAConfig(t *testing.T) {
+	t.Parallel()
+	h := mcptest.NewHaldir(t, program(t), "")
+	if err := os.Remove(h.Config); err != nil {
+		t.Fatal(err)
+	}
+	h.Env = append(h.Env, "HOME="+h.Dir, "XDG_CONFIG_HOME="+h.Dir, "HALDIR_STATE_DIR="+h.State)
+	run := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(h.Program, args...)
+		cmd.Dir, cmd.Env = h.Dir, h.Env
+		return cmd
+	}
+	s := mcptest.Start(t, run("serve"))
+	s.Initialize(mcptest.Revision)
+	s.Ask("tools/call", `{"name":"haldir_get_spend","arguments":{}}`)
+	out, err := run("policy", "add", "--type", "deny", "--tools", "a").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "has begun without a config") {
+		t.Errorf("%v: %s", err, out)
+	}
+	s.End()
 }

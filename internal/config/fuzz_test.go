@@ -29,6 +29,7 @@ func FuzzParse(f *testing.F) {
 		"version: 1\npolicies:\n  - {type: deny, tools: &t [a], when: \"args.a == 1\"}\n  - {type: allow, tools: *t}\n",
 		"version: 1\npolicies: [{type: deny_list, tool: a}, {type: rate_limit, max_per_minute: 5}, {type: time_window, start_hour: 22, end_hour: 6}]\n",
 		"version: 1\nupstreams:\n  - {name: a, url: \"https://x.example\", headers: [\"A: ${env:B}\"], auth: {type: bearer, token: \"${file:/x}\"}}\n",
+		"version: 1\nupstreams: [{name: fs, command: x}]\npolicies: [{type: deny, tools: [FS__ȺȺ, fs__x, \"*__x\"], when: 'tool == \"fs/x\"'}]\n",
 		"version: 1\r\npolices: |\r\n  a\r\n  b\r\n", "version: 1\nsession: {agent_id: \"\\u00fc\\ud83d\\ude00\", scops: []}\n", "version: !!int 1\n<<: {}\n? a\n: b\n", "%YAML 1.2\n---\nversion: 1\n...\n",
 	} {
 		f.Add([]byte(text))

@@ -135,10 +135,10 @@ func (c *checker) nameSeen(path, kind, pattern string) {
 		return
 	}
 	for _, name := range c.names { // in the spelling of another client, or of a person
-		before, tool, both := strings.Cut(strings.ToLower(pattern), name+"__")
+		before, tool, both := cutFold(pattern, name+"__")
 		if both && (before == "" || strings.HasSuffix(before, "_") && !strings.HasSuffix(before, "__")) {
 			c.warn(path, "%q is no name of a tool by which patterns go; did you mean %q? Write %q for tools that call themselves so",
-				kind+pattern, kind+name+"/"+pattern[len(pattern)-len(tool):], kind+"*/"+pattern)
+				kind+pattern, kind+name+"/"+tool, kind+"*/"+pattern)
 			return
 		}
 	}
@@ -148,6 +148,16 @@ func (c *checker) nameSeen(path, kind, pattern string) {
 		c.warn(path, "%q does not match names that agents see; did you mean %q? Write %q for tools that call themselves so",
 			kind+pattern, kind+server+"/"+tool, kind+"*/"+pattern)
 	}
+}
+
+// cutFold is strings.Cut whatever the case of sep, which is ASCII.
+func cutFold(s, sep string) (before, after string, found bool) {
+	for i := range len(s) - len(sep) + 1 {
+		if strings.EqualFold(s[i:i+len(sep)], sep) {
+			return s[:i], s[i+len(sep):], true
+		}
+	}
+	return s, "", false
 }
 
 // unseen returns the pattern that goes by a tool's id for one that goes by its name as agents

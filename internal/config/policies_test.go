@@ -312,10 +312,12 @@ func TestAToolIsNotMeantByTheNameThatAgentsSee(t *testing.T) {
 		t.Error(c.Warnings)
 	}
 	// What another client, or a person, has made of such a name may be one.
-	spelt, where := unmark(two + "policies: [{type: deny, tools: [‸mcp_haldir_files__Write, ‸Files__x]}]\n")
+	spelt, where := unmark(two + "policies: [{type: deny, tools: [‸mcp_haldir_files__Write, ‸Files__x, ‸FILES__ȺȺȺȺ, ‸İK_Files__y]}]\n")
 	told := []string{
 		"haldir.yaml:" + where[0] + `: warning: policies[0].tools[0]: "mcp_haldir_files__Write" is no name of a tool by which patterns go; did you mean "files/Write"? Write "*/mcp_haldir_files__Write" for tools that call themselves so`,
 		"haldir.yaml:" + where[1] + `: warning: policies[0].tools[1]: "Files__x" is no name of a tool by which patterns go; did you mean "files/x"? Write "*/Files__x" for tools that call themselves so`,
+		"haldir.yaml:" + where[2] + `: warning: policies[0].tools[2]: "FILES__ȺȺȺȺ" is no name of a tool by which patterns go; did you mean "files/ȺȺȺȺ"? Write "*/FILES__ȺȺȺȺ" for tools that call themselves so`,
+		"haldir.yaml:" + where[3] + `: warning: policies[0].tools[3]: "İK_Files__y" is no name of a tool by which patterns go; did you mean "files/y"? Write "*/İK_Files__y" for tools that call themselves so`,
 	}
 	if diff := cmp.Diff(told, strings.Split(parse(t, spelt).Warnings.Error(), "\n")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -28,6 +28,8 @@ const (
 	ConfigLock    ID = "config-lock"
 	ConfigMode    ID = "config-mode"
 	ReloadPending ID = "reload-pending"
+	ReloadUnseen  ID = "reload-unseen"
+	ReloadRefused ID = "reload-refused"
 	LogFile       ID = "log-file"
 
 	StateNone       ID = "state-none"
@@ -109,6 +111,8 @@ func Meanings() map[ID]string {
 		ConfigLock:    "haldir cannot edit the file; an editor can",
 		ConfigMode:    "whoever can write it can take rules away, and have haldir start any command as you",
 		ReloadPending: "a haldir that ran already when it was saved goes by the rules of before",
+		ReloadUnseen:  "it goes by the rules of before",
+		ReloadRefused: "it goes by the rules of before",
 		LogFile:       "haldir does not start",
 
 		StateNone:       "the first call makes it",

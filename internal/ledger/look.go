@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,10 +18,27 @@ type Process struct {
 	Verb    string    `json:"verb"`    // what it was started to do
 	Config  string    `json:"config,omitempty"`
 	Started time.Time `json:"started"`
+
+	// What it makes of the file of Config, as it has looked at it last.
+	Seen    string   `json:"seen,omitempty"`    // SHA-256 of the file, in hex
+	Waits   []string `json:"waits,omitempty"`   // why a person must confirm it first
+	Wait    string   `json:"wait,omitempty"`    // the id of that waiting, which is what is confirmed; "" if nothing waits
+	Refuses string   `json:"refuses,omitempty"` // what is wrong with it
 }
 
-// introduce writes p into its file, which is for people to read, no more. Its first byte says
-// nothing, as that is the one which is locked, and Windows lets nobody read or write it.
+// Introduce tells others what this process is from now on. They find it by [Ledger.View].
+func (l *Ledger) Introduce(ctx context.Context, p Process) error {
+	return l.do(ctx, false, func(*tx) error {
+		if l.o.Process = p; l.presence != nil {
+			p.introduce(l.presence.lock.Path())
+		}
+		return nil
+	})
+}
+
+// introduce writes p into its file. The turn must be taken, as it is not written at once. Its
+// first byte says nothing, as that is the one which is locked, and Windows lets nobody read or
+// write it.
 func (p Process) introduce(path string) {
 	raw, err := json.Marshal(p)
 	if err != nil {
@@ -30,9 +48,14 @@ func (p Process) introduce(path string) {
 	if err != nil {
 		return
 	}
-	_, _ = f.WriteAt(raw, 1)
+	if _, err := f.WriteAt(raw, 1); err == nil {
+		_ = f.Truncate(1 + int64(len(raw)))
+	}
 	_ = f.Close()
 }
+
+// maxProcess is more than any process says of itself, in bytes.
+const maxProcess = 1 << 20
 
 // processIn reads what a process has said of itself, which may be nothing.
 func processIn(path string) (p Process) {
@@ -41,9 +64,8 @@ func processIn(path string) (p Process) {
 		return p
 	}
 	defer func() { _ = f.Close() }() // only read from
-	raw := make([]byte, 8<<10)
-	n, _ := f.ReadAt(raw, 1) // the end of the file is an error
-	if json.Unmarshal(raw[:n], &p) != nil {
+	raw, err := io.ReadAll(io.NewSectionReader(f, 1, maxProcess))
+	if err != nil || json.Unmarshal(raw, &p) != nil {
 		return Process{}
 	}
 	return p

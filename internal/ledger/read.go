@@ -282,12 +282,15 @@ func (l *Ledger) LoadCatalogue(ctx context.Context, key string) (raw []byte, err
 	return raw, err
 }
 
-// SaveCatalogue stores an upstream's catalogue.
+// SaveCatalogue stores an upstream's catalogue. Nil removes it.
 func (l *Ledger) SaveCatalogue(ctx context.Context, key string, raw []byte) error {
 	return l.do(ctx, true, func(t *tx) error {
 		b := t.Bucket(bucketCatalogue)
 		if bytes.Equal(b.Get([]byte(key)), raw) {
 			return nil
+		}
+		if raw == nil {
+			return b.Delete([]byte(key))
 		}
 		return b.Put([]byte(key), raw)
 	})
