@@ -259,6 +259,28 @@ func (p Pack) any(upstream string) Use {
 // anyText stands for a parameter whatever it is.
 const anyText = "/haldir/any"
 
+// Named are the upstreams that the rules of a config name: a file of policies alone does not say which
+// there are.
+func Named(cfg *config.Config) (names []string) {
+	for _, r := range cfg.Ruleset.Policies {
+		names = append(names, r.Upstreams...)
+	}
+	of := func(tools []string) {
+		for _, t := range tools {
+			if name, _, both := strings.Cut(t, "/"); both {
+				names = append(names, name)
+			}
+		}
+	}
+	for _, c := range cfg.Ruleset.Costs {
+		of(c.Tools)
+	}
+	for _, s := range cfg.Ruleset.Scopes {
+		of(s.Tools)
+	}
+	return slices.DeleteFunc(names, func(n string) bool { return strings.Trim(n, inName) != "" || n == "" })
+}
+
 // Found is what a config has of what a pack has added.
 type Found struct {
 	Numbers map[edit.List][]int // of the entries that are as they were added, in ascending order
