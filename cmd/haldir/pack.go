@@ -2,9 +2,12 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -42,14 +45,14 @@ func (e *editing) addPack(p *packUse, f *pflag.FlagSet, args []string) error {
 		return err
 	}
 	use := packs.Use{Params: map[string]string{}, Shadow: f.Lookup("mode").Value.String() == "shadow"}
+	var note string
 	if f.Changed("root") {
 		if !slices.ContainsFunc(pack.Params, func(x packs.Param) bool { return x.Name == "root" }) {
 			return usage("the pack %s has no use for --root", pack.Name)
 		}
-		if use.Params["root"], err = filepath.Abs(p.root); err != nil {
+		if use.Params["root"], note, err = packRoot(p.root); err != nil {
 			return err
 		}
-		use.Params["root"] = filepath.ToSlash(use.Params["root"])
 	}
 	path, err := e.path()
 	if err != nil {
@@ -68,11 +71,43 @@ func (e *editing) addPack(p *packUse, f *pflag.FlagSet, args []string) error {
 	entries, missing := pack.Entries(use)
 	e.what = fmt.Sprintf("the pack %s for %s:", pack.Name, use.Upstream)
 	r, err := edit.AddAll(path, entries, edit.Options{DryRun: e.dryRun})
+	if note != "" {
+		r.Notes = append(r.Notes, note)
+	}
 	for _, m := range missing {
 		r.Notes = append(r.Notes, fmt.Sprintf("without --%s the rule is left out by which %s", m.Name, m.Doc))
 	}
 	return e.tell(edit.Policies, "added", r, err)
 }
+
+// packRoot is a directory as a pack has it. A shell leaves the ~ alone in --root=~/x. A note is to be
+// told.
+func packRoot(text string) (root, note string, err error) {
+	if strings.TrimSpace(text) == "" {
+		return "", "", usage("--root is empty; if it is a variable, that is not set")
+	}
+	if filepath.Separator == '/' && ofWindows().MatchString(text) {
+		return "", "", usage("--root: %q is a path of Windows, and haldir runs on another system", text)
+	}
+	if text == "~" || strings.HasPrefix(filepath.ToSlash(text), "~/") {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", "", usage("--root: %w", err)
+		}
+		text = filepath.Join(home, text[1:])
+	}
+	if text, err = filepath.Abs(text); err != nil {
+		return "", "", err
+	}
+	root = filepath.ToSlash(text)
+	if info, err := os.Stat(text); err != nil || !info.IsDir() {
+		note = "--root: " + plain(root, 0) + " is no directory"
+	}
+	return root, note, nil
+}
+
+// ofWindows is the begin of an absolute path of Windows.
+var ofWindows = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([A-Za-z]:[\\/]|\\\\)`) })
 
 // removePack takes out of the config what a pack has added, as far as it is unchanged.
 func (e *editing) removePack(name, upstream string) error {
@@ -123,10 +158,12 @@ func (e *editing) packIn(pack packs.Pack, cfg *config.Config, asked string) (ups
 	if asked == "" {
 		names = []string{pack.Name} // in a file of policies alone
 		for _, u := range cfg.Upstreams {
-			if u.Name != pack.Name {
-				names = append(names, u.Name)
-			}
+			names = append(names, u.Name)
 		}
+		if len(cfg.Upstreams) == 0 {
+			names = append(names, packs.Named(cfg)...)
+		}
+		names = distinct(names)
 	}
 	suits := func(name string) bool {
 		i := slices.IndexFunc(cfg.Upstreams, func(u config.Upstream) bool { return u.Name == name })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -81,7 +82,8 @@ func simulateCommand(a *app) *cobra.Command {
 			"from zero. Nothing is called, reserved or recorded.\n\n" +
 			"Where the arguments of a call are not on record in full (audit.arguments) and a\n" +
 			"condition or a cost of the config reads them, nobody can tell; those calls are\n" +
-			"counted apart.",
+			"counted apart. So are those that rest on whether a tool only reads, if its upstream\n" +
+			"is trusted to say so.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
@@ -116,7 +118,7 @@ func simulateCommand(a *app) *cobra.Command {
 				return err
 			}
 			run := replay.New(replay.Options{
-				Engine: cfg.Engine, Sessions: sessions, Terms: granted(cfg), Trusted: trusted(cfg), Session: a.only(), Examples: examples,
+				Engine: cfg.Engine, Sessions: sessions, Terms: granted(cfg), Trusted: a.trusted(cfg), Session: a.only(), Examples: examples,
 			})
 			if err := a.walk(ctx, p, run.Add); err != nil {
 				return err
@@ -145,13 +147,20 @@ func granted(cfg *config.Config) *replay.Terms {
 	return &replay.Terms{AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit, TTL: s.TTL}
 }
 
-// trusted tells of which upstreams the annotations count; a file of policies alone
-// does not say.
-func trusted(cfg *config.Config) func(string) bool {
-	if len(cfg.Upstreams) == 0 {
-		return func(string) bool { return true }
+// trusted tells of which upstreams the annotations count. Of a file of policies alone the config in
+// force says that; of an upstream which that has not either, nobody knows.
+func (a *app) trusted(cfg *config.Config) func(string) bool {
+	if len(cfg.Upstreams) > 0 {
+		return cfg.Trusted
 	}
-	return cfg.Trusted
+	now, err := a.layers.Find()
+	if err != nil { // the verb does without it
+		now = cfg
+	}
+	return func(upstream string) bool {
+		known := slices.ContainsFunc(now.Upstreams, func(u config.Upstream) bool { return u.Name == upstream })
+		return !known || now.Trusted(upstream)
+	}
 }
 
 func (a *app) printReplay(r replay.Report) error {

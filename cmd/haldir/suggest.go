@@ -17,7 +17,8 @@ func suggestCommand(a *app) *cobra.Command {
 		Long: "suggest looks at the calls of the audit and writes a config without upstreams that\n" +
 			"allows what was called and nothing else, with rate and spend limits half as high\n" +
 			"again as what was needed, and comments that say why. It would have refused nothing\n" +
-			"that was let through: see `haldir simulate`. Read it before you use it.",
+			"that was let through, as far as the record tells: see `haldir simulate`. Read it\n" +
+			"before you use it.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := moment(since); err != nil {

@@ -11,19 +11,64 @@ import (
 	"sync"
 )
 
-// program warns of a command that is a program with its arguments, as a shell takes them.
-// Nothing is wrong with a path that has spaces; whether it is there where haldir will run
-// cannot be told, so what may be one is not warned of.
+// program warns of a command that is a program with its arguments, or with variables before it,
+// as a shell takes them. Nothing is wrong with a path that has spaces; whether it is there where
+// haldir will run cannot be told, so what may be one is not warned of.
 func (c *checker) program(path string, d *upstreamDoc) {
-	name, args := divide(strings.TrimSpace(d.Command), d.Cwd)
-	if len(args) == 0 {
+	command := strings.TrimSpace(d.Command)
+	if there(command, d.Cwd) {
+		return
+	}
+	variables, rest := assigned(command)
+	name, args := divide(rest, d.Cwd)
+	if len(args)+len(variables) == 0 {
 		return
 	}
 	shown := shownArgs(name, args)
-	if len(d.Args) > 0 && shown[len(shown)-1] != "…" {
+	if len(d.Args) > 0 && !slices.Contains(shown, "…") {
 		shown = append(shown, "…")
 	}
-	c.warn(path, "there are arguments in it, which belong in args; write command: %s, args: [%s]", yamlWord(name), strings.Join(shown, ", "))
+	what, better := "arguments", yamlWord(name)
+	if name == "" || strings.Contains(name, "=") { // a value may be in it
+		better = "…"
+	}
+	if len(shown) > 0 {
+		better += ", args: [" + strings.Join(shown, ", ") + "]"
+	}
+	key := "args"
+	if len(variables) > 0 {
+		what, key = "variables", "env"
+		better += ", env: {" + strings.Join(variables, ": …, ") + ": …}"
+	}
+	c.warn(path, "there are %s in it, which belong in %s; write command: %s", what, key, better)
+}
+
+// assignment is a word by which a shell sets a variable for the program behind it.
+var assignment = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_]*)=`) })
+
+// assigned takes the variables off that stand before a program. Where a value is quoted, or
+// seems to follow a space, nobody knows where it ends, and no rest is returned.
+func assigned(command string) (variables []string, rest string) {
+	if !strings.ContainsAny(command, " \t") {
+		return nil, command
+	}
+	words := strings.Fields(command)
+	for i, w := range words {
+		m := assignment().FindStringSubmatch(w)
+		if m == nil && i == 0 {
+			break // a path may have several spaces
+		}
+		if m == nil {
+			return variables, strings.Join(words[i:], " ")
+		}
+		if variables = append(variables, m[1]); w == m[0] || strings.ContainsAny(w, "\"'`\\$") {
+			return variables, ""
+		}
+	}
+	if len(variables) > 0 {
+		return variables, ""
+	}
+	return nil, command
 }
 
 // divide returns the program of a command and the arguments that stand behind it, none if it
@@ -59,7 +104,7 @@ func there(command, cwd string) bool {
 }
 
 // quietFlags are flags whose value, if they have one, is no secret.
-var quietFlags = []string{"-y", "--yes", "-m"}
+var quietFlags = []string{"-y", "--yes", "-m", "--stdio"}
 
 // plainWord is a text that is what it is in YAML, and no URL or setting, which may hold a secret.
 var plainWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^@?[A-Za-z./_-][A-Za-z0-9./_@-]*$`) })
@@ -68,12 +113,12 @@ var plainWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile
 var runners = []string{"npx", "bunx", "uvx", "node", "bun", "deno", "python", "python3", "pipx"}
 
 // shownArgs is the arguments of a program in YAML up to the first that may be secret, such as the
-// value of a flag, or a word that is not known to name what is run.
+// value of a flag, which may be part of it (-psecret), or a word that is not known to name what is run.
 func shownArgs(name string, args []string) (shown []string) {
 	runs := slices.Contains(runners, strings.TrimSuffix(filepath.Base(name), ".exe"))
 	for i, a := range args {
 		flag := strings.HasPrefix(a, "-")
-		if !plainWord().MatchString(a) || !flag && !runs || i > 0 && strings.HasPrefix(args[i-1], "-") && !slices.Contains(quietFlags, args[i-1]) {
+		if !plainWord().MatchString(a) || !runs && !slices.Contains(quietFlags, a) || i > 0 && strings.HasPrefix(args[i-1], "-") && !slices.Contains(quietFlags, args[i-1]) {
 			return append(shown, "…")
 		}
 		runs = runs && flag

@@ -356,7 +356,12 @@ func TestACommandWithArgumentsInItIsWarnedOf(t *testing.T) {
 		{`command: ‸"nosuch ghp_abcdef0123456789"`, "command: nosuch, args: […]"},
 		{`command: "/opt/My App - beta/server"`, ""},
 		{`command: ‸"npx -y pg postgres://u:secret@h/db x"`, "command: npx, args: [-y, pg, …]"},
-		{`command: ‸"npx foo --token secret x"`, "command: npx, args: [foo, --token, …]"},
+		{`command: ‸"npx foo --token secret x"`, "command: npx, args: [foo, …]"},
+		{`command: ‸"npx foo -phunter2"`, "command: npx, args: [foo, …]"},
+		{`command: ‸"mcp-mysql -phunter2"`, "command: mcp-mysql, args: […]"},
+		{`command: ‸"mcp-mysql --stdio -phunter2"`, "command: mcp-mysql, args: [--stdio, …]"},
+		{`command: ‸"/opt/My Servers/run -phunter2"`, `command: "/opt/My Servers/run", args: […]`},
+		{`command: ‸"--token=hunter2 x"`, "command: …, args: […]"},
 		{`command: ‸"npx foo --token=secret"`, "command: npx, args: [foo, …]"},
 		{`command: npx, args: ["-y foo"]`, ""},
 		{`command: "` + there + `"`, ""},
@@ -373,6 +378,27 @@ func TestACommandWithArgumentsInItIsWarnedOf(t *testing.T) {
 		}
 		if got := parse(t, text).Warnings.Error(); got != want {
 			t.Errorf("%s:\n%s\nwant\n%s", tt.body, got, want)
+		}
+	}
+}
+
+// A shell would set variables that stand before a program; what they are set to is told to nobody.
+func TestVariablesInACommand(t *testing.T) {
+	const belong = "upstreams[0].command: there are variables in it, which belong in env; write "
+	for _, tt := range []struct{ command, want string }{
+		{"GITHUB_TOKEN=ghp_abcdef0123456789 npx -y foo", "command: npx, args: [-y, foo], env: {GITHUB_TOKEN: …}"},
+		{"A=b/c B=1 npx foo ghp_1", "command: npx, args: [foo, …], env: {A: …, B: …}"},
+		{"A= ghp_1 npx foo", "command: …, env: {A: …}"},
+		{"A=b foo", "command: foo, env: {A: …}"},
+		{"A=b foo ghp_1", "command: foo, args: […], env: {A: …}"},
+		{"A=b C=d", "command: …, env: {A: …, C: …}"},
+		{"A='b c' npx foo", "command: …, env: {A: …}"},
+		{`A=b\ c npx foo`, "command: …, env: {A: …}"},
+		{"A=b --token=c npx", "command: …, args: […], env: {A: …}"},
+	} {
+		text, places := unmark(inUpstream("{name: a, command: ‸'" + strings.ReplaceAll(tt.command, "'", "''") + "'}"))
+		if got, want := parse(t, text).Warnings.Error(), "haldir.yaml:"+places[0]+": warning: "+belong+tt.want; got != want {
+			t.Errorf("%s:\n got %s\nwant %s", tt.command, got, want)
 		}
 	}
 }

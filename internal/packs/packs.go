@@ -3,7 +3,8 @@
 //
 // A pack is a file in data: a haldir.yaml in which $UPSTREAM stands for the name of the
 // upstream, below a head of comments that says what it does (# name: …), by which words in
-// its command or url a server is known (# servers: …), and what may be given to it
+// its command or url a server is known (# servers: …), among them the program that its package
+// installs and, as mcp/…, its image of Docker, and what may be given to it
 // (# root: …). A parameter stands as "$ROOT" in a condition; an entry whose parameter is
 // not given is left out.
 //
@@ -110,10 +111,28 @@ func read(name, text string) (p Pack, err error) {
 
 // Suits reports whether an upstream is one of the servers that the pack is for.
 func (p Pack) Suits(u config.Upstream) bool {
+	contained := slices.Contains([]string{"docker", "podman", "nerdctl"}, program(u.Command))
 	words := append([]string{u.URL, u.Command}, u.Args...)
 	return slices.ContainsFunc(words, func(w string) bool {
-		return slices.ContainsFunc(p.Servers, func(s string) bool { return has(w, s) })
+		return slices.ContainsFunc(p.Servers, func(s string) bool {
+			if strings.HasPrefix(s, "mcp/") { // else it could be a directory or a part of a url
+				return contained && image(w) == s
+			}
+			return has(w, s) || has(strings.ReplaceAll(w, "_", "-"), s) // python -m has _ for -
+		})
 	})
+}
+
+// program is the name of a program whose path may be that of any system.
+func program(command string) string {
+	return strings.TrimSuffix(command[strings.LastIndexAny(command, `/\`)+1:], ".exe")
+}
+
+// image is the name of an image of Docker's registry, without its version.
+func image(word string) string {
+	word, _, _ = strings.Cut(strings.TrimPrefix(word, "docker.io/"), "@")
+	word, _, _ = strings.Cut(word, ":")
+	return word
 }
 
 // has reports whether a word stands in a text by itself: server-git is not in
@@ -239,6 +258,28 @@ func (p Pack) any(upstream string) Use {
 
 // anyText stands for a parameter whatever it is.
 const anyText = "/haldir/any"
+
+// Named are the upstreams that the rules of a config name: a file of policies alone does not say which
+// there are.
+func Named(cfg *config.Config) (names []string) {
+	for _, r := range cfg.Ruleset.Policies {
+		names = append(names, r.Upstreams...)
+	}
+	of := func(tools []string) {
+		for _, t := range tools {
+			if name, _, both := strings.Cut(t, "/"); both {
+				names = append(names, name)
+			}
+		}
+	}
+	for _, c := range cfg.Ruleset.Costs {
+		of(c.Tools)
+	}
+	for _, s := range cfg.Ruleset.Scopes {
+		of(s.Tools)
+	}
+	return slices.DeleteFunc(names, func(n string) bool { return strings.Trim(n, inName) != "" || n == "" })
+}
 
 // Found is what a config has of what a pack has added.
 type Found struct {

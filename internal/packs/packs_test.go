@@ -643,6 +643,24 @@ func TestSuits(t *testing.T) {
 		{config.Upstream{URL: "https://mcp.stripe.com"}, []string{"stripe"}},
 		{config.Upstream{Command: "npx", Args: []string{"mcp-server-kubernetes"}}, []string{"kubernetes"}},
 		{config.Upstream{Command: "npx", Args: []string{"@example/mcp-server-gitlab", "server-filesystems"}}, nil},
+		// The programs that the packages install, and the images of Docker.
+		{config.Upstream{Command: "mcp-server-filesystem", Args: []string{"/srv/mcp/memory", "mcp/git"}}, []string{"filesystem"}},
+		{config.Upstream{Command: `C:\npm\mcp-server-memory.cmd`}, []string{"memory"}},
+		{config.Upstream{Command: "mcp-server-git"}, []string{"git"}},
+		{config.Upstream{Command: "mcp-server-github"}, []string{"github"}},
+		{config.Upstream{Command: "npx", Args: []string{"@modelcontextprotocol/server-github"}}, []string{"github"}},
+		{config.Upstream{Command: "mcp-server-postgres"}, []string{"postgres"}},
+		{config.Upstream{Command: "mcp-server-puppeteer"}, []string{"puppeteer"}},
+		{config.Upstream{Command: "mcp-server-slack"}, []string{"slack"}},
+		{config.Upstream{Command: "playwright-mcp"}, []string{"browser"}},
+		{config.Upstream{Command: "sentry-mcp"}, []string{"sentry"}},
+		{config.Upstream{Command: "python", Args: []string{"-m", "mcp_server_git"}}, []string{"git"}},
+		{config.Upstream{Command: "docker", Args: []string{"run", "-i", "mcp/filesystem", "/srv"}}, []string{"filesystem"}},
+		{config.Upstream{Command: "/usr/bin/docker", Args: []string{"run", "-i", "mcp/git"}}, []string{"git"}},
+		{config.Upstream{Command: "podman", Args: []string{"run", "-i", "docker.io/mcp/github:latest"}}, []string{"github"}},
+		{config.Upstream{Command: "docker", Args: []string{"run", "-i", "-v", "/srv/mcp/git:/mcp/memory", "mcp/fetch@sha256:0"}}, []string{"fetch"}},
+		{config.Upstream{Command: "docker", Args: []string{"run", "-i", "example.com/mcp/git"}}, nil},
+		{config.Upstream{URL: "https://example.com/mcp/git"}, nil},
 		{config.Upstream{URL: "https://example.com"}, nil},
 	} {
 		var got []string
@@ -810,7 +828,14 @@ func TestPacksComeAndGo(t *testing.T) {
 				"version: 1\nupstreams: [{name: up, command: x}]\n",
 				"version: 1\n\nupstreams:\n  - {name: up, command: x}\n\n# Mine.\npolicies:\n  # Never.\n  - {type: deny, tools: [a]}\n  # The end.\n\n# What costs.\ncosts: # all\n  - {tools: [b], usd: 1}\n",
 				"version: 1\nupstreams: [{name: up, command: x}]\npolicies:\n  - {type: deny, tools: [a]}\nscopes: []\ncosts: []\n",
+				"{version: 1, upstreams: [{name: up, command: x}]}\n",
+				"{version: 1, upstreams: [{name: up, command: x}], policies: [{type: deny, tools: [a]}]}\n",
+				"{\n  \"version\": 1,\n  \"upstreams\": [\n    {\"name\": \"up\", \"command\": \"x\"}\n  ]\n}\n",
+				"{\n  version: 1,\n  upstreams: [{name: up, command: x}], # mine\n}\n",
 			} {
+				if u.Shadow && strings.HasPrefix(before, "{") {
+					continue // once is enough
+				}
 				path := filepath.Join(t.TempDir(), "haldir.yaml")
 				if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
 					t.Fatal(err)

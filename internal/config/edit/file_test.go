@@ -251,3 +251,22 @@ func TestReferencesCanBeRefused(t *testing.T) {
 		}
 	}
 }
+
+// A list of a file in braces goes with the last entry, unless a person has written beside it.
+func TestAnEmptyListInBracesGoes(t *testing.T) {
+	const was = "{version: 1}\n"
+	for _, tt := range []struct{ before, want string }{
+		{"{version: 1, policies: [{type: deny, id: a, tools: [x]}]}\n", "{version: 1}\n"},
+		{"{policies: [{type: deny, id: a, tools: [x]}], version: 1}\n", "{version: 1}\n"},
+		{"{\n  version: 1, # mine\n  policies: [{type: deny, id: a, tools: [x]}]\n}\n", "{\n  version: 1 # mine\n}\n"},
+		{"{\n  version: 1,\n  # mine\n  policies: [{type: deny, id: a, tools: [x]}]\n}\n", "{\n  version: 1,\n  # mine\n  policies: []\n}\n"},
+		{"{\n  version: 1,\n  policies: [{type: deny, id: a, tools: [x]}] # mine\n}\n", "{\n  version: 1,\n  policies: [] # mine\n}\n"},
+		{"{version: 1, policies: &p [{type: deny, id: a, tools: [x]}]}\n", "{version: 1, policies: &p []}\n"},
+		{"{\"version\": 1, \"policies\": [\n  {\"type\": \"deny\", \"id\": \"a\", \"tools\": [\"x\"]}\n]}\n", "{\"version\": 1}\n"},
+	} {
+		r, err := edit.RemoveFrom([]byte(tt.before), "haldir.yaml", edit.Policies, "a", []byte(was))
+		if err != nil || string(r.After) != tt.want {
+			t.Errorf("%s is\n%s, %v, want\n%s", tt.before, r.After, err, tt.want)
+		}
+	}
+}

@@ -382,11 +382,16 @@ func (s *surgeon) remove(i int) (*way, error) {
 	if err := s.anchored(i); err != nil {
 		return nil, err
 	}
-	if s.value.Flow {
-		s.removeFlow(w, i)
-		return w, nil
+	switch {
+	case s.value.Flow && len(s.value.Values) == 1 && s.emptied():
+		w.list = true
+		s.removeKeyFlow(w)
+	case s.value.Flow:
+		s.cutFlow(w, s.value, s.value.Values, i)
+	default:
+		return w, s.removeBlock(w, i)
 	}
-	return w, s.removeBlock(w, i)
+	return w, nil
 }
 
 // anchored refuses to remove what is referred to from elsewhere.
@@ -520,15 +525,44 @@ func (s *surgeon) blankAt(at int) int {
 	return at
 }
 
-func (s *surgeon) removeFlow(w *way, i int) {
-	values := s.value.Values
+// emptied reports whether the list goes as well with its last entry, where the file is one mapping
+// in braces: if a comment stands beside it, it stays.
+func (s *surgeon) emptied() bool {
+	if s.was == nil || !s.was.list || !s.Root.Flow || s.value.Anchor != "" {
+		return false
+	}
+	i := slices.Index(s.Root.Keys, s.key)
+	from, to := s.Root.Behind+1, s.Root.End
+	if i > 0 {
+		from = s.Root.Values[i-1].End
+	}
+	if _, own := s.begins(s.key.Start); own { // what stands in the line above is about that
+		from = s.LineEnd(from)
+	}
+	if i+1 < len(s.Root.Keys) {
+		to = s.Root.Keys[i+1].Start
+	}
+	return s.mark('#', from, to) == nil
+}
+
+// removeKeyFlow removes the list from a file that is one mapping in braces.
+func (s *surgeon) removeKeyFlow(w *way) {
+	var all []*config.Node
+	for i, k := range s.Root.Keys {
+		all = append(all, &config.Node{Start: k.Start, End: s.Root.Values[i].End})
+	}
+	s.cutFlow(w, s.Root, all, slices.Index(s.Root.Keys, s.key))
+}
+
+// cutFlow removes an element of something in brackets or braces.
+func (s *surgeon) cutFlow(w *way, in *config.Node, values []*config.Node, i int) {
 	n := values[i]
-	next := s.value.End - 1
+	next := in.End - 1
 	if i+1 < len(values) {
 		next = values[i+1].Start
 	}
 	comma := s.comma(n.End, next)
-	prev := s.value.Behind + 1
+	prev := in.Behind + 1
 	if i > 0 {
 		prev = values[i-1].End
 	}
