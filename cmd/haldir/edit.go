@@ -79,11 +79,14 @@ func (e *editing) removePolicies(ids []string) error {
 }
 
 // packed are the entries that packs may have added where policies are removed: for an upstream, and
-// in a file of policies alone by the pack's own name.
+// in a file of policies alone for what its rules name, or by the pack's own name.
 func packed(cfg *config.Config, ids ...string) (known []edit.Entry, err error) {
 	var names []string
 	for _, u := range cfg.Upstreams {
 		names = append(names, u.Name)
+	}
+	if len(names) == 0 {
+		names = packs.Named(cfg)
 	}
 	all, err := packs.All()
 	if err != nil {
