@@ -259,6 +259,9 @@ func (e *examination) config() bool {
 		if errors.Is(err, fs.ErrPermission) && e.path != "" {
 			fix = e.files().Readable(e.path)
 		}
+		if len(e.quick.upstreams) > 0 {
+			fix = doctor.Fix{Text: "correct the flag that it names"}
+		}
 		e.take(exitUsage, doctor.New(doctor.ConfigBroken, doctor.Failure, "config", fix, "%v", err))
 	default:
 		for _, p := range e.cfg.Warnings {
@@ -577,6 +580,9 @@ func (e *examination) tools(srv *proxy.Server) {
 	}
 	e.take(exitFailed, doctor.Schemas(all, func(s string) string { return plain(s, 128) })...)
 	e.take(exitFailed, doctor.Weight(all, func(name string) string {
+		if len(e.quick.upstreams) > 0 {
+			return "--deny " + shellWord(name+"/NAME") + ", where haldir serve is told --upstream"
+		}
 		return e.command() + " policy add --type deny --tools " + shellWord(name+"/NAME")
 	})...)
 	if unknown != "" {
@@ -593,11 +599,15 @@ func (e *examination) renamed(n proxy.Note) {
 	case proxy.Renamed:
 		id = doctor.NameShortened
 		if limit := e.settings.ToolNameLimit; limit < usualToolName {
-			fix = doctor.Fix{Text: fmt.Sprintf("if your client takes longer names, set tool_name_limit: %d in haldir.yaml", usualToolName)}
+			set := "tool_name_limit: %d in haldir.yaml"
+			if len(e.quick.upstreams) > 0 {
+				set = "HALDIR_TOOL_NAME_LIMIT=%d where haldir is started"
+			}
+			fix = doctor.Fix{Text: fmt.Sprintf("if your client takes longer names, set "+set, usualToolName)}
 		}
 	case proxy.Clash:
 		id, severity = doctor.NameClash, doctor.Warning
-		fix = doctor.Do("take one of the two servers out, or give it other arguments: %s", e.takeOut(n.Upstream))
+		fix = e.amend(n.Upstream, "give one of the two servers other arguments, or")
 	case proxy.Withheld:
 	}
 	e.add(id, severity, n.Upstream, fix, "%s: %s", plain(n.Tool, 128), plain(n.Text, 300))

@@ -1150,10 +1150,16 @@ haldir doctor --json > full.json
 rm state/film state/rest
 haldir doctor --json > well.json
 rm -f state/haldir.lock* state/haldir.turn*
+fallocate -l 79m state/film
 mount -o remount,ro state
 haldir doctor --json > ro.json
 mount -o remount,rw state
+rm state/film
 haldir doctor --json > rw.json
+mount -t tmpfs -o size=1m,mode=0700 tmpfs state
+cp -a saved/. state/
+haldir doctor --json > small.json
+haldir call toy/add --args "{}"
 `
 	_, said, status := p.sh("unshare -m sh -c '" + script + "'")
 	if _, err := os.Stat(p.path("mounted")); err != nil {
@@ -1185,6 +1191,10 @@ haldir doctor --json > rw.json
 	says("low.json", doctor.DiskLow, "is nearly full")
 	says("full.json", doctor.DiskFull, "is full")
 	says("ro.json", doctor.StateUnusable, "read-only file system")
+	says("small.json", doctor.DiskLow, "KiB are free")
+	if r := read("ro.json"); r.find(doctor.DiskFull) != nil || r.find(doctor.DiskLow) != nil {
+		t.Errorf("what cannot be written to is said to be full: %+v", r.Findings)
+	}
 	for _, name := range []string{"well.json", "rw.json"} {
 		r := read(name)
 		for _, id := range []doctor.ID{doctor.DiskFull, doctor.StateUnusable} {

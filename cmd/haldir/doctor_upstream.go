@@ -45,7 +45,6 @@ func (e *examination) upstreams(ctx context.Context) {
 
 func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
 	st := u.Status()
-	out := e.takeOut(u.Name())
 	switch {
 	case st.State == upstream.StateReady:
 		c := u.Catalogue()
@@ -56,23 +55,23 @@ func (e *examination) upstream(u *upstream.Upstream, took time.Duration) {
 		e.add(doctor.Upstream, doctor.Fine, u.Name(), doctor.Fix{}, "ready in %d ms: %s, protocol %s, %d tools, some %d tokens of context",
 			took.Milliseconds(), plain(st.Server, 80), st.Version, len(c.Tools), doctor.Tokens(tools))
 		if most := e.blocks[u.Name()].Connect; took > most {
-			e.add(doctor.UpstreamSlow, doctor.Warning, u.Name(), doctor.Fix{Text: "nothing if it was downloaded meanwhile; else give it longer in timeouts of its entry in haldir.yaml: {connect: " + minutes(2*took) + "}"},
+			e.add(doctor.UpstreamSlow, doctor.Warning, u.Name(), doctor.Fix{Text: "nothing if it was downloaded meanwhile; else give it longer in timeouts of " + e.key() + ": {connect: " + minutes(2*took) + "}"},
 				"it took longer to be ready than its timeouts.connect allows (%s)", most)
 		}
 	case st.Err != nil:
-		id, fix := e.trouble(u.Name(), st.Err, out)
+		id, fix := e.trouble(u.Name(), st.Err)
 		e.add(id, doctor.Failure, u.Name(), fix, "%s", plain(st.Err.Error(), 500))
 	case st.Heard != "":
-		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), doctor.Do("look whether its entry in haldir.yaml starts an MCP server, and one over stdio; or take it out: %s", out), "has not answered in %s; %s", e.wait, plain(st.Heard, 500))
+		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), e.amend(u.Name(), "look whether "+e.entry()+" starts an MCP server, and one over stdio; or"), "has not answered in %s; %s", e.wait, plain(st.Heard, 500))
 	default:
-		fix := doctor.Do("give it longer with --wait, look at its log, or take it out: %s", out)
+		fix := e.amend(u.Name(), "give it longer with --wait, look at its log, or")
 		if program := programName(e.blocks[u.Name()].Command); slices.Contains(fetchers, program) {
 			fix = doctor.Do(program+" downloads a server at its first start, which can take minutes; give it that time once: %s; or look at its log", e.command()+" doctor --wait "+minutes(2*e.wait))
 		}
 		e.add(doctor.UpstreamSlow, doctor.Failure, u.Name(), fix, "has not answered in %s", e.wait)
 	}
 	if st.Ends > 1 {
-		e.add(doctor.UpstreamEnds, doctor.Warning, u.Name(), doctor.Do("look at its own log, or run its command by hand; or take it out: %s", out), "has ended %d times within two minutes", st.Ends)
+		e.add(doctor.UpstreamEnds, doctor.Warning, u.Name(), e.amend(u.Name(), "look at its own log, or run its command by hand; or"), "has ended %d times within two minutes", st.Ends)
 	}
 	e.signedIn(u, st)
 	e.pinned(u)
@@ -92,13 +91,38 @@ func minutes(d time.Duration) string {
 	return strconv.Itoa(max(2, int(math.Ceil(d.Minutes())))) + "m"
 }
 
+// amend is what to do about an upstream; at last, that is to do without it. Where flags stand in place
+// of a file, there is none to be edited.
+func (e *examination) amend(name, words string, commands ...string) doctor.Fix {
+	if len(e.quick.upstreams) > 0 {
+		return doctor.Do(words+" leave that out", commands...)
+	}
+	return doctor.Do(words+" take it out: %s", append(commands, e.takeOut(name))...)
+}
+
+// entry is what says what an upstream is.
+func (e *examination) entry() string {
+	if len(e.quick.upstreams) > 0 {
+		return "its --upstream"
+	}
+	return "its entry in haldir.yaml"
+}
+
+// key is where an upstream has what --upstream cannot say.
+func (e *examination) key() string {
+	if len(e.quick.upstreams) > 0 {
+		return "an entry in a config file, in place of --upstream"
+	}
+	return e.entry()
+}
+
 // trouble tells what kind of failure it is that an upstream cannot be used.
-func (e *examination) trouble(name string, err error, out string) (doctor.ID, doctor.Fix) {
+func (e *examination) trouble(name string, err error) (doctor.ID, doctor.Fix) {
 	login := e.command() + " upstream login " + name
 	if ref, ok := errors.AsType[*config.ReferenceError](err); ok {
 		switch ref.Kind {
 		case "env":
-			return doctor.UpstreamReference, doctor.Do("set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: %s, and write ${keyring:"+ref.Name+"} in haldir.yaml",
+			return doctor.UpstreamReference, doctor.Do("set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: %s, and write ${keyring:"+ref.Name+"} in "+e.entry(),
 				e.command()+" secret set "+shellWord(ref.Name))
 		case "keyring":
 			if !errors.Is(err, secret.ErrNotFound) {
@@ -106,7 +130,7 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 			}
 			return doctor.UpstreamReference, doctor.Run(e.command() + " secret set " + shellWord(ref.Name))
 		}
-		return doctor.UpstreamReference, doctor.Fix{Text: "put the file there, or correct the reference in haldir.yaml"}
+		return doctor.UpstreamReference, doctor.Fix{Text: "put the file there, or correct the reference in " + e.entry()}
 	}
 	start, unstarted := errors.AsType[*upstream.StartError](err)
 	status, web := errors.AsType[*wire.HTTPError](err)
@@ -114,26 +138,26 @@ func (e *examination) trouble(name string, err error, out string) (doctor.ID, do
 	case oauth.IsSignIn(err):
 		return doctor.UpstreamAuth, doctor.Run(login)
 	case web && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden):
-		return doctor.UpstreamAuth, doctor.Do("correct its auth or headers in haldir.yaml; if people sign in to it, make that auth: {type: oauth}, and: %s", login)
+		return doctor.UpstreamAuth, doctor.Do("correct auth or headers in "+e.key()+"; if people sign in to it, make that auth: {type: oauth}, and: %s", login)
 	case errors.Is(err, upstream.ErrNoProgram):
 		command := e.blocks[name].Command
-		hint := "install it, or write its whole path as command in haldir.yaml"
+		hint, at := "install it, or write its whole path", " as command in "+e.entry()
 		switch programName(command) {
 		case "npx", "node":
-			hint = "install Node.js, or write the whole path of " + command + " as command in haldir.yaml"
+			hint = "install Node.js, or write the whole path of " + command
 		case "uvx", "uv":
-			hint = "install uv, or write the whole path of " + command + " as command in haldir.yaml"
+			hint = "install uv, or write the whole path of " + command
 		}
-		return doctor.UpstreamProgram, doctor.Do(hint+"; or take it out: %s", out)
+		return doctor.UpstreamProgram, e.amend(name, hint+at+"; or")
 	case unstarted && start.File != "" && e.secrets.clean(start.File) == start.File:
-		return doctor.UpstreamProgram, doctor.Do("make it executable: %s; or take it out: %s", "chmod +x "+shellWord(start.File), out)
+		return doctor.UpstreamProgram, e.amend(name, "make it executable: %s; or", "chmod +x "+shellWord(start.File))
 	case unstarted:
-		return doctor.UpstreamProgram, doctor.Do("mend what it names, or correct its entry in haldir.yaml; or take it out: %s", out)
+		return doctor.UpstreamProgram, e.amend(name, "mend what it names, or correct "+e.entry()+"; or")
 	}
 	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
-		return doctor.UpstreamDown, doctor.Do("if its certificate is your own, or of an authority of yours, trust that by tls: {ca_file: FILE.pem} in its entry in haldir.yaml; or take it out: %s", out)
+		return doctor.UpstreamDown, e.amend(name, "if its certificate is your own, or of an authority of yours, trust that by tls: {ca_file: FILE.pem} in "+e.key()+"; or")
 	}
-	return doctor.UpstreamDown, doctor.Do("start it, correct its entry in haldir.yaml, or take it out: %s", out)
+	return doctor.UpstreamDown, e.amend(name, "start it, correct "+e.entry()+", or")
 }
 
 // signedIn says what is to be known of a sign-in beside what a connection has told.
@@ -165,12 +189,14 @@ func (e *examination) pinned(u *upstream.Upstream) {
 		e.add(doctor.PinsChanged, doctor.Warning, name, doctor.Do("read what has changed: %s; and if it is meant so: %s", diff, accept), "not as pinned: %s", count(n, "definition", "definitions"))
 	}
 	for _, f := range p.Found {
-		fix := doctor.Do("read it, and if it is not meant well, take the server out: %s", e.takeOut(name))
+		fix := e.amend(name, "read it, and if it is not meant well,")
 		if f.Kind == pins.Tool {
 			if e.denied(name, f.Name) {
 				continue // the model does not see it
 			}
-			fix = doctor.Do("read it, and if it is not meant well, deny the tool: %s", e.command()+" policy add "+denying(name, f.Name))
+			if len(e.quick.upstreams) == 0 {
+				fix = doctor.Do("read it, and if it is not meant well, deny the tool: %s", e.command()+" policy add "+denying(name, f.Name))
+			}
 		}
 		e.add(doctor.Flagged, doctor.Warning, name, fix, "%s %s, %s: %s", f.Kind, plain(f.Name, 80), plain(f.Path, 80), plain(f.Reason, 200))
 	}

@@ -406,7 +406,7 @@ func (i *adoption) show(p *adopt.Plan, o adopt.Options) error {
 		i.a.say("haldir: %s", i.a.secrets.clean(plain(n, 0)))
 	}
 	if !i.dryRun {
-		i.a.say("a copy of each file is kept in %s; haldir init --undo takes it back", home(filepath.Join(o.StateDir, "init")))
+		i.a.say("a copy of each file is kept in %s; %s init --undo takes it back", home(filepath.Join(o.StateDir, "init")), i.a.command())
 	}
 	return nil
 }
@@ -482,7 +482,7 @@ func (i *adoption) done(p *adopt.Plan, d adopt.Done, o adopt.Options) error {
 			signIn = append(signIn, u.Name)
 		}
 	}
-	a.say("next: start your clients anew; haldir doctor looks whether all is well")
+	a.say("next: start your clients anew; %s doctor looks whether all is well", a.command())
 	if len(signIn) > 0 {
 		a.say("next: a server that asks for a sign-in gets it by: %s upstream login NAME   (%s)", a.command(), strings.Join(signIn, ", "))
 	}

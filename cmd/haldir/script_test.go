@@ -114,6 +114,8 @@ func (s servers) setup(env *testscript.Env) error {
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("HALDIR_STATE_DIR", filepath.Join(env.WorkDir, "state"))
 	env.Setenv("SECURITY", s.security)
+	env.Setenv("ROUGH", s.rough)
+	env.Setenv("DEAD", s.dead)
 	env.Setenv("HALDIR_CONFIG", filepath.Join(env.WorkDir, "haldir.yaml"))
 	files, err := filepath.Glob(filepath.Join(env.WorkDir, "*.yaml"))
 	if err != nil {

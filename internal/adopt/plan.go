@@ -71,6 +71,7 @@ type Secret struct {
 type Left struct {
 	Server *clients.Server
 	Why    string
+	Unfit  bool // what is wrong is the haldir beside it
 }
 
 // Kind is what a file is to haldir.
@@ -118,11 +119,11 @@ type Plan struct {
 	Notes     []string
 	Masks     []string // texts that must not be shown
 
-	o         Options
-	claude    []clients.Rule // of Claude Code
-	fail      error          // of the store
-	elsewhere bool           // a client's haldir serves another config
-	inClaude  bool           // Claude Code has haldir, or gets it
+	o        Options
+	claude   []clients.Rule // of Claude Code
+	fail     error          // of the store
+	unfit    bool           // a client's haldir would not serve what moves to it
+	inClaude bool           // Claude Code has haldir, or gets it
 }
 
 // New makes a plan. Nothing is written.
@@ -152,8 +153,8 @@ func New(o Options) (*Plan, error) {
 		p.Notes = append(p.Notes, o.Host.UnreadIn()...)
 	}
 	after, err := p.write(before)
-	if p.elsewhere && len(p.Upstreams) == 0 {
-		after = before // there is a haldir already, and this is not its config
+	if p.unfit && len(p.Upstreams) == 0 {
+		after = before // there is a haldir already, which would not serve it
 	}
 	if err != nil {
 		return nil, err
@@ -212,14 +213,19 @@ func (p *Plan) read() (files []*clients.File, err error) {
 func (p *Plan) gather(files []*clients.File) {
 	for _, f := range files {
 		for _, l := range f.Lists {
-			stays := sync.OnceValue(func() string { return p.stays(l) }) // it reads files
+			stays := sync.OnceValues(func() (string, bool) { return p.stays(l) }) // it reads files
 			for _, s := range l.Servers {
 				if s.Guard != nil {
 					p.inClaude = p.inClaude || f.Client == clients.ClaudeCode
 					continue
 				}
-				if why := cmp.Or(s.Why, stays(), p.brought(s)); why != "" {
-					p.Left = append(p.Left, Left{s, why})
+				why, unfit := s.Why, false
+				if why == "" {
+					why, unfit = stays()
+				}
+				if why = cmp.Or(why, p.brought(s)); why != "" {
+					p.Left = append(p.Left, Left{s, why, unfit})
+					p.unfit = p.unfit || unfit
 					continue
 				}
 				p.join(s)
@@ -228,22 +234,45 @@ func (p *Plan) gather(files []*clients.File) {
 	}
 }
 
-// stays says why the servers of a list are none of this plan; "" if they are.
-func (p *Plan) stays(l *clients.List) string {
+// stays says why the servers of a list are none of this plan, "" if they are, and whether that is for
+// the haldir which the list has.
+func (p *Plan) stays(l *clients.List) (why string, unfit bool) {
 	if !l.Here && !p.o.Projects {
-		return fmt.Sprintf("it is of another project, %s: run haldir init there, or with --all-projects", l.Dir)
+		return fmt.Sprintf("it is of another project, %s: run haldir init there, or with --all-projects", l.Dir), false
 	}
 	if l.File.Info.Mode()&0o200 == 0 {
-		return fmt.Sprintf("%s is read-only", l.File.Path)
+		return fmt.Sprintf("%s is read-only", l.File.Path), false
 	}
-	for _, s := range l.Servers {
-		if s.Guard != nil && !p.same(*s.Guard) {
-			p.elsewhere = true
-			return fmt.Sprintf("the haldir beside it (%s) serves another config, %s: run haldir init with that --config", s.Name, cmp.Or(s.Guard.Config, "the default one"))
-		}
+	if why := p.unfitIn(l); why != "" {
+		return why, true
 	}
 	name := entryName(l, func(s *clients.Server) bool { return s.Why == "" })
-	return p.o.Host.Refused(l, name, p.entry(l))
+	return p.o.Host.Refused(l, name, p.entry(l)), false
+}
+
+// unfitIn says why a haldir that a list has already would not serve what moves to it, and what to do;
+// "" if it would, and if there is none.
+func (p *Plan) unfitIn(l *clients.List) string {
+	for _, s := range l.Servers {
+		if s.Guard == nil {
+			continue
+		}
+		why := ""
+		switch err := s.Startable(); {
+		case s.Guard.Flags:
+			why = "serves what its flags say (--upstream), and no config: put that into haldir.yaml by haldir upstream add, take the entry out, and run haldir init again"
+		case !p.same(*s.Guard):
+			why = fmt.Sprintf("serves another config, %s: run haldir init with that --config", cmp.Or(s.Guard.Config, "the default one"))
+		case s.Guard.Disabled:
+			why = "is disabled: enable it there, and run haldir init again"
+		case err != nil:
+			why = fmt.Sprintf("cannot be started, as %s %v: take the entry out, and run haldir init again, which puts one there that can", s.Command, err)
+		}
+		if why != "" {
+			return fmt.Sprintf("the haldir beside it (%s) %s", s.Name, why)
+		}
+	}
+	return ""
 }
 
 // entryName is the name of haldir's entry in a list, which has it or gets it: beside those that

@@ -99,7 +99,7 @@ func (w *writer) server() {
 	case "off":
 		w.WriteString(`{"command": "off", "disabled": true}`)
 	case "haldir":
-		w.WriteString(`{"command": "/x/haldir", "args": ["serve"]}`)
+		w.WriteString(`{"command": "go", "args": ["run", "haldir", "serve"]}`)
 	case "none":
 		w.WriteString(w.pick("null", "[]", "1e99", `"x"`, "{}"))
 	}

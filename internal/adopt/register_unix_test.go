@@ -114,7 +114,7 @@ func TestClaudeRegistersHaldir(t *testing.T) {
 func TestWhatClaudeIsNotTold(t *testing.T) {
 	for name, text := range map[string]string{
 		"a server is called haldir": `{"mcpServers": {"haldir": {"command": "other"}}}`,
-		"haldir is there":           `{"mcpServers": {"a": {"command": "a"}, "haldir": {"command": "haldir", "args": ["serve"]}}}`,
+		"haldir is there":           `{"mcpServers": {"a": {"command": "a"}, "haldir": {"command": "sh", "args": ["-c", "haldir serve"]}}}`,
 		"a project's":               `{"projects": {"$HOME/project": {"mcpServers": {"a": {"command": "a"}}}}}`,
 	} {
 		p := newPerson(t)

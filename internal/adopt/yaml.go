@@ -78,7 +78,7 @@ func (p *Plan) write(before []byte) ([]byte, error) {
 					return nil, err // of the file, not of the server
 				}
 				for _, s := range u.From {
-					p.Left = append(p.Left, Left{s, "haldir would not take it: " + reason(err)})
+					p.Left = append(p.Left, Left{Server: s, Why: "haldir would not take it: " + reason(err)})
 				}
 				continue
 			}

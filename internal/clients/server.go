@@ -2,7 +2,9 @@ package clients
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -65,6 +67,8 @@ type OAuth struct {
 // Guard is an entry that starts haldir.
 type Guard struct {
 	Config, StateDir string // as they are named; "" for the default
+	Flags            bool   // it serves what its flags say (--upstream), and no config
+	Disabled         bool   // by the entry itself
 }
 
 // Place is where the entry stands, for people.
@@ -336,7 +340,7 @@ func (r *reading) oauth(key string, v *hujson.Value) {
 func (r *reading) end() {
 	s := r.server
 	if s.Guard = r.host.guard(s, r.plain); s.Guard != nil {
-		s.Why = ""
+		s.Why, s.Guard.Disabled = "", s.Off
 		return
 	}
 	switch kind := strings.ToLower(r.transport); kind {
@@ -506,6 +510,7 @@ func (h Host) guard(as *Server, s Server) *Guard {
 		}
 	}
 	for i, w := range rest {
+		g.Flags = g.Flags || w == "--upstream" || strings.HasPrefix(w, "--upstream=")
 		for flag, to := range map[string]*string{"--config": &g.Config, "--state-dir": &g.StateDir} {
 			if v, ok := strings.CutPrefix(w, flag+"="); ok {
 				*to = v
@@ -535,6 +540,26 @@ func (h Host) serves(words []string) (rest []string, ok bool) {
 		}
 	}
 	return nil, false
+}
+
+// Startable says why the command of an entry cannot be started. One by its name alone is looked for
+// where this process would; a client with a window may have another PATH. Of one that is relative to
+// where the client is, or has a variable in it, nothing is known here.
+func (s *Server) Startable() error {
+	named := filepath.Base(s.Command) == s.Command
+	if s.Command == "" || !named && !filepath.IsAbs(s.Command) || strings.Contains(s.Command, "${") {
+		return nil
+	}
+	_, err := exec.LookPath(s.Command)
+	switch {
+	case err == nil:
+		return nil
+	case named:
+		return errors.New("is not on PATH")
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("does not exist")
+	}
+	return errors.New("is no program")
 }
 
 // own reports whether a path, or the name of a command, is the program that runs.

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -102,8 +101,12 @@ func direct(c clients.Client, plan *adopt.Plan, cfg *config.Config, init string)
 		}
 	}
 	for _, l := range plan.Left {
-		if name := also(l.Server, cfg); name != "" && !l.Server.Off {
+		switch name := also(l.Server, cfg); {
+		case l.Server.Off:
+		case name != "":
 			say(Fix{Text: "take the entry out there"}, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s", l.Server.Place(), c, l.Server.Name, name, l.Why)
+		case l.Unfit && !brought(l.Server):
+			found = append(found, New(ClientUnguarded, Note, "clients", Fix{Text: fmt.Sprintf("do as that says; or take %q out there", l.Server.Name)}, "%s: %s starts %q by itself; it cannot move: %s", l.Server.Place(), c, l.Server.Name, l.Why))
 		}
 	}
 	if len(free) > 0 {
@@ -179,6 +182,13 @@ func (e entries) look(ctx context.Context, l *clients.List) (found []Finding) {
 		if s.Guard == nil {
 			continue
 		}
+		if s.Off {
+			if n := len(e.Config.Upstreams); n > 0 {
+				found = append(found, New(ClientDisabled, Note, "clients", Fix{Text: "enable it there, or take the entry out"},
+					"%s: %s does not start haldir, which is disabled there, and has none of its %d server(s)", s.Place(), s.List.File.Client, n))
+			}
+			continue
+		}
 		found = append(found, e.program(ctx, s)...)
 		// What is relative is so to where the client is started.
 		if path := s.Guard.Config; filepath.IsAbs(path) {
@@ -193,20 +203,20 @@ func (e entries) look(ctx context.Context, l *clients.List) (found []Finding) {
 
 // program looks whether the client can start haldir, and which.
 func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
-	if filepath.Base(s.Command) != s.Command && !filepath.IsAbs(s.Command) {
-		return nil // relative to where the client is started, which is not here
-	}
 	client := s.List.File.Client
 	fix := Fix{Text: fmt.Sprintf("make its command %q there, and start the client anew", e.o.Window.Command)}
-	if err := startable(s.Command); err != nil {
+	if err := s.Startable(); err != nil {
 		return []Finding{New(ClientProgram, Failure, "clients", fix, "%s: %s cannot start haldir: %s %v", s.Place(), client, s.Command, err)}
 	}
 	path := s.Command
 	if filepath.Base(path) == path {
 		path = e.o.Host.Program(path)
 	}
+	if !filepath.IsAbs(path) {
+		return nil // relative to where the client is started, which is not here
+	}
 	// What came with a project is not started, nor is what starts haldir in its turn.
-	if path == "" || brought(s) || !strings.HasPrefix(strings.ToLower(filepath.Base(path)), "haldir") || files.Same(path, e.o.Host.Own) {
+	if brought(s) || !strings.HasPrefix(strings.ToLower(filepath.Base(path)), "haldir") || files.Same(path, e.o.Host.Own) {
 		return nil
 	}
 	if _, asked := e.versions[path]; !asked {
@@ -246,22 +256,4 @@ func (e entries) state(s *clients.Server, dir string) (found []Finding) {
 		}
 	}
 	return found
-}
-
-// startable says why a command cannot be started. One by its name alone is looked for where this
-// process would; a client with a window may have another PATH.
-func startable(command string) error {
-	if command == "" {
-		return nil
-	}
-	_, err := exec.LookPath(command)
-	switch {
-	case err == nil:
-		return nil
-	case filepath.Base(command) == command:
-		return errors.New("is not on PATH")
-	case errors.Is(err, fs.ErrNotExist):
-		return errors.New("does not exist")
-	}
-	return errors.New("is no program")
 }

@@ -113,6 +113,25 @@ func TestServersThatClientsStartThemselves(t *testing.T) {
 			t.Errorf("a server that is %s: %+v", name, found)
 		}
 	}
+	for name, c := range map[string]struct{ haldir, says string }{
+		"the flags":      {`"command":"sh","args":["-c","haldir serve --upstream d=http://h/mcp"]`, "serves what its flags say (--upstream)"},
+		"another config": {`"command":"sh","args":["-c","haldir serve --config /x.yaml"]`, "serves another config"},
+		"nothing":        {`"command":"sh","args":["-c","haldir serve"],"disabled":true`, "is disabled"},
+		"no program":     {`"command":"/gone/haldir","args":["serve"]`, "/gone/haldir does not exist"},
+	} {
+		p := someone(t, map[string]string{".cursor/mcp.json": `{"mcpServers":{"haldir":{` + c.haldir + `},"s":{"command":"s"}}}`})
+		var texts []string
+		for _, f := range p.look(upstream) {
+			texts = append(texts, string(f.ID)+": "+f.Text)
+		}
+		all := strings.Join(texts, "\n")
+		if !strings.Contains(all, `Cursor starts "s" by itself; it cannot move: the haldir beside it`) || !strings.Contains(all, c.says) {
+			t.Errorf("beside a haldir of %s:\n%s", name, all)
+		}
+		if off := strings.Contains(all, "client-disabled: "); off != (name == "nothing") {
+			t.Errorf("a haldir of %s is said to be disabled: %v", name, off)
+		}
+	}
 	elsewhere := someone(t, map[string]string{".claude.json": `{"projects":{"/proj":{"mcpServers":{"x":{"command":"x"}}}}}`, ".mcp.json": `{"mcpServers":{"y":{"command":"y"}}}`})
 	if f := one(t, elsewhere.look(upstream), doctor.ClientUnguarded, `Claude Code has 1 server(s) that are not behind haldir: "x"`); f.Fix != "haldir init --client claude-code --all-projects" {
 		t.Error(f.Fix)

@@ -249,6 +249,13 @@ func TestTheDisk(t *testing.T) {
 	}
 	one(t, look(0, true), doctor.DiskFull, "0 KiB are free")
 	one(t, look(1<<20, true), doctor.DiskLow, "1 MiB are free")
+	one(t, look(972<<10, true), doctor.DiskLow, "972 KiB are free")
+	one(t, look(40<<10, true), doctor.DiskFull, "40 KiB are free") // a ledger is to be made
+	if err := os.WriteFile(dir+"/haldir.db", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	one(t, look(40<<10, true), doctor.DiskLow, "40 KiB are free")
+	one(t, look(8<<10, true), doctor.DiskFull, "8 KiB are free")
 	for _, found := range [][]doctor.Finding{look(64<<20, true), look(0, false)} {
 		if len(found) != 0 {
 			t.Errorf("%+v", found)

@@ -15,11 +15,12 @@ import (
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
-// Space below which the disk is nearly, or as good as, full, in bytes. A record takes some
-// kilobytes of pages, and a transaction some more.
+// Space below which the disk is nearly full, and what a call needs of it, in bytes: with a ledger that
+// is there it was seen to pass down to 12 KiB, and to take 60 KiB where it makes one.
 const (
-	diskLow  = 64 << 20
-	diskFull = 1 << 20
+	diskLow = 64 << 20
+	toCall  = 16 << 10
+	toBegin = 64 << 10
 )
 
 // filesLow is below how many files the file system has nearly no room for more. Each process makes
@@ -92,6 +93,7 @@ func (f Files) state(dir string) (found []Finding) {
 		add(New(StateUnusable, Failure, "state", f.give(privateDir, dir), "nothing can be written in %s: %v", dir, err))
 	case err != nil:
 		add(New(StateUnusable, Failure, "state", Fix{Text: "make its file system writable, or " + elsewhere}, "nothing can be written in %s: %v", dir, err))
+		return append(found, f.open(dir)...) // how much room there is, is all one
 	default:
 		found = append(found, f.denied(dir)...)
 		if other {
@@ -346,15 +348,21 @@ func (f Files) disk(dir string) []Finding {
 	free, known := f.Free(dir)
 	move := Fix{Text: "make room on the file system of " + dir + ", or name another directory with --state-dir"}
 	files, counted := inodes(dir)
+	needs := int64(toCall)
+	if !ours(dir) {
+		needs = toBegin
+	}
 	switch {
 	case counted && files == 0:
 		return []Finding{New(DiskFull, Failure, "state", move, "the file system of %s is full: it has room for no more files", dir)}
-	case counted && files < filesLow && (!known || free >= diskFull):
+	case counted && files < filesLow && (!known || free >= needs):
 		return []Finding{New(DiskLow, Warning, "state", move, "the file system of %s is nearly full: it has room for %d more files", dir, files)}
 	case !known || free >= diskLow:
 		return nil
-	case free < diskFull:
+	case free < needs:
 		return []Finding{New(DiskFull, Failure, "state", move, "the file system of %s is full: %d KiB are free", dir, free>>10)}
+	case free < 1<<20:
+		return []Finding{New(DiskLow, Warning, "state", move, "the file system of %s is nearly full: %d KiB are free", dir, free>>10)}
 	}
 	return []Finding{New(DiskLow, Warning, "state", move, "the file system of %s is nearly full: %d MiB are free", dir, free>>20)}
 }

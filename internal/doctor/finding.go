@@ -95,6 +95,7 @@ const (
 	ClientUnguarded    ID = "client-unguarded"
 	ClientBroken       ID = "client-broken"
 	ClientProgram      ID = "client-program"
+	ClientDisabled     ID = "client-disabled"
 	ClientVersion      ID = "client-version"
 	ClientConfigGone   ID = "client-config-gone"
 	ClientConfigBroken ID = "client-config-broken"
@@ -173,6 +174,7 @@ func Meanings() map[ID]string {
 		ClientBypass:       "its calls are neither judged nor recorded",
 		ClientUnguarded:    "its calls are neither judged nor recorded",
 		ClientBroken:       "whether a server goes past haldir there is not known",
+		ClientDisabled:     "an agent in that client has none of haldir's tools",
 		ClientProgram:      "the client cannot start haldir, so it has none of the tools",
 		ClientVersion:      "the oldest decides what a file of a newer format is worth: it refuses all calls",
 		ClientConfigGone:   "haldir tells the client why it cannot serve, and offers no tool",
