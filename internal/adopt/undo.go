@@ -67,18 +67,23 @@ type Reversal struct {
 	mode   fs.FileMode
 }
 
-// Last reads the init that was done last of those that were not undone.
-func Last(stateDir string, h clients.Host, store Store) (*Undo, error) {
+// undoable are the directories of the inits that were not undone, the last one first.
+func undoable(stateDir string) (dirs []string, err error) {
 	names, err := runs(stateDir)
-	if err != nil {
-		return nil, err
-	}
-	var dirs []string // of those that were not undone
 	for _, name := range slices.Backward(names) {
 		dir := filepath.Join(stateDir, initDir, name)
 		if _, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
 			dirs = append(dirs, dir)
 		}
+	}
+	return dirs, err
+}
+
+// Last reads the init that was done last of those that were not undone.
+func Last(stateDir string, h clients.Host, store Store) (*Undo, error) {
+	dirs, err := undoable(stateDir)
+	if err != nil {
+		return nil, err
 	}
 	if len(dirs) == 0 {
 		return nil, ErrNothing
@@ -398,13 +403,19 @@ func (u *Undo) Conflicts() (out []Reversal) {
 // those alone: what was saved since in a file that has another way back is not to be lost. The
 // directory of the copies goes, unless something is kept there: see Undone and Original.
 func (u *Undo) Do(force bool) (err error) {
-	_, unlock, err := alone(filepath.Dir(filepath.Dir(u.Dir)))
+	stateDir := filepath.Dir(filepath.Dir(u.Dir))
+	_, unlock, err := alone(stateDir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	if _, err := os.Stat(filepath.Join(u.Dir, manifestFile)); errors.Is(err, fs.ErrNotExist) {
+	switch dirs, err := undoable(stateDir); {
+	case err != nil:
+		return err
+	case !slices.Contains(dirs, u.Dir):
 		return fmt.Errorf("%w: it was undone meanwhile", ErrNothing)
+	case dirs[0] != u.Dir:
+		return errors.New("there was another init meanwhile, which is to be undone first; nothing was undone, try again")
 	}
 	for _, v := range u.Files {
 		if _, _, err := v.still(); err != nil {

@@ -1,6 +1,7 @@
 package adopt_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -148,6 +149,28 @@ func TestUndoAfterAClockWasCorrected(t *testing.T) {
 	}
 	if got := after[filepath.FromSlash(".cursor/mcp.json")]; !strings.Contains(got, `"one": {"command": "one"}`) {
 		t.Errorf("the first init is not taken back: %s", got)
+	}
+}
+
+// An init that is done while a person is asked about the one before must not lose that under itself.
+func TestUndoWhileThereIsAnotherInit(t *testing.T) {
+	p := newPerson(t)
+	p.write(".cursor/mcp.json", `{"mcpServers": {"one": {"command": "one"}}}`)
+	must(p.plan().Do(t.Context()))(t)
+	first := must(adopt.Last(p.o.StateDir, p.o.Host, p.store))(t)
+	p.write(".codeium/windsurf/mcp_config.json", `{"mcpServers": {"two": {"command": "two"}}}`)
+	must(p.plan().Do(t.Context()))(t)
+	before := p.all()
+	if err := first.Do(false); err == nil || !strings.Contains(err.Error(), "another init meanwhile") {
+		t.Errorf("it was undone: %v", err)
+	}
+	if diff := cmp.Diff(before, p.all()); diff != "" {
+		t.Errorf("(-before +after):\n%s", diff)
+	}
+	p.undo(false)
+	p.undo(false)
+	if err := first.Do(false); !errors.Is(err, adopt.ErrNothing) {
+		t.Errorf("undone already: %v", err)
 	}
 }
 
