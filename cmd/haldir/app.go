@@ -190,7 +190,7 @@ func (a *app) use(ctx context.Context) (ledger.Use, policy.SessionState, string,
 	s := a.cfg.Session
 	terms := a.terms()
 	if id := a.settings.SessionID; id != "" {
-		use := ledger.Use{ID: id}
+		use := ledger.Use{ID: id, Command: a.command()}
 		found, err := a.ledger.Session(ctx, use)
 		if err != nil {
 			return use, policy.SessionState{}, "", fmt.Errorf("join session %s: %w", id, err)
@@ -205,7 +205,7 @@ func (a *app) use(ctx context.Context) (ledger.Use, policy.SessionState, string,
 		sum := sha256.Sum256([]byte("claude-code\x00" + host))
 		id, fresh = "ses_"+strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10])), false
 	}
-	return ledger.Use{ID: id, Terms: terms, Fresh: fresh}, policy.SessionState{ID: id, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit}, s.Agent, nil
+	return ledger.Use{ID: id, Terms: terms, Fresh: fresh, Command: a.command()}, policy.SessionState{ID: id, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit}, s.Agent, nil
 }
 
 // server makes the upstreams and the proxy before them. Nothing is started.
@@ -287,13 +287,31 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 
 // command is how a person runs haldir for the config and the state of this process, as
 // far as to the verb: what a host has said by flags and variables a person must, too.
-func (a *app) command() string {
+func (a *app) command() string { return a.commandWith(shellWord) }
+
+// launched is command for a client, which starts haldir in any directory.
+func (a *app) launched() string {
+	return a.commandWith(func(path string) string {
+		if abs, err := filepath.Abs(path); err == nil {
+			path = abs
+		}
+		return shellWord(path)
+	})
+}
+
+// commandWith is command with its paths written by a function. It needs no settings, which
+// what goes wrong early does not have yet.
+func (a *app) commandWith(path func(string) string) string {
 	words := []string{itself()}
-	if path, named, err := a.layers.ConfigPath(); err == nil && named {
-		words = append(words, "--config", shellWord(path))
+	if file, named, err := a.layers.ConfigPath(); err == nil && named {
+		words = append(words, "--config", path(file))
 	}
-	if f := a.flags.Lookup("state-dir"); f != nil && f.Changed || os.Getenv("HALDIR_STATE_DIR") != "" {
-		words = append(words, "--state-dir", shellWord(a.settings.StateDir))
+	state := os.Getenv("HALDIR_STATE_DIR")
+	if f := a.flags.Lookup("state-dir"); f != nil && f.Changed {
+		state = f.Value.String()
+	}
+	if state != "" {
+		words = append(words, "--state-dir", path(state))
 	}
 	for _, u := range a.quick.upstreams {
 		words = append(words, "--upstream", shellWord(shownUpstream(u)))

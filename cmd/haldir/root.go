@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 
 // explain tells a person what went wrong and what to do, and returns the code.
 func (a *app) explain(err error) int {
-	code, hint := advice(err)
+	code, hint := a.advice(err)
 	if e, ok := errors.AsType[*exit](err); ok && e.silent {
 		return code
 	}
@@ -80,7 +80,7 @@ func (a *app) explain(err error) int {
 
 // advice is the exit code of an error, and what to do about it where the error itself
 // does not say.
-func advice(err error) (code int, hint string) {
+func (a *app) advice(err error) (code int, hint string) {
 	code = exitFailed
 	if e, ok := errors.AsType[*exit](err); ok {
 		if code = e.code; e.silent {
@@ -97,15 +97,15 @@ func advice(err error) (code int, hint string) {
 		hint = "the audit was changed outside haldir; keep the file as it is and compare it with a backup"
 	case errors.Is(err, ledger.ErrDamaged):
 		code = exitDamaged
-		hint = "haldir has not touched the file; copy the state directory, then see: haldir ledger recover --help"
+		hint = "haldir has not touched the file; copy the state directory, then see: " + a.command() + " ledger recover --help"
 	case errors.Is(err, ledger.ErrKey):
 		code = exitDamaged
-		hint = "put checkpoint.key back from a backup; without one, see: haldir ledger recover --help"
+		hint = "put checkpoint.key back from a backup; without one, see: " + a.command() + " ledger recover --help"
 	case errors.Is(err, ledger.ErrBusy):
 		hint = "`ps` shows the process; a suspended one (Ctrl-Z) is continued with `fg`"
 	case errors.Is(err, ledger.ErrNoSession):
 		code = exitUsage
-		hint = "`haldir session list` shows the sessions there are"
+		hint = "`" + a.command() + " session list` shows the sessions there are"
 	}
 	return code, hint
 }

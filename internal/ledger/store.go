@@ -130,7 +130,7 @@ func openDB(dir string, deep depth, o bolt.Options) (db *bolt.DB, file *os.File,
 // missing says what there is without the database.
 func missing(dir string, anchor head, signed int64) error {
 	return fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written, and %s is %d bytes long; restore the file, "+
-		"or begin anew with: haldir ledger recover", ErrDamaged, dbPath(dir), headPath(dir), anchor.seq, logPath(dir), signed)
+		"or begin anew without it (ledger recover)", ErrDamaged, dbPath(dir), headPath(dir), anchor.seq, logPath(dir), signed)
 }
 
 // checked looks whether a database that was opened is one to go on with, and closes it if not.
