@@ -138,17 +138,18 @@ func (a *app) openLog() error {
 	return nil
 }
 
-// open opens the ledger.
+// open opens the ledger. A snapshot of one, as an auditor mounts it, can be looked at.
 func (a *app) open() (err error) {
 	if a.ledger != nil {
 		return nil
 	}
 	a.self = a.process()
+	look := a.looking || !a.serving && ledger.Frozen(a.settings.StateDir)
 	a.ledger, err = ledger.Open(ledger.Options{
-		Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log, ReadOnly: a.looking, Process: a.self,
+		Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log, ReadOnly: look, Process: a.self,
 		Soon: a.serving,
 	})
-	if err == nil && a.cfg != nil && !a.looking { // verbs that need no config have no say in what is kept
+	if err == nil && a.cfg != nil && !look { // verbs that need no config have no say in what is kept
 		a.ledger.Retain(a.retention())
 	}
 	return err
@@ -504,17 +505,17 @@ func (a *app) close() error {
 	}
 	var err error
 	if a.ledger != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), grace)
 		if a.hurry { // what the children did not need of their time is the ledger's
 			grace = max(grace, ladder+grace-time.Since(begun))
 		}
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
 		defer cancel()
 		err = a.ledger.Close(ctx)
-		a.ledger = nil
 		if a.hurry && errors.Is(err, context.DeadlineExceeded) { // as agreed with the host, which kills otherwise
 			a.log.Warn().Msg("the ledger was not closed in time; calls whose outcome is not on disk count as spent, and the next haldir records them as abandoned")
 			err = nil
 		}
+		a.ledger = nil
 	}
 	if a.logFile != nil {
 		err = errors.Join(err, a.logFile.Close())

@@ -101,6 +101,8 @@ func (a *app) advice(err error) (code int, hint string) {
 	case errors.Is(err, ledger.ErrKey):
 		code = exitDamaged
 		hint = "put checkpoint.key back from a backup; without one, see: " + a.command() + " ledger recover --help"
+	case errors.Is(err, ledger.ErrAccess), errors.Is(err, ledger.ErrReadOnly):
+		hint = "haldir must be able to write in the state directory, for its locks at least; copy it to a directory of your own and name that by --state-dir"
 	case errors.Is(err, ledger.ErrBusy):
 		hint = "`ps` shows the process; a suspended one (Ctrl-Z) is continued with `fg`"
 	case errors.Is(err, ledger.ErrNoSession):

@@ -59,6 +59,8 @@ var (
 	ErrClosed = errors.New("the ledger is closed")
 	// ErrReadOnly: this process opened the ledger to look at it.
 	ErrReadOnly = errors.New("the ledger was opened to be looked at")
+	// ErrAccess: the system lets this process not write, or not read, what it must.
+	ErrAccess = errors.New("no access to the state directory")
 	// ErrNone: there is no ledger, and this process makes none.
 	ErrNone = errors.New("there is no ledger yet")
 	// ErrNoSession: there is no session of that id.
@@ -170,7 +172,10 @@ func openBolt(path string, o bolt.Options) (db *bolt.DB, file *os.File, err erro
 		_ = unlock(file) // bbolt has closed it, unless a fault kept it from that
 		_ = file.Close()
 	}
-	return nil, nil, fmt.Errorf("open %s: %w", path, blame(err))
+	if _, ok := errors.AsType[*fs.PathError](err); !ok { // which says it
+		err = fmt.Errorf("open %s: %w", path, blame(err))
+	}
+	return nil, nil, blame(err)
 }
 
 // blame tells a file that is not what was written from a system that keeps it
