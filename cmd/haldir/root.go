@@ -142,7 +142,13 @@ func root(a *app) *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          knownVerb,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	showVersion := cmd.Flags().Bool("version", false, "print the version")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *showVersion {
+			return a.printVersion()
+		}
+		return cmd.Help()
 	}
 	f := cmd.PersistentFlags()
 	f.String("config", "", "the config file (HALDIR_CONFIG)")
@@ -166,6 +172,10 @@ func root(a *app) *cobra.Command {
 		sessionCommand(a), approvalsCommand(a), stopCommand(a), resumeCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), consoleCommand(a), keyCommand(a), versionCommand(a),
 	)
 	cmd.AddCommand(pagesCommand(a)...)
+	cmd.InitDefaultHelpCmd()
+	if c, _, err := cmd.Find([]string{"help"}); err == nil {
+		c.Run, c.RunE = nil, helpOf
+	}
 	cmd.InitDefaultCompletionCmd()
 	if c, _, err := cmd.Find([]string{"completion"}); err == nil {
 		c.Args, c.RunE = knownVerb, needsVerb
@@ -208,6 +218,18 @@ func knownVerb(cmd *cobra.Command, args []string) error {
 		hint = fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
 	}
 	return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
+}
+
+// helpOf shows the help of a verb. cobra's own exits with 0 where there is no such verb.
+func helpOf(cmd *cobra.Command, args []string) error {
+	c, rest, err := cmd.Root().Find(args)
+	if err == nil {
+		err = knownVerb(c, rest)
+	}
+	if err != nil {
+		return usage("%w; see: %s --help", err, cmd.Root().Name())
+	}
+	return c.Help()
 }
 
 func needsVerb(cmd *cobra.Command, _ []string) error {
