@@ -66,7 +66,7 @@ func (s *Server) admit(r *request, d []byte, up *Upstream, attempt *ledger.Attem
 					r.refused = errNotCalled
 				}
 				s.o.Log.Info().Str("call", s.shown(attempt)).Str("policy", decision.Policy).Str("rule", decision.Rule).Msg("call refused")
-				return refuse(refusal(decision, ticket)), endRefused, false
+				return refuse(refusal(decision, ticket, s.o.Command)), endRefused, false
 			}
 			s.o.Log.Info().Str("call", s.shown(attempt)).Str("rule", decision.Rule).Str("request", ticket.Approval).Msg("call waits for a person")
 			granted := *attempt
@@ -314,7 +314,7 @@ func (s *Server) verdict(q *question, e audit.Entry) *Refusal {
 func (s *Server) not(q *question, why string) *Refusal {
 	x := refusal(policy.Decision{
 		Policy: q.decision.Policy, Rule: q.decision.Rule, Reason: fmt.Sprintf("%s, which it did not get: %s", q.decision.Reason, why),
-	}, q.ticket)
+	}, q.ticket, s.o.Command)
 	return &x
 }
 
@@ -337,7 +337,7 @@ func (s *Server) nobody(ctx context.Context, q *question) *Refusal {
 		}
 		return s.broke(q, err)
 	}
-	x := refusal(policy.Decision{Policy: q.decision.Policy, Rule: q.decision.Rule}, q.ticket)
+	x := refusal(policy.Decision{Policy: q.decision.Policy, Rule: q.decision.Rule}, q.ticket, s.o.Command)
 	x.Retryable = true
 	x.Error = fmt.Sprintf("%s, and nobody could be asked. The user can allow it within %s by running: %s approvals approve %s; then make exactly this call again. "+
 		"Do not try to reach the same end by another way", q.decision.Reason, policy.Span(ledger.Listed), s.o.Command, q.ticket.Approval)

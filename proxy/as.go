@@ -82,7 +82,7 @@ func (s *Server) ForbidsAs(ctx context.Context, a As, tool string, arguments jso
 	if err != nil {
 		return nil, err
 	}
-	refused := refusal(d, ticket)
+	refused := refusal(d, ticket, s.o.Command)
 	return &refused, nil
 }
 

@@ -72,7 +72,7 @@ func (s *Server) completeFor(r *request, kind policy.Kind, up Upstream, key stri
 		r.rules = s.renewed(r.rules)
 		f, err := against()
 		if f != nil {
-			err = &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, ledger.Ticket{}), errors.New(f.Reason)}
+			err = &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, ledger.Ticket{}, s.o.Command), errors.New(f.Reason)}
 		}
 		return err
 	})

@@ -159,7 +159,7 @@ func (s *Server) nextRound(r *request, c policy.Call, b *round) error {
 		if err := r.rules.holds(context.WithoutCancel(r.ctx)); err != nil {
 			f := callerGone(err)
 			r.refused = ErrRefused
-			return &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason}, b.ticket), err}
+			return &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason}, b.ticket, s.o.Command), err}
 		}
 	}
 	if c.Kind == policy.KindTool {
@@ -202,13 +202,13 @@ func (s *Server) halts(r *request, c policy.Call, b *round) *haltError {
 			continue
 		default: // nobody was asked, and there is no asking between two rounds
 			r.refused = ErrRefused
-			x := refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule}, b.ticket)
+			x := refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule}, b.ticket, s.o.Command)
 			x.Retryable = true
 			x.Error = wire.Printable(f.Reason, 2000) + " since the config was changed, and this call began before that. Make the call again, from its beginning, and a person is asked"
 			return &haltError{x, errors.New(f.Reason)}
 		}
 		r.refused = ErrRefused
-		return &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, b.ticket), errors.New(f.Reason)}
+		return &haltError{refusal(policy.Decision{Policy: f.Policy, Rule: f.Rule, Reason: f.Reason, RetryAt: f.RetryAt}, b.ticket, s.o.Command), errors.New(f.Reason)}
 	}
 	return nil
 }

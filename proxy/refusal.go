@@ -36,7 +36,8 @@ type Refusal struct {
 // noUse is added where trying again, or another way, cannot help.
 const noUse = ". Do not retry it or try to reach the same end by another way; ask the user if it is needed"
 
-func refusal(d policy.Decision, t ledger.Ticket) Refusal {
+// refusal is what is told of a decision; command is how a person runs haldir.
+func refusal(d policy.Decision, t ledger.Ticket, command string) Refusal {
 	r := Refusal{
 		Error: wire.Printable(d.Reason, 2000), BlockedBy: "haldir", Policy: d.Policy, Rule: d.Rule, Retryable: !d.RetryAt.IsZero(), RetryAt: d.RetryAt, AuditID: t.AuditID(),
 	}
@@ -44,7 +45,7 @@ func refusal(d policy.Decision, t ledger.Ticket) Refusal {
 	switch {
 	case r.Retryable || d.Policy == policyUnknownTool || d.Policy == policyUnavailable:
 	case d.Policy == policy.PolicySession && d.Rule == "expired":
-		r.Error += "; the user can renew it with: haldir session renew " + t.Session
+		r.Error += "; the user can renew it with: " + command + " session renew " + t.Session
 	default:
 		r.Error += noUse
 	}

@@ -117,7 +117,7 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 		u.met = o.Server
 	}
 	u.mu.Unlock()
-	c = apply(c, u.o.Config.Pins, r.Instructions, changes)
+	c = apply(c, u.o.Config.Pins, r.Instructions, changes, u.differs())
 	if u.o.Config.Pins == "warn" || !r.Known() {
 		return c, nil
 	}
@@ -129,7 +129,7 @@ func (u *Upstream) hold(ctx context.Context, c Catalogue, list []byte, pin bool)
 func (u *Upstream) anew(c Catalogue, o pins.Offer, raw []byte, damaged error, pin bool) Catalogue {
 	u.mu.Lock()
 	if u.pinned.Damaged == nil { // else it was told
-		u.o.Log.Error().Err(damaged).Msg("all of the upstream is withheld until a person has accepted it anew; see: " + u.o.Command + " pins diff " + u.Name())
+		u.o.Log.Error().Err(damaged).Msg("all of the upstream is withheld until a person has accepted it anew; see: " + u.differs())
 	}
 	u.pinned, u.pinnedRaw, u.pinnable = Pinned{Changes: o.All("what was pinned is damaged"), Damaged: damaged}, raw, o
 	u.unpinned = false
@@ -137,8 +137,11 @@ func (u *Upstream) anew(c Catalogue, o pins.Offer, raw []byte, damaged error, pi
 		u.met = o.Server
 	}
 	u.mu.Unlock()
-	return withholdAll(c, nil, damaged.Error()+"; see: haldir pins diff")
+	return withholdAll(c, nil, damaged.Error()+"; see: "+u.differs())
 }
+
+// differs is the command that shows what has changed.
+func (u *Upstream) differs() string { return u.o.Command + " pins diff " + u.Name() }
 
 // strict reports whether an addition is a change.
 func (u *Upstream) strict() bool { return u.o.Config.Pins == "block" }
@@ -303,7 +306,7 @@ func (u *Upstream) pin(ctx context.Context, known []byte, o pins.Offer, program 
 	}
 	u.wrote = u.wrote || wrote
 	for _, c := range news {
-		u.o.Log.Warn().Str("change", wire.Printable(u.o.Clean(c.Summary()), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: " + u.o.Command + " pins diff " + u.Name())
+		u.o.Log.Warn().Str("change", wire.Printable(u.o.Clean(c.Summary()), 400)).Str("pins", u.o.Config.Pins).Msg("the upstream is not as it is pinned; see: " + u.differs())
 	}
 	if n := len(found); n > 0 {
 		u.o.Log.Info().Int("texts", n).Msg("texts of the upstream's should be looked at; see: " + u.o.Command + " pins list")
@@ -389,8 +392,9 @@ func withholdAll(c Catalogue, pinned json.RawMessage, why string) Catalogue {
 	return c
 }
 
-// apply makes of a catalogue what the host may see; words are the pinned instructions.
-func apply(c Catalogue, mode, words string, changes []pins.Change) Catalogue {
+// apply makes of a catalogue what the host may see; words are the pinned instructions, and see
+// the command that shows what has changed.
+func apply(c Catalogue, mode, words string, changes []pins.Change, see string) Catalogue {
 	if mode == "warn" {
 		return c
 	}
@@ -401,11 +405,11 @@ func apply(c Catalogue, mode, words string, changes []pins.Change) Catalogue {
 		if mode == "block" && why == "" {
 			why = "it is not as it is pinned"
 		}
-		why += "; see: haldir pins diff"
+		why += "; see: " + see
 		switch x.Kind {
 		case pins.Server:
 			if mode == "block" {
-				return withholdAll(c, pinned, "the server is not the one that is pinned; see: haldir pins diff")
+				return withholdAll(c, pinned, "the server is not the one that is pinned; see: "+see)
 			}
 		case pins.Instructions:
 			c.Server = wire.Edit(c.Server, wire.Field{Name: "instructions", Value: instructions(x.Old)})

@@ -139,17 +139,18 @@ func (a *app) openLog() error {
 	return nil
 }
 
-// open opens the ledger.
+// open opens the ledger. A snapshot of one, as an auditor mounts it, can be looked at.
 func (a *app) open() (err error) {
 	if a.ledger != nil {
 		return nil
 	}
 	a.self = a.process()
+	look := a.looking || !a.serving && ledger.Frozen(a.settings.StateDir)
 	a.ledger, err = ledger.Open(ledger.Options{
-		Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log, ReadOnly: a.looking, Process: a.self,
+		Dir: a.settings.StateDir, Clock: time.Now, Logger: a.log, ReadOnly: look, Process: a.self,
 		Soon: a.serving,
 	})
-	if err == nil && a.cfg != nil && !a.looking { // verbs that need no config have no say in what is kept
+	if err == nil && a.cfg != nil && !look { // verbs that need no config have no say in what is kept
 		a.ledger.Retain(a.retention())
 	}
 	return err
@@ -192,7 +193,7 @@ func (a *app) use(ctx context.Context) (ledger.Use, policy.SessionState, string,
 	s := a.cfg.Session
 	terms := a.terms()
 	if id := a.settings.SessionID; id != "" {
-		use := ledger.Use{ID: id}
+		use := ledger.Use{ID: id, Command: a.command()}
 		found, err := a.ledger.Session(ctx, use)
 		if err != nil {
 			return use, policy.SessionState{}, "", fmt.Errorf("join session %s: %w", id, err)
@@ -207,7 +208,7 @@ func (a *app) use(ctx context.Context) (ledger.Use, policy.SessionState, string,
 		sum := sha256.Sum256([]byte("claude-code\x00" + host))
 		id, fresh = "ses_"+strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10])), false
 	}
-	return ledger.Use{ID: id, Terms: terms, Fresh: fresh}, policy.SessionState{ID: id, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit}, s.Agent, nil
+	return ledger.Use{ID: id, Terms: terms, Fresh: fresh, Command: a.command()}, policy.SessionState{ID: id, AllScopes: s.AllScopes, Scopes: s.Scopes, SpendLimit: s.SpendLimit}, s.Agent, nil
 }
 
 // server makes the upstreams and the proxy before them. Nothing is started.
@@ -289,13 +290,31 @@ func (a *app) upstream(c config.Upstream, r *config.Resolver, changed func()) *u
 
 // command is how a person runs haldir for the config and the state of this process, as
 // far as to the verb: what a host has said by flags and variables a person must, too.
-func (a *app) command() string {
+func (a *app) command() string { return a.commandWith(shellWord) }
+
+// launched is command for a client, which starts haldir in any directory.
+func (a *app) launched() string {
+	return a.commandWith(func(path string) string {
+		if abs, err := filepath.Abs(path); err == nil {
+			path = abs
+		}
+		return shellWord(path)
+	})
+}
+
+// commandWith is command with its paths written by a function. It needs no settings, which
+// what goes wrong early does not have yet.
+func (a *app) commandWith(path func(string) string) string {
 	words := []string{itself()}
-	if path, named, err := a.layers.ConfigPath(); err == nil && named {
-		words = append(words, "--config", shellWord(path))
+	if file, named, err := a.layers.ConfigPath(); err == nil && named {
+		words = append(words, "--config", path(file))
 	}
-	if f := a.flags.Lookup("state-dir"); f != nil && f.Changed || os.Getenv("HALDIR_STATE_DIR") != "" {
-		words = append(words, "--state-dir", shellWord(a.settings.StateDir))
+	state := os.Getenv("HALDIR_STATE_DIR")
+	if f := a.flags.Lookup("state-dir"); f != nil && f.Changed {
+		state = f.Value.String()
+	}
+	if state != "" {
+		words = append(words, "--state-dir", path(state))
 	}
 	for _, u := range a.quick.upstreams {
 		words = append(words, "--upstream", shellWord(shownUpstream(u)))
@@ -465,7 +484,7 @@ const (
 )
 
 func (a *app) close() error {
-	grace, ladder := closeGrace, time.Minute
+	begun, grace, ladder := time.Now(), closeGrace, time.Minute
 	if a.hurry {
 		grace, ladder = hurryGrace, hurryLadder
 	}
@@ -488,9 +507,16 @@ func (a *app) close() error {
 	}
 	var err error
 	if a.ledger != nil {
+		if a.hurry { // what the children did not need of their time is the ledger's
+			grace = max(grace, ladder+grace-time.Since(begun))
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), grace)
 		defer cancel()
 		err = a.ledger.Close(ctx)
+		if a.hurry && errors.Is(err, context.DeadlineExceeded) { // as agreed with the host, which kills otherwise
+			a.log.Warn().Msg("the ledger was not closed in time; calls whose outcome is not on disk count as spent, and the next haldir records them as abandoned")
+			err = nil
+		}
 		a.ledger = nil
 	}
 	if a.logFile != nil {

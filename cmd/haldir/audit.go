@@ -71,8 +71,8 @@ func auditList(a *app) *cobra.Command {
 			if err := a.printTable([]string{"SEQ", "TIME", "STATUS", "TOOL", "REASON"}, rows); err != nil {
 				return err
 			}
-			if len(entries) == 0 && f.Tool != "" {
-				a.say("haldir: nothing was found of a tool %q; `%s tools` lists the names", f.Tool, a.command())
+			if len(entries) == 0 {
+				a.sayNone(f)
 			}
 			if next > 0 {
 				a.say("there is more: --before %d", next)
@@ -88,6 +88,20 @@ func auditList(a *app) *cobra.Command {
 	fl.IntVar(&f.Limit, "limit", 50, "at most so many")
 	fl.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// sayNone says what nothing was found of, as that may be misspelt.
+func (a *app) sayNone(f audit.Filter) {
+	switch {
+	case f.Tool != "":
+		a.say("haldir: nothing was found of a tool %q; `%s tools` lists the names", f.Tool, a.command())
+	case f.Session != "":
+		a.say("haldir: nothing was found of a session %q; `%s session list` lists them", f.Session, a.command())
+	case f.Agent != "":
+		a.say("haldir: nothing was found of an agent %q; `%s session list` has their names", f.Agent, a.command())
+	case f.Upstream != "":
+		a.say("haldir: nothing was found of an upstream %q; `%s upstream list` lists them", f.Upstream, a.command())
+	}
 }
 
 // filterFlags are those of the verbs that select entries.

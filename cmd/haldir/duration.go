@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"regexp"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -19,8 +22,14 @@ func durationVar(f *pflag.FlagSet, at *time.Duration, name string, value time.Du
 
 func (d duration) Set(text string) (err error) {
 	*d.at, err = config.ReadDuration(text)
+	if err != nil && longSpan().MatchString(text) {
+		return fmt.Errorf("%q is too long; the longest is 36499d", text)
+	}
 	return err
 }
+
+// longSpan is what can be no duration for one reason only: there is no room for it.
+var longSpan = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]+[smhd]$`) })
 
 // String is what help shows as the default: nothing for none.
 func (d duration) String() string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/sha256"
 	"encoding/csv"
 	"encoding/hex"
@@ -36,25 +37,29 @@ func auditExport(a *app) *cobra.Command {
 			if err := a.openState(); err != nil {
 				return err
 			}
-			w, end, err := a.output(out)
-			if err != nil {
+			var m audit.Manifest
+			var text []byte
+			err = a.output(out, func(w io.Writer) (err error) {
+				if m, err = a.export(cmd, w, format, from); err != nil {
+					return err
+				}
+				if text, err = json.MarshalIndent(m, "", "  "); err != nil || out == "" {
+					return err
+				}
+				return written(out+".manifest.json", os.O_TRUNC, func(w io.Writer) error {
+					_, err := w.Write(append(text, '\n'))
+					return err
+				})
+			})
+			switch {
+			case err != nil:
 				return err
-			}
-			defer func() { err = errors.Join(err, end()) }()
-			m, err := a.export(cmd, w, format, from)
-			if err != nil {
-				return err
-			}
-			text, err := json.MarshalIndent(m, "", "  ")
-			if err != nil {
-				return err
-			}
-			if out == "" {
+			case out == "":
 				a.say("%s", text)
-				return nil
+			default:
+				a.say("%s: %s", out, m)
 			}
-			a.say("%s: %s", out, m)
-			return os.WriteFile(out+".manifest.json", append(text, '\n'), 0o600)
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "jsonl", "jsonl, csv or ocsf")
@@ -110,22 +115,31 @@ func (a *app) export(cmd *cobra.Command, w io.Writer, format string, from uint64
 		err = events.End()
 	}
 	rows.Flush()
-	if err = errors.Join(err, rows.Error(), buffered.Flush()); err != nil {
+	if err = cmp.Or(err, rows.Error(), buffered.Flush()); err != nil { // each may be the one before
 		return m, err
 	}
 	m.SHA256 = hex.EncodeToString(sum.Sum(nil))
 	return m, nil
 }
 
-// output is where --out has something written: a new file for this user only, or else
-// standard output. It is to be ended.
-func (a *app) output(path string) (w io.Writer, end func() error, err error) {
+// output has something written to where --out says: a new file, or else standard output.
+func (a *app) output(path string, write func(io.Writer) error) error {
 	if path == "" {
-		return a.out, func() error { return nil }, nil
+		return write(a.out)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	return written(path, os.O_EXCL, write)
+}
+
+// written has a file written for this user only. One that could not be written whole does not
+// stay: it would be in the way of the next attempt, or be taken for what it is not.
+func written(path string, flag int, write func(io.Writer) error) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|flag, 0o600)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	return f, f.Close, nil
+	err = write(f)
+	if err = cmp.Or(err, f.Close()); err != nil {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }

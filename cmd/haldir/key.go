@@ -144,7 +144,7 @@ func keyRevoke(a *app) *cobra.Command {
 			}
 			k, err := a.ledger.RevokeKey(cmd.Context(), args[0])
 			if errors.Is(err, ledger.ErrNoKey) {
-				return usage("%w; haldir key list shows the keys there are", err)
+				return usage("%w; see: %s key list", err, a.command())
 			}
 			if err != nil {
 				return err

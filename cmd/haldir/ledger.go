@@ -141,8 +141,8 @@ func (a *app) printRecovery(r ledger.Recovery) error {
 	if err := a.printf("sessions   lost, as is what had been spent and counted\n"); err != nil {
 		return err
 	}
-	a.say("until you run `haldir ledger trust --reason TEXT`, limits without a window count as used up and sessions of before are refused;\n" +
-		"limits with a window count as used up until it has passed")
+	a.say("until you run `%s ledger trust --reason TEXT`, limits without a window count as used up and sessions of before are refused;\n"+
+		"limits with a window count as used up until it has passed", a.command())
 	return nil
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,7 +26,7 @@ func auditReport(a *app) *cobra.Command {
 			"the record is intact. It is written all the same if it is not; the exit status is\n" +
 			"then 4. The HTML is one page that needs nothing else, and prints well.",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "md" && format != "html" && format != "json" {
 				return usage("--format must be md, html or json")
 			}
@@ -46,12 +47,7 @@ func auditReport(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w, end, err := a.output(out)
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, end()) }()
-			if err := writeReport(w, r, format); err != nil {
+			if err := a.output(out, func(w io.Writer) error { return writeReport(w, r, format) }); err != nil {
 				return err
 			}
 			return damage
@@ -114,5 +110,5 @@ func writeReport(w io.Writer, r *report.Report, format string) error {
 	default:
 		err = r.Markdown(buffered)
 	}
-	return errors.Join(err, buffered.Flush())
+	return cmp.Or(err, buffered.Flush()) // which fails with what a write has failed with
 }

@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 
 // explain tells a person what went wrong and what to do, and returns the code.
 func (a *app) explain(err error) int {
-	code, hint := advice(err)
+	code, hint := a.advice(err)
 	if e, ok := errors.AsType[*exit](err); ok && e.silent {
 		return code
 	}
@@ -80,7 +80,7 @@ func (a *app) explain(err error) int {
 
 // advice is the exit code of an error, and what to do about it where the error itself
 // does not say.
-func advice(err error) (code int, hint string) {
+func (a *app) advice(err error) (code int, hint string) {
 	code = exitFailed
 	if e, ok := errors.AsType[*exit](err); ok {
 		if code = e.code; e.silent {
@@ -97,15 +97,17 @@ func advice(err error) (code int, hint string) {
 		hint = "the audit was changed outside haldir; keep the file as it is and compare it with a backup"
 	case errors.Is(err, ledger.ErrDamaged):
 		code = exitDamaged
-		hint = "haldir has not touched the file; copy the state directory, then see: haldir ledger recover --help"
+		hint = "haldir has not touched the file; copy the state directory, then see: " + a.command() + " ledger recover --help"
 	case errors.Is(err, ledger.ErrKey):
 		code = exitDamaged
-		hint = "put checkpoint.key back from a backup; without one, see: haldir ledger recover --help"
+		hint = "put checkpoint.key back from a backup; without one, see: " + a.command() + " ledger recover --help"
+	case errors.Is(err, ledger.ErrAccess), errors.Is(err, ledger.ErrReadOnly):
+		hint = "haldir must be able to write in the state directory, for its locks at least; copy it to a directory of your own and name that by --state-dir"
 	case errors.Is(err, ledger.ErrBusy):
 		hint = "`ps` shows the process; a suspended one (Ctrl-Z) is continued with `fg`"
 	case errors.Is(err, ledger.ErrNoSession):
 		code = exitUsage
-		hint = "`haldir session list` shows the sessions there are"
+		hint = "`" + a.command() + " session list` shows the sessions there are"
 	}
 	return code, hint
 }
@@ -140,7 +142,13 @@ func root(a *app) *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          knownVerb,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	showVersion := cmd.Flags().Bool("version", false, "print the version")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *showVersion {
+			return a.printVersion()
+		}
+		return cmd.Help()
 	}
 	f := cmd.PersistentFlags()
 	f.String("config", "", "the config file (HALDIR_CONFIG)")
@@ -164,6 +172,10 @@ func root(a *app) *cobra.Command {
 		sessionCommand(a), approvalsCommand(a), stopCommand(a), resumeCommand(a), auditCommand(a), spendCommand(a), ledgerCommand(a), policyCommand(a), upstreamCommand(a), secretCommand(a), pinsCommand(a), reloadCommand(a), consoleCommand(a), keyCommand(a), versionCommand(a),
 	)
 	cmd.AddCommand(pagesCommand(a)...)
+	cmd.InitDefaultHelpCmd()
+	if c, _, err := cmd.Find([]string{"help"}); err == nil {
+		c.Run, c.RunE = nil, helpOf
+	}
 	cmd.InitDefaultCompletionCmd()
 	if c, _, err := cmd.Find([]string{"completion"}); err == nil {
 		c.Args, c.RunE = knownVerb, needsVerb
@@ -206,6 +218,18 @@ func knownVerb(cmd *cobra.Command, args []string) error {
 		hint = fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
 	}
 	return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
+}
+
+// helpOf shows the help of a verb. cobra's own exits with 0 where there is no such verb.
+func helpOf(cmd *cobra.Command, args []string) error {
+	c, rest, err := cmd.Root().Find(args)
+	if err == nil {
+		err = knownVerb(c, rest)
+	}
+	if err != nil {
+		return usage("%w; see: %s --help", err, cmd.Root().Name())
+	}
+	return c.Help()
 }
 
 func needsVerb(cmd *cobra.Command, _ []string) error {

@@ -24,6 +24,7 @@ func (a *app) vault() *secret.Store {
 			ring = secret.SystemKeyring{}
 		}
 		a.store = secret.New(a.settings.StateDir, ring)
+		a.store.Command = a.command()
 	}
 	return a.store
 }
@@ -113,7 +114,7 @@ func secretList(a *app) *cobra.Command {
 				return a.printJSON(map[string]any{"secrets": list, "key": a.vault().Where()})
 			}
 			if len(rows) == 0 {
-				a.say("no secrets are stored; store one with: haldir secret set NAME")
+				a.say("no secrets are stored; store one with: %s secret set NAME", a.command())
 				return nil
 			}
 			return a.printTable([]string{"NAME", "KIND"}, rows)
@@ -151,7 +152,7 @@ func secretRemove(a *app) *cobra.Command {
 			}
 			if signIn {
 				if len(granted) == 0 {
-					return fmt.Errorf("nobody is signed in to an upstream %q; see: haldir secret list", args[0])
+					return fmt.Errorf("nobody is signed in to an upstream %q; see: %s secret list", args[0], a.command())
 				}
 				for _, n := range granted {
 					err = errors.Join(err, a.vault().Remove(n))
@@ -160,10 +161,10 @@ func secretRemove(a *app) *cobra.Command {
 			}
 			err = a.vault().Remove(args[0])
 			if errors.Is(err, secret.ErrNotFound) && len(granted) > 0 {
-				return fmt.Errorf("there is no secret %q, but a sign-in; end it with: haldir upstream logout %s, or forget it with --sign-in", args[0], args[0])
+				return fmt.Errorf("there is no secret %q, but a sign-in; end it with: %s upstream logout %s, or forget it with --sign-in", args[0], a.command(), args[0])
 			}
 			if errors.Is(err, secret.ErrNotFound) {
-				return fmt.Errorf("there is no secret %q; see: haldir secret list", args[0])
+				return fmt.Errorf("there is no secret %q; see: %s secret list", args[0], a.command())
 			}
 			return err
 		},

@@ -89,7 +89,7 @@ func sessionCreate(a *app) *cobra.Command {
 			if asJSON {
 				return a.printJSON(describe(s))
 			}
-			a.say("use it with: claude mcp add haldir --env HALDIR_SESSION_ID=%s -- %s serve", s.ID, a.command())
+			a.say("use it with: claude mcp add haldir --env HALDIR_SESSION_ID=%s -- %s serve", s.ID, a.launched())
 			return a.printf("%s\n", s.ID)
 		},
 	}

@@ -86,6 +86,8 @@ func fullDisk(raw []byte) error {
 		s.compact(c.Root, dir)
 	case "approvals":
 		s.approvals(c.Root, dir)
+	case "frozen":
+		s.frozen(c.Root, dir)
 	}
 	if s.failed {
 		return errors.New("failed")
@@ -360,6 +362,58 @@ func (s *scenario) compact(root, dir string) {
 	}
 }
 
+// frozen looks at a ledger that is mounted to be read only.
+func (s *scenario) frozen(root, dir string) {
+	e, err := policy.Compile(shop())
+	if err != nil {
+		s.errorf("%v", err)
+		return
+	}
+	ctx := context.Background()
+	l := s.open(dir)
+	if _, _, err := l.Reserve(ctx, pay("ses_a", "1"), e); err != nil {
+		s.errorf("Reserve: %v", err)
+	}
+	if err := l.Close(ctx); err != nil {
+		s.errorf("Close: %v", err)
+	}
+	if ledger.Frozen(dir) {
+		s.errorf("what can be written is said to be frozen")
+	}
+	if err := syscall.Mount("", root, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+		s.errorf("mount: %v", err)
+		return
+	}
+	if !ledger.Frozen(dir) {
+		s.errorf("it is not said to be frozen")
+	}
+	l = s.open(dir)
+	if _, _, err := l.Find(ctx, audit.Filter{}); !errors.Is(err, ledger.ErrAccess) || strings.Count(err.Error(), dir) != 1 {
+		s.errorf("without being told so it says: %v", err)
+	}
+	_ = l.Close(ctx)
+	l, err = ledger.Open(ledger.Options{Dir: dir, Clock: time.Now, Logger: zerolog.Nop(), ReadOnly: true})
+	if err != nil {
+		s.errorf("Open: %v", err)
+		return
+	}
+	if v, err := l.Verify(ctx, nil); err != nil || v.Count() == 0 {
+		s.errorf("Verify: %v", err)
+	}
+	if found, _, err := l.Find(ctx, audit.Filter{Limit: 10}); err != nil || len(found) == 0 {
+		s.errorf("Find: %d %v", len(found), err)
+	}
+	if _, err := l.Stats(ctx); err != nil {
+		s.errorf("Stats: %v", err)
+	}
+	if _, err := l.CreateSession(ctx, ledger.Terms{Agent: "a"}); !errors.Is(err, ledger.ErrReadOnly) {
+		s.errorf("CreateSession: %v", err)
+	}
+	if err := l.Close(ctx); err != nil {
+		s.errorf("Close: %v", err)
+	}
+}
+
 // mounted runs a worker that may mount, or skips the test.
 func mounted(t *testing.T, what string) {
 	t.Helper()
@@ -396,6 +450,8 @@ func mounted(t *testing.T, what string) {
 }
 
 func TestALedgerBegunOnAFullDiskWorksOnceThereIsSpace(t *testing.T) { mounted(t, "create") }
+
+func TestASnapshotThatIsMountedReadOnlyCanBeLookedAt(t *testing.T) { mounted(t, "frozen") }
 
 func TestACompactionThatRunsOutOfDiskSpaceChangesNothing(t *testing.T) { mounted(t, "compact") }
 

@@ -44,7 +44,7 @@ type Options struct {
 	// ReadOnly is for a process that only looks: nothing is made, brought up to date, settled
 	// for the dead or written, but for the files of the locks. An operation that would write
 	// fails with [ErrReadOnly], all of them with [ErrNone] where there is no ledger. A directory
-	// that is open to others is looked at as any.
+	// that is open to others is looked at as any. See [Frozen].
 	ReadOnly bool
 	// Process is what others are told of this process.
 	Process Process
@@ -403,9 +403,27 @@ func (l *Ledger) ensure(since time.Time) error {
 	}
 }
 
+// Frozen reports whether the database is on a file system that is mounted to be read only, as
+// a snapshot is: it can be looked at, and nothing else. bbolt's own lock, which needs no
+// writing, keeps it whole where others write by another mount.
+func Frozen(dir string) bool {
+	f, err := os.OpenFile(dbPath(dir), os.O_WRONLY, 0)
+	if err == nil {
+		_ = f.Close() // nothing was written
+	}
+	return errors.Is(err, syscall.EROFS)
+}
+
 // opened opens the database once the turn is taken; it gives the turn back if
 // that fails.
 func (l *Ledger) opened(err error) error {
+	if err = l.openTaken(err); errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: %w", ErrAccess, err)
+	}
+	return err
+}
+
+func (l *Ledger) openTaken(err error) error {
 	if l.o.ReadOnly && (errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission)) {
 		err = nil // where no lock can be made, nothing is written either
 	}

@@ -98,13 +98,21 @@ func (t *turn) unqueue() error {
 // pass goes through the gate.
 func (t *turn) pass(err error) error {
 	if err != nil {
-		return fmt.Errorf("lock %s: %w", t.gate.Path(), err)
+		return locking(t.gate, err)
 	}
 	_ = t.sign(t.gate, nil)
 	if err := errors.Join(t.lock.Lock(), free(t.gate)); err != nil {
-		return fmt.Errorf("lock %s: %w", t.lock.Path(), err)
+		return locking(t.lock, err)
 	}
 	return t.sign(t.lock, nil)
+}
+
+// locking says which lock an error is of, unless the error does.
+func locking(lock *flock.Flock, err error) error {
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
+		return err
+	}
+	return fmt.Errorf("lock %s: %w", lock.Path(), err)
 }
 
 // sign says who has a lock, for the message of whoever waits too long.

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,14 +61,18 @@ type Use struct {
 	Terms *Terms
 	// Fresh says that this process made the id, with [NewSessionID].
 	Fresh bool
+	// Command is how a person runs haldir for this ledger, for what is said of a session that
+	// there is not; "haldir" if it is empty.
+	Command string
 }
 
 // Missing is what is against a call in a session that there is not.
 func (u Use) Missing() *policy.Finding {
-	reason := fmt.Sprintf("There is no session %s; create one with: haldir session create", u.ID)
+	command := cmp.Or(u.Command, "haldir")
+	reason := fmt.Sprintf("There is no session %s; create one with: %s session create", u.ID, command)
 	if u.Terms != nil { // it would have been made, but for the doubt
 		reason = fmt.Sprintf("What session %s had used, and whether it was revoked, was lost with a damaged ledger; "+
-			"begin another one, or let it begin anew with: haldir ledger trust", u.ID)
+			"begin another one, or let it begin anew with: %s ledger trust", u.ID, command)
 	}
 	return &policy.Finding{Policy: policy.PolicySession, Rule: "unknown", Reason: reason}
 }

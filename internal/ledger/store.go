@@ -59,6 +59,8 @@ var (
 	ErrClosed = errors.New("the ledger is closed")
 	// ErrReadOnly: this process opened the ledger to look at it.
 	ErrReadOnly = errors.New("the ledger was opened to be looked at")
+	// ErrAccess: the system lets this process not write, or not read, what it must.
+	ErrAccess = errors.New("no access to the state directory")
 	// ErrNone: there is no ledger, and this process makes none.
 	ErrNone = errors.New("there is no ledger yet")
 	// ErrNoSession: there is no session of that id.
@@ -130,7 +132,7 @@ func openDB(dir string, deep depth, o bolt.Options) (db *bolt.DB, file *os.File,
 // missing says what there is without the database.
 func missing(dir string, anchor head, signed int64) error {
 	return fmt.Errorf("%w: %s is missing or empty, but %s says that %d records were written, and %s is %d bytes long; restore the file, "+
-		"or begin anew with: haldir ledger recover", ErrDamaged, dbPath(dir), headPath(dir), anchor.seq, logPath(dir), signed)
+		"or begin anew without it (ledger recover)", ErrDamaged, dbPath(dir), headPath(dir), anchor.seq, logPath(dir), signed)
 }
 
 // checked looks whether a database that was opened is one to go on with, and closes it if not.
@@ -170,7 +172,10 @@ func openBolt(path string, o bolt.Options) (db *bolt.DB, file *os.File, err erro
 		_ = unlock(file) // bbolt has closed it, unless a fault kept it from that
 		_ = file.Close()
 	}
-	return nil, nil, fmt.Errorf("open %s: %w", path, blame(err))
+	if _, ok := errors.AsType[*fs.PathError](err); !ok { // which says it
+		err = fmt.Errorf("open %s: %w", path, blame(err))
+	}
+	return nil, nil, blame(err)
 }
 
 // blame tells a file that is not what was written from a system that keeps it

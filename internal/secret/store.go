@@ -2,6 +2,7 @@ package secret
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,10 @@ const maxVault = 16 << 20
 // Store is the secrets of one state directory. Make it with [New]; its methods are
 // safe for concurrent use.
 type Store struct {
+	// Command is how a person runs haldir for this store, for what is said of a secret that there
+	// is not; "haldir" if it is empty.
+	Command string
+
 	dir  string
 	ring Keyring
 
@@ -75,7 +80,7 @@ func (s *Store) Get(n string) (string, error) {
 	}
 	v, ok := values[n]
 	if !ok {
-		return "", fmt.Errorf("%w; store it with: haldir secret set %s", ErrNotFound, n)
+		return "", fmt.Errorf("%w; store it with: %s secret set %s", ErrNotFound, cmp.Or(s.Command, "haldir"), n)
 	}
 	return v, nil
 }
