@@ -187,6 +187,9 @@ func (c *checker) unseen(pattern string) string {
 // compared warns of a condition that compares tool, which is the tool's own name, with a name as
 // agents see it or as patterns have it.
 func (c *checker) compared(path, when string) {
+	if !strings.Contains(when, "tool") {
+		return // the patterns need not be compiled
+	}
 	for _, m := range comparison().FindAllStringSubmatch(when, -1) {
 		for _, quoted := range quotes().FindAllString(m[1], -1) {
 			text := quoted[1 : len(quoted)-1]
