@@ -85,6 +85,7 @@ func (a *app) serve(ctx context.Context) error {
 	a.ship(ctx)
 	defer a.suspendable(ctx)()
 	defer a.inStep(ctx, srv)()
+	unmapBeginnings()
 	return a.interruptible(ctx, func() error { return srv.Serve(ctx, a.in, a.out) })
 }
 
