@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/haldir-mcp/haldir/internal/mcptest"
@@ -33,14 +32,7 @@ func TestASnapshotThatIsMountedReadOnlyCanBeAudited(t *testing.T) {
 		cmd := exec.Command("sh", append([]string{"-c", mounts, "sh", dir, bin, "--state-dir", dir}, strings.Fields(verb)...)...)
 		cmd.Env = append(os.Environ(), "HALDIR_CONFIG=")
 		cmd.Dir = filepath.Dir(dir)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-		if os.Getuid() != 0 {
-			cmd.SysProcAttr = &syscall.SysProcAttr{
-				Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-				UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-				GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-			}
-		}
+		cmd.SysProcAttr = mcptest.OwnMounts()
 		out, err := cmd.CombinedOutput()
 		if len(out) == 0 && err != nil || strings.Contains(string(out), "no mount") {
 			mcptest.Unavailable(t, "no process with mounts of its own: %v: %s", err, out)

@@ -103,12 +103,17 @@ func (s *scenario) open(dir string) *ledger.Ledger {
 	return l
 }
 
-func (s *scenario) reserve(root, dir string) {
+// shop are the rules of the same name.
+func (s *scenario) shop() *policy.Engine {
 	e, err := policy.Compile(shop())
 	if err != nil {
 		s.errorf("%v", err)
-		return
 	}
+	return e
+}
+
+func (s *scenario) reserve(root, dir string) {
+	e := s.shop()
 	ctx := context.Background()
 	l := s.open(dir)
 	var owed []ledger.Ticket
@@ -206,11 +211,7 @@ func (s *scenario) reserve(root, dir string) {
 
 // create begins on a disk that is full already, to some page or other.
 func (s *scenario) create(root, dir string) {
-	e, err := policy.Compile(shop())
-	if err != nil {
-		s.errorf("%v", err)
-		return
-	}
+	e := s.shop()
 	for pages := range int64(16) {
 		dir := fmt.Sprint(dir, pages)
 		empty, err := ballast(root, pages*4096)
@@ -364,11 +365,7 @@ func (s *scenario) compact(root, dir string) {
 
 // frozen looks at a ledger that is mounted to be read only.
 func (s *scenario) frozen(root, dir string) {
-	e, err := policy.Compile(shop())
-	if err != nil {
-		s.errorf("%v", err)
-		return
-	}
+	e := s.shop()
 	ctx := context.Background()
 	l := s.open(dir)
 	if _, _, err := l.Reserve(ctx, pay("ses_a", "1"), e); err != nil {
@@ -392,7 +389,7 @@ func (s *scenario) frozen(root, dir string) {
 		s.errorf("without being told so it says: %v", err)
 	}
 	_ = l.Close(ctx)
-	l, err = ledger.Open(ledger.Options{Dir: dir, Clock: time.Now, Logger: zerolog.Nop(), ReadOnly: true})
+	l, err := ledger.Open(ledger.Options{Dir: dir, Clock: time.Now, Logger: zerolog.Nop(), ReadOnly: true})
 	if err != nil {
 		s.errorf("Open: %v", err)
 		return
@@ -419,17 +416,7 @@ func mounted(t *testing.T, what string) {
 	t.Helper()
 	t.Parallel()
 	root := t.TempDir()
-	own := func(cmd *exec.Cmd) {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-		if os.Getuid() != 0 {
-			cmd.SysProcAttr = &syscall.SysProcAttr{
-				Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-				UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-				GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-			}
-		}
-	}
-	p, err := start("full", struct{ Root, What string }{root, what}, own)
+	p, err := start("full", struct{ Root, What string }{root, what}, func(cmd *exec.Cmd) { cmd.SysProcAttr = mcptest.OwnMounts() })
 	if err != nil {
 		mcptest.Unavailable(t, "no process with mounts of its own: %v", err)
 	}
