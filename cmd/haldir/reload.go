@@ -379,7 +379,7 @@ const verdictWait = 3 * time.Second
 func (a *app) settled(ctx context.Context, path string, sum func() [sha256.Size]byte) (verdicts, error) {
 	for end := time.Now().Add(verdictWait); ; time.Sleep(settleFile / 4) {
 		v, err := a.verdicts(ctx, path, sum())
-		if err != nil || len(v.unseen) == 0 || len(v.waits) > 0 || time.Now().After(end) {
+		if err != nil || len(v.unseen) == 0 || time.Now().After(end) {
 			return v, err
 		}
 	}

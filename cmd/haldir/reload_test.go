@@ -380,10 +380,10 @@ func TestReloadShowsTheReasonsOfAllThatWait(t *testing.T) {
 	later.Initialize(mcptest.Revision)
 	later.Ask("tools/list", "{}")
 	r.edit(r.config(more))
-	r.until("both wait", func() bool {
-		out, _, _ := r.h.Run(t, "reload")
-		return strings.Contains(out, "the deny rule no-scans is gone") && strings.Contains(out, "upstream more ")
-	})
+	// Said at once, it waits until both have looked.
+	if out, errOut, _ := r.h.Run(t, "reload"); !strings.Contains(out, "the deny rule no-scans is gone") || !strings.Contains(out, "upstream more ") {
+		t.Errorf("it does not show why both wait: %s%s", out, errOut)
+	}
 	confirmAtTerminal(t, r.h)
 	r.until("the first one has taken it", func() bool { return strings.Contains(r.tools(), "more__") })
 	r.until("the later one has taken it", func() bool { return strings.Contains(later.Stderr(), "the changed config is in force") })
