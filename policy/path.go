@@ -112,12 +112,16 @@ func cleanPath(p string) (cleaned string, ok bool) {
 	return clean(p)
 }
 
-// clean does so for what is no URL.
+// clean does so for what is no URL. A name of the working directory, as in ./file:/x and
+// ./C:/x, would be a URL or a drive without what is before it, and so is undecided.
 func clean(p string) (cleaned string, ok bool) {
 	if p == "" || !certain(p) {
 		return "", p == ""
 	}
-	return path.Clean(strings.ReplaceAll(p, `\`, "/")), true
+	cleaned = path.Clean(strings.ReplaceAll(p, `\`, "/"))
+	before, _ := onWindows(p)
+	after, _ := onWindows(cleaned)
+	return cleaned, !isFile(asBrowsersDo(cleaned)) && (after == "" || after == before)
 }
 
 // certain reports that a path leads all readers to one place. It could be anywhere if it

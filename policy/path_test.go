@@ -25,6 +25,8 @@ func TestClean(t *testing.T) {
 		"..", "../x", `..\x`, "a\x00", "/a/.. /b", "/a/b/.. ", " /../a",
 		// A drive is a folder elsewhere, and so is what is before the root of a share.
 		`C:\p/../q\`, `a:/b\c\d/../../../../etc/passwd`, "a:/../x", "a:/b/../../x", "a:/b/..", "/a:/../x", `C:\..\x`, `C:\a\..\..\x`, `C:a\..\x`, "C:..", `\\server\share\..\x`, "//server/share/../x", `\\?\C:\a\..\x`, "a/../../x", "~/../x", `~\..\x`, "~me/..", "/a/b\\../c", `/home/me/.aws/x\..\..\../../credentials`,
+		// What is before these names keeps them from being a URL, a drive or a device.
+		"./file:", "./FILE:/etc/x", "x/../file:///etc", "./ file:/x", "./fi\tle:/x", "./C:/x", `.\C:\x`, "/./C:/x", "//C:/x", "/x/../??/C:/x",
 		"file:x", "file://server/p", "file:///x?/../../.env", "file:///x#/../../.env", "file:///.aws/%2e%2e/../credentials", "file:///a/../b", "file://me@localhost/p", "file:///C|/p", "fi\tle:///p", " file:///p", "file:///a%00", "file:///%zz",
 	} {
 		if got, d := outcome(t, `clean(args.p) == "x"`, pathArguments(t, in, "")); got != "undecided" {
