@@ -160,9 +160,8 @@ func (a *app) open() (err error) {
 func (a *app) process() ledger.Process {
 	p := ledger.Process{PID: os.Getpid(), Version: version(), Verb: a.verb, Started: time.Now().UTC()}
 	if a.cfg != nil {
-		p.Config = a.place()
-		if abs, err := filepath.Abs(p.Config); err == nil && p.Config != "" && p.Config == a.cfg.Path {
-			p.Config = abs // others may be in another directory
+		if p.Config = a.place(); p.Config == a.cfg.Path {
+			p.Config = a.lasting()
 		}
 		p.Seen = hex.EncodeToString(a.cfg.SHA256[:])
 	}
@@ -171,11 +170,7 @@ func (a *app) process() ledger.Process {
 
 // retention is for how long the config wants records kept.
 func (a *app) retention() ledger.Retention {
-	place := a.cfg.Path
-	if abs, err := filepath.Abs(place); err == nil && place != "" {
-		place = abs
-	}
-	return ledger.Retention{Place: place, Keep: a.settings.Retain}
+	return ledger.Retention{Place: a.lasting(), Keep: a.settings.Retain}
 }
 
 // openState opens the ledger for verbs that need no config.
@@ -378,6 +373,14 @@ func shownURL(s string) string {
 func (a *app) place() string {
 	if len(a.quick.upstreams) > 0 {
 		return "the flags"
+	}
+	return a.cfg.Path
+}
+
+// lasting is the config's path for others, who may be in another directory; "" without a file.
+func (a *app) lasting() string {
+	if abs, err := filepath.Abs(a.cfg.Path); err == nil && a.cfg.Path != "" {
+		return abs
 	}
 	return a.cfg.Path
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -195,6 +196,9 @@ func (e *examination) add(id doctor.ID, s doctor.Severity, about string, fix doc
 func (e *examination) take(code int, found ...doctor.Finding) {
 	for _, f := range found {
 		f.Text = e.secrets.clean(f.Text)
+		if !e.quick.shown() { // a shell cannot run what is not written out
+			f.Commands = slices.DeleteFunc(slices.Clone(f.Commands), func(c string) bool { return strings.HasPrefix(c, e.command()+" ") })
+		}
 		if e.found = append(e.found, f); f.Severity == doctor.Failure {
 			e.code = max(e.code, code)
 		}
@@ -442,11 +446,19 @@ func (e *examination) affairs(ctx context.Context) {
 		e.add(doctor.RetentionHeld, doctor.Note, "ledger", doctor.Fix{Text: "set audit: {retain} in " + others.Place + ", or take the file away if it is not used"}, "%s wants records kept %s, which is longer than this config does", others.Place, keeps)
 	}
 	v := verdictsOf(e.view.Living, e.cfg.Path, e.cfg.SHA256)
+	if len(v.unseen) > 0 { // it may just have been saved
+		if late, err := e.settled(ctx, e.cfg.Path, func() [sha256.Size]byte { return e.cfg.SHA256 }); err == nil {
+			v = late
+		}
+	}
 	if len(v.waits) > 0 {
 		e.add(doctor.ReloadPending, doctor.Note, "config", doctor.Run(e.command()+" reload"), "what was saved waits for a person to confirm it: %s", plain(strings.Join(v.reasons, "; "), 300))
 	}
 	if len(v.unseen) > 0 {
-		e.add(doctor.ReloadUnseen, doctor.Warning, "config", doctor.Fix{Text: "if it was saved more than a few seconds ago, have its client start it anew, or let it go on by kill -CONT if it is suspended"}, "%s of a running haldir has not looked at what was saved", processes(v.unseen))
+		e.add(doctor.ReloadUnseen, doctor.Warning, "config", doctor.Fix{Text: "have its client start it anew, or let it go on by kill -CONT if it is suspended"}, "%s of a running haldir has not looked at what was saved", processes(v.unseen))
+	}
+	if len(v.without) > 0 {
+		e.add(doctor.ReloadWithout, doctor.Warning, "config", doctor.Fix{Text: "have its client start it anew"}, "%s of a running haldir has begun without a config", processes(v.without))
 	}
 	for _, why := range v.refuses {
 		e.add(doctor.ReloadRefused, doctor.Warning, "config", doctor.Fix{Text: "have its client start it anew"}, "a running haldir does not take what was saved; %s", plain(why, 300))

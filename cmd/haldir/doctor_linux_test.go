@@ -678,6 +678,17 @@ var illnesses = map[string]illness{
 			p.edit("haldir.yaml", "${env:TOY_TOKEN}", "${keyring:TOY_TOKEN}")
 		},
 	},
+	// A stored secret may not be an argument, so that is no way out.
+	"a variable that is not set, in an argument": {
+		id: doctor.UpstreamReference, status: 1, text: `the variable TOY_TOKEN`, fix: "set the variable where haldir is started",
+		sicken: func(p *patient) { p.edit("haldir.yaml", `args: [toy.sh]`, `args: [toy.sh, "${env:TOY_TOKEN}"]`) },
+		mend: func(p *patient, f doctor.Finding) {
+			if strings.Contains(f.Fix, "keyring") {
+				p.t.Error(f.Fix)
+			}
+			p.env["TOY_TOKEN"] = "x"
+		},
+	},
 	"a secret that is not stored": {
 		id: doctor.UpstreamReference, status: 1, text: `\$\{keyring:TOY_TOKEN\}`,
 		sicken: func(p *patient) {

@@ -122,6 +122,10 @@ func (e *examination) trouble(name string, err error) (doctor.ID, doctor.Fix) {
 	if ref, ok := errors.AsType[*config.ReferenceError](err); ok {
 		switch ref.Kind {
 		case "env":
+			// Others can see arguments, so that there may be no stored secret in them.
+			if u := e.blocks[name]; slices.ContainsFunc(append([]string{u.Command}, u.Args...), func(word string) bool { return strings.Contains(word, "${env:"+ref.Name+"}") }) {
+				return doctor.UpstreamReference, doctor.Fix{Text: "set the variable where haldir is started (in the env of its entry, for a client)"}
+			}
 			return doctor.UpstreamReference, doctor.Do("set the variable where haldir is started (in the env of its entry, for a client), or keep it as a secret: %s, and write ${keyring:"+ref.Name+"} in "+e.entry(),
 				e.command()+" secret set "+shellWord(ref.Name))
 		case "keyring":
@@ -140,7 +144,7 @@ func (e *examination) trouble(name string, err error) (doctor.ID, doctor.Fix) {
 	case web && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden):
 		return doctor.UpstreamAuth, doctor.Do("correct auth or headers in "+e.key()+"; if people sign in to it, make that auth: {type: oauth}, and: %s", login)
 	case errors.Is(err, upstream.ErrNoProgram):
-		command := e.blocks[name].Command
+		command := strings.ReplaceAll(e.blocks[name].Command, "%", "%%") // these words are a format
 		hint, at := "install it, or write its whole path", " as command in "+e.entry()
 		switch programName(command) {
 		case "npx", "node":

@@ -259,7 +259,7 @@ func (e *editing) waits(r edit.Result) (notes []string) {
 		notes = append(notes, "a running haldir does not take this, and goes on with the rules of before; "+why)
 	}
 	if len(v.without) > 0 {
-		notes = append(notes, fmt.Sprintf("a running haldir (%s) has begun without a config, and goes on so; to have it go by this file, have its client start it anew", processes(v.without)))
+		notes = append(notes, a.unruled(v))
 	}
 	return notes
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -27,6 +28,11 @@ func (q *quick) rules(f *pflag.FlagSet) {
 	f.StringArrayVar(&q.rate, "rate", nil, "with --upstream: at most so many calls in a window, as 100/1h; may be repeated")
 	f.StringArrayVar(&q.cost, "cost", nil, "with --upstream: what calls of matching tools cost, as PATTERN=DOLLARS; may be repeated")
 	f.StringVar(&q.spend, "spend", "", "with --upstream: the most that may be spent in a session, in dollars, of what --cost says")
+}
+
+// shown reports whether [app.command] has the flags as they are.
+func (q *quick) shown() bool {
+	return !slices.ContainsFunc(q.upstreams, func(u string) bool { return shownUpstream(u) != u })
 }
 
 // config is what the flags say, nil if there are none. They are read by the same

@@ -203,6 +203,7 @@ func first(err error) string {
 // tell says to the haldirs that run beside this one what it makes of the file.
 func (f *follower) tell(ctx context.Context, sum [sha256.Size]byte, waits []string, refuses string) {
 	p := &f.a.self
+	p.Config = f.a.lasting() // the console may have begun without one
 	p.Seen, p.Waits, p.Wait, p.Refuses = hex.EncodeToString(sum[:]), waits, "", refuses
 	if len(waits) > 0 {
 		p.Wait = f.wait
@@ -336,6 +337,9 @@ type verdicts struct {
 }
 
 func verdictsOf(living []ledger.Process, path string, sum [sha256.Size]byte) (v verdicts) {
+	if path == "" { // of what this process alone was told there are none
+		return v
+	}
 	for _, p := range living {
 		switch {
 		case p.Verb != "serve" && p.Verb != "console":
@@ -393,7 +397,7 @@ func (a *app) tellHeldBack(ctx context.Context) {
 	case err != nil:
 	case len(v.waits) > 0:
 		a.say("haldir: in a running haldir these rules are not in force until a person confirms it: %s reload", a.command())
-	case len(v.unseen)+len(v.refuses) > 0:
+	case len(v.unseen)+len(v.refuses)+len(v.without) > 0:
 		a.say("haldir: in a running haldir these rules are not in force; see: %s doctor", a.command())
 	}
 }
@@ -418,14 +422,23 @@ func reloadCommand(a *app) *cobra.Command {
 // confirmReload asks a person about what waits.
 func (a *app) confirmReload(ctx context.Context) error {
 	v, err := a.settled(ctx, a.cfg.Path, func() [sha256.Size]byte { return a.cfg.SHA256 })
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
+	}
+	for _, why := range v.refuses {
+		a.say("haldir: a running haldir does not take %s, and goes on with the rules of before; %s", a.place(), plain(why, 300))
+	}
+	if len(v.without) > 0 {
+		a.say("haldir: %s", a.unruled(v))
+	}
+	switch {
 	case len(v.waits) == 0 && len(v.unseen) > 0:
 		return fmt.Errorf("a running haldir (%s) has not looked at %s within %v, so there is nothing to confirm yet; see: %s doctor", processes(v.unseen), a.place(), verdictWait, a.command())
 	case len(v.waits) == 0:
 		a.say("no running haldir waits for %s to be confirmed", a.place())
 		return nil
+	case len(v.unseen) > 0:
+		a.say("haldir: a running haldir (%s) has not looked at %s within %v: this confirms it for the others, and it needs a reload of its own once it goes on", processes(v.unseen), a.place(), verdictWait)
 	}
 	if err := a.printf("%s\n\nThis change\n", a.cfg.Path); err != nil {
 		return err
@@ -449,6 +462,11 @@ func (a *app) confirmReload(ctx context.Context) error {
 	}
 	a.say("confirmed; it is in force within a second or two")
 	return a.ledger.RecordConfig(ctx, configConfirmed, audit.Hash(a.cfg.SHA256), strings.Join(v.reasons, "; "))
+}
+
+// unruled says which haldirs no file rules.
+func (a *app) unruled(v verdicts) string {
+	return fmt.Sprintf("a running haldir (%s) has begun without a config, and goes on so; to have it go by this file, have its client start it anew", processes(v.without))
 }
 
 // processes names some.

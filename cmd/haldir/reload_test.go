@@ -400,6 +400,35 @@ func TestReloadWaitsUntilAllHaveLooked(t *testing.T) {
 	}
 }
 
+// What has just been saved is no reason to call a healthy haldir stuck.
+func TestDoctorWaitsUntilAllHaveLooked(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "policies: [{type: deny, tools: [scan_domain], id: no-scans}]\n")
+	r.edit(r.config(""))
+	if out, errOut, _ := r.h.Run(t, "doctor", "--json"); !strings.Contains(out, `"reload-pending"`) || strings.Contains(out, `"reload-unseen"`) {
+		t.Errorf("%s%s", out, errOut)
+	}
+}
+
+// Who confirms a change must know which haldirs go on without it.
+func TestReloadNamesTheHaldirsThatDoNotTakeIt(t *testing.T) {
+	t.Parallel()
+	r := serveConfig(t, "policies: [{type: deny, tools: [scan_domain], id: no-scans}]\n")
+	suspended := r.h.Serve(t)
+	suspended.Initialize(mcptest.Revision)
+	suspended.Ask("tools/list", "{}")
+	r.call("a.example") // so that the ledger is not with the one that is suspended
+	if err := unix.Kill(suspended.Pid(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(suspended.Pid(), unix.SIGCONT) }()
+	r.edit(r.config(""))
+	out, errOut, _ := r.h.Run(t, "reload")
+	if !strings.Contains(out, "the deny rule no-scans is gone") || !strings.Contains(errOut, "has not looked at") || !strings.Contains(errOut, "a reload of its own") {
+		t.Errorf("%s%s", out, errOut)
+	}
+}
+
 // What is edited at the same time is looked at together.
 func TestEditsAtTheSameTimeAreInForce(t *testing.T) {
 	t.Parallel()
@@ -459,6 +488,12 @@ func TestAnEditBesideAHaldirWithoutAConfig(t *testing.T) {
 	out, err := run("policy", "add", "--type", "deny", "--tools", "a").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "has begun without a config") {
 		t.Errorf("%v: %s", err, out)
+	}
+	if out, _ := run("reload").CombinedOutput(); !strings.Contains(string(out), "has begun without a config") {
+		t.Errorf("reload: %s", out)
+	}
+	if out, _ := run("doctor", "--json").CombinedOutput(); !strings.Contains(string(out), `"reload-without"`) {
+		t.Errorf("doctor: %s", out)
 	}
 	s.End()
 }

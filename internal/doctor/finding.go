@@ -30,6 +30,7 @@ const (
 	ReloadPending ID = "reload-pending"
 	ReloadUnseen  ID = "reload-unseen"
 	ReloadRefused ID = "reload-refused"
+	ReloadWithout ID = "reload-without"
 	LogFile       ID = "log-file"
 
 	StateNone       ID = "state-none"
@@ -114,6 +115,7 @@ func Meanings() map[ID]string {
 		ReloadPending: "a haldir that ran already when it was saved goes by the rules of before",
 		ReloadUnseen:  "it goes by the rules of before",
 		ReloadRefused: "it goes by the rules of before",
+		ReloadWithout: "none of the rules of this file is in force there",
 		LogFile:       "haldir does not start",
 
 		StateNone:       "the first call makes it",
