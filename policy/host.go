@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/net/idna"
@@ -94,12 +95,34 @@ var names = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.Transitional(fal
 // formerly is how readers of IDNA 2003 do, for whom ß is ss: another name.
 var formerly = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.Transitional(true), idna.StrictDomainName(false), idna.CheckHyphens(false))
 
+// disputed are letters that are others to browsers than to who knows Unicode as it was in 2003, as
+// the codec of Python does, or as it was before 2023: the capital ß. Letters that all know are
+// among them, since names with any of them are not met.
+var disputed = &unicode.RangeTable{
+	R16: []unicode.Range16{
+		{0x10fc, 0x10fc, 1}, {0x13a0, 0x13ff, 1}, {0x180f, 0x180f, 1}, {0x1c80, 0x1c8f, 1}, {0x1d2c, 0x1dbf, 1}, {0x1e9e, 0x1e9e, 1},
+		{0x2064, 0x2064, 1}, {0x2090, 0x209c, 1}, {0x213b, 0x213c, 1}, {0x2150, 0x2152, 1}, {0x2189, 0x2189, 1}, {0x2c7c, 0x2c7d, 1}, {0x2d6f, 0x2d6f, 1},
+		{0x321d, 0x33ff, 1}, {0xa69c, 0xa69d, 1}, {0xa770, 0xa770, 1}, {0xa7f0, 0xa7ff, 1}, {0xab5c, 0xabbf, 1}, {0xfa2e, 0xfaff, 1}, {0xfe10, 0xfe19, 1},
+	},
+	R32: []unicode.Range32{
+		{0x10780, 0x107bf, 1}, {0x1bca0, 0x1bca3, 1}, {0x1d400, 0x1d7ff, 1}, {0x1e030, 0x1e06d, 1}, {0x1f100, 0x1f2ff, 1}, {0x1fbf0, 0x1fbf9, 1}, {0xe0100, 0xe01ef, 1},
+	},
+}
+
+func lastRune(s string) rune {
+	r, _ := utf8.DecodeLastRuneInString(s)
+	return r
+}
+
 func domain(name string) (string, error) {
 	name, err := url.PathUnescape(name)
 	if err != nil || !utf8.ValidString(name) {
 		return "", errNoHost
 	}
 	name = lowerASCII(name)
+	if strings.ContainsFunc(name, func(r rune) bool { return unicode.Is(disputed, r) }) {
+		return "", errNoHost
+	}
 	foreign := strings.ContainsFunc(name, notASCII)
 	if foreign || strings.HasPrefix(name, "xn--") || strings.Contains(name, ".xn--") {
 		ascii, err := names.ToASCII(name)
@@ -110,6 +133,9 @@ func domain(name string) (string, error) {
 			if former, err := formerly.ToASCII(name); err != nil || former != ascii {
 				return "", errNoHost
 			}
+		}
+		if strings.HasSuffix(ascii, ".") && !strings.ContainsRune(".。．｡", lastRune(name)) {
+			return "", errNoHost // what stood there was xn-- alone
 		}
 		name = ascii
 		// What is encoded twice, or is nothing encoded, changes once more.

@@ -45,6 +45,7 @@ func TestHost(t *testing.T) {
 		// What some read as an address of another host.
 		`http://example.com\@127.0.0.1/`, `http://example.com\.b/`, `http:\\example.com`, `http:/\example.com`, `http://\example.com`, `http://example.com\`, "http://a@b:80@c/", "http://a@b@c", "ht\ntp://example.com", "http:/\t/example.com", "http://exa\rmple.com", "http://a\n@b", "http://a b@c", "http://a\x00@b", "http://a\u212a@b", "http://a\uff0f@b",
 		"http://faß.de", "http://βόλος.com", "http://a.fa%C3%9F", "http://\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.com",
+		"http://stra\u1e9ee.de", "http://ex\u1d43mple.com", "http://\U0001f130.example", "http://good.com.xn--/", "http://good.com.%78n--", "http://１.xn--", "http://good.com.ｘn--",
 		"http://xn--", "http://xn--a.example", "http://xn--ls8h--", "http://\u200d.example", "http://" + strings.Repeat("a", 2000),
 	} {
 		if got, d := outcome(t, `host(args.u) == "x"`, urlArguments(t, in, "")); got != "undecided" || !strings.Contains(d.Reason, "no address on the web") {

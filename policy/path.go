@@ -4,13 +4,16 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"unicode"
+
+	"golang.org/x/text/unicode/norm"
 )
 
 // under reports whether the path p lies in the directory dir or is dir itself,
 // both cleaned; they may be file URLs. undecided is true for a path that could be
 // anywhere, and for one of which readers disagree: a backslash is a letter or a slash,
-// and the case of letters counts or does not. A dir with a drive or a backslash is for
-// Windows alone.
+// the case of letters counts or does not, and letters are the same or not. A dir with a drive or
+// a backslash is for Windows alone.
 func under(p, dir string) (below, undecided bool) {
 	p, known := filePath(p)
 	dir, ok := filePath(dir)
@@ -32,7 +35,7 @@ func under(p, dir string) (below, undecided bool) {
 		elsewhere := volume != "" || path.IsAbs(place) || strings.HasPrefix(place, "~") || strings.Contains(p, "://")
 		return inside && !elsewhere, inside && elsewhere
 	case of != "":
-		below = isBelow(place, path.Join("/", there), sameOnWindows)
+		below = isBelow(place, path.Join("/", there), alike)
 		switch {
 		case volume == "": // and so of a drive that is not told
 			return false, below
@@ -41,9 +44,12 @@ func under(p, dir string) (below, undecided bool) {
 		}
 		return below, !path.IsAbs(place)
 	}
-	below = isBelow(place, there, sameOnWindows)
-	if strings.Contains(dir, `\`) || volume == "" && !path.IsAbs(here) && strings.Contains(p, `\`) && !strings.Contains(p, "/") {
-		return below, false // src\x is under src, since nobody has a file of that name
+	below = isBelow(place, there, alike)
+	if strings.Contains(dir, `\`) {
+		return below, false
+	}
+	if volume == "" && !path.IsAbs(here) && strings.Contains(p, `\`) && !strings.Contains(p, "/") {
+		exact = path.Clean(strings.ReplaceAll(p, `\`, "/")) // src\x is under src, since nobody has a file of that name
 	}
 	return below, below != isBelow(exact, here, func(a, b string) bool { return a == b })
 }
@@ -65,13 +71,35 @@ func isBelow(p, dir string, same func(a, b string) bool) bool {
 	return true
 }
 
-// sameOnWindows compares names as Windows does, which drops dots and spaces at their ends,
-// and takes what follows a colon for a stream of the file.
-func sameOnWindows(a, b string) bool {
-	a, _, _ = strings.Cut(a, ":")
-	b, _, _ = strings.Cut(b, ":")
-	return strings.EqualFold(strings.TrimRight(a, ". "), strings.TrimRight(b, ". "))
+// alike compares names as the least exact systems do: Windows, which drops dots and spaces at
+// their ends and takes what follows a colon for a stream of the file, and macOS, for which
+// letters are the same that Unicode has in several forms.
+func alike(a, b string) bool {
+	return strings.EqualFold(core(a), core(b))
 }
+
+func core(name string) string {
+	if strings.ContainsFunc(name, notASCII) {
+		name = sharp.Replace(norm.NFKC.String(strings.Map(unformatted, name)))
+	}
+	name, _, _ = strings.Cut(name, ":")
+	return strings.TrimRightFunc(name, func(r rune) bool { return r == '.' || isBlank(r) })
+}
+
+// sharp is the one letter that is two in the other case and stays itself in NFKC.
+var sharp = strings.NewReplacer("ß", "ss", "ẞ", "ss")
+
+// unformatted leaves out what has no form of its own, as HFS+ does.
+func unformatted(r rune) rune {
+	if unicode.Is(unicode.Cf, r) {
+		return -1
+	}
+	return r
+}
+
+// isBlank reports what readers leave out at the ends of a text: those of JavaScript, Python
+// and Go do not agree.
+func isBlank(r rune) bool { return r <= ' ' || r == '\ufeff' || unicode.IsSpace(r) }
 
 // What is on another machine, which may be this one, or on a device.
 const (
@@ -83,7 +111,7 @@ const (
 // not told, and its cleaned rest. A drive may have a slash before it, as in a file URL, or
 // the prefix of a device. Space around the path is left out, as some readers do.
 func onWindows(p string) (volume, rest string) {
-	p = strings.ReplaceAll(strings.TrimSpace(p), `\`, "/")
+	p = strings.ReplaceAll(strings.TrimFunc(p, isBlank), `\`, "/")
 	if strings.IndexByte(p, ':') >= 0 {
 		for _, before := range [...]string{"//?/", "//./", device, "/", ""} {
 			if drive, ok := strings.CutPrefix(p, before); ok && hasDrive(drive) {
@@ -112,23 +140,31 @@ func cleanPath(p string) (cleaned string, ok bool) {
 	return clean(p)
 }
 
-// clean does so for what is no URL. A name of the working directory, as in ./file:/x and
-// ./C:/x, would be a URL or a drive without what is before it, and so is undecided.
+// clean does so for what is no URL. What would be somewhere else is undecided: a name of the
+// working directory that is a URL, a drive or a home directory without what is before it, as in
+// ./file:/x and ./~/x, and a drive behind the prefix of a device.
 func clean(p string) (cleaned string, ok bool) {
 	if p == "" || !certain(p) {
 		return "", p == ""
 	}
-	cleaned = path.Clean(strings.ReplaceAll(p, `\`, "/"))
+	p = strings.ReplaceAll(p, `\`, "/")
+	cleaned = path.Clean(p)
+	if hasDrive(p) && len(cleaned) == 2 && len(p) > 2 {
+		cleaned += "/" // without it, it would be where one is on that drive
+	}
 	before, _ := onWindows(p)
 	after, _ := onWindows(cleaned)
-	return cleaned, !isFile(asBrowsersDo(cleaned)) && (after == "" || after == before)
+	moved := after != before && (after != "" || before != network) || strings.HasPrefix(cleaned, "~") && !strings.HasPrefix(p, "~")
+	return cleaned, !moved && !isFile(asBrowsersDo(cleaned))
 }
 
 // certain reports that a path leads all readers to one place. It could be anywhere if it
 // climbs out of where it starts, or out of a home directory, or if it climbs and is read in
-// two ways; and so could one that ends for some readers at a zero byte.
+// two ways, such as with and without the blanks around it; and so could one that ends for
+// some readers at a zero byte.
 func certain(p string) bool {
-	return strings.IndexByte(p, 0) < 0 && (!climbs(p) || climbsAlike(p))
+	bare := strings.TrimFunc(p, isBlank)
+	return strings.IndexByte(p, 0) < 0 && (!climbs(p) && (bare == p || !climbs(bare)) || climbsAlike(p))
 }
 
 // climbs reports that a part of p is "..", or is for a reader that leaves out spaces.
@@ -151,7 +187,7 @@ func climbs(p string) bool {
 // backslash is a letter, /etc/x\..\../../passwd is /etc/passwd; where a: is a drive and no
 // folder, a:/../x is a:/x; and from the root of a share nothing climbs.
 func climbsAlike(p string) bool {
-	if strings.Contains(p, "/") && strings.Contains(p, `\`) || strings.Contains(p, ".. ") || strings.TrimSpace(p) != p || strings.HasPrefix(p, "~") {
+	if strings.Contains(p, "/") && strings.Contains(p, `\`) || strings.Contains(p, ".. ") || strings.TrimFunc(p, isBlank) != p || strings.HasPrefix(p, "~") {
 		return false
 	}
 	p = strings.ReplaceAll(p, `\`, "/")
@@ -178,7 +214,7 @@ func filePath(s string) (p string, ok bool) {
 		return s, strings.IndexByte(s, ':') < 0 || !isFile(asBrowsersDo(s))
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Opaque != "" || u.User != nil || u.Host != "" && !strings.EqualFold(u.Host, "localhost") || u.RawQuery != "" || u.ForceQuery || strings.ContainsAny(s, "#|") {
+	if err != nil || u.Opaque != "" || u.Path == "" || u.User != nil || u.Host != "" && !strings.EqualFold(u.Host, "localhost") || u.RawQuery != "" || u.ForceQuery || strings.ContainsAny(s, "#|") {
 		return "", false
 	}
 	return u.Path, !climbs(u.Path)

@@ -50,7 +50,7 @@ func canonicalURI(s string, pattern bool) (uri string, ok bool) {
 	}
 	if u.Opaque != "" {
 		opaque, err := url.PathUnescape(u.Opaque)
-		if err != nil || climbs(opaque) || strings.Contains("/"+opaque+"/", "/./") { // which some leave as it is
+		if err != nil || strings.Contains(opaque, "\x00") || climbs(opaque) || strings.Contains("/"+opaque+"/", "/./") { // which some leave as it is
 			return "", false
 		}
 		return u.Scheme + ":" + opaque + suffix(u), true
@@ -137,6 +137,9 @@ func canonicalFile(u *url.URL, backslash bool) (string, bool) {
 		return "", false
 	}
 	if hasDrive(p[1:]) {
+		if len(p) > 3 && p[3] != '/' { // from where one is on that drive
+			return "", false
+		}
 		for part := range strings.SplitSeq(p[3:], "/") {
 			if strings.Contains(part, ":") || strings.TrimRight(part, ". ") != part {
 				return "", false
