@@ -43,6 +43,7 @@ type Options struct {
 	Trust       bool   // the annotations of the servers that move
 	Permissions bool   // deny rules for Claude Code
 	Claude      string // the path of its command line; "" for none
+	Look        bool   // for what would move and what would not, and why: nothing is to be shown or done
 	Now         time.Time
 
 	Patience time.Duration // with Claude Code; 0 for a minute
@@ -129,6 +130,8 @@ type Plan struct {
 // New makes a plan. Nothing is written.
 func New(o Options) (*Plan, error) {
 	p := &Plan{Config: o.Config, o: o}
+	p.o.Host = o.Host.Once()
+	defer func() { p.o.Host = o.Host }() // what carries it out looks anew
 	files, err := p.read()
 	if err != nil {
 		return nil, err
@@ -149,8 +152,8 @@ func New(o Options) (*Plan, error) {
 		p.name(u, cfg)
 	}
 	if slices.ContainsFunc(p.Upstreams, func(u *Upstream) bool { return u.of(clients.ClaudeCode) }) {
-		p.claude = o.Host.ClaudeRules()
-		p.Notes = append(p.Notes, o.Host.UnreadIn()...)
+		p.claude = p.o.Host.ClaudeRules()
+		p.Notes = append(p.Notes, p.o.Host.UnreadIn()...)
 	}
 	after, err := p.write(before)
 	if p.unfit && len(p.Upstreams) == 0 {
@@ -167,6 +170,10 @@ func New(o Options) (*Plan, error) {
 	}
 	if err := p.swaps(files); err != nil {
 		return nil, err
+	}
+	if o.Look {
+		p.Files = nil // haldir.yaml has not been made
+		return p, nil
 	}
 	if o.Permissions {
 		if err := p.permissions(); err != nil {
@@ -200,7 +207,9 @@ func (p *Plan) read() (files []*clients.File, err error) {
 		if !seen[f.Target] && f.Data != nil {
 			seen[f.Target] = true
 			files = append(files, f)
-			p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
+			if !p.o.Look { // a history is long
+				p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
+			}
 		}
 	}
 	if len(p.o.Clients) == 0 || slices.Contains(p.o.Clients, clients.ClaudeCode) {

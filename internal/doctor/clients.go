@@ -29,6 +29,7 @@ type Own struct {
 // can start it. o is what haldir init would go by here.
 func Clients(ctx context.Context, o adopt.Options, own Own) (found []Finding) {
 	o.Projects, o.Shared = true, true // a client starts those as well
+	o.Host, o.Look = o.Host.Once(), true
 	e := entries{Own: own, o: o, versions: map[string]string{}}
 	for _, c := range clients.All() {
 		o := o
