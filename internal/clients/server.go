@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -543,14 +544,17 @@ func (h Host) serves(words []string) (rest []string, ok bool) {
 }
 
 // Startable says why the command of an entry cannot be started. One by its name alone is looked for
-// where this process would; a client with a window may have another PATH. Of one that is relative to
-// where the client is, or has a variable in it, nothing is known here.
+// on the PATH that the entry has, or where this process would; a client with a window may have another.
+// Of what is relative to where the client is, or has a variable in it, nothing is known here.
 func (s *Server) Startable() error {
 	named := filepath.Base(s.Command) == s.Command
 	if s.Command == "" || !named && !filepath.IsAbs(s.Command) || strings.Contains(s.Command, "${") {
 		return nil
 	}
 	_, err := exec.LookPath(s.Command)
+	if path, own := s.Path(); named && own {
+		err = on(path, s.Command)
+	}
 	switch {
 	case err == nil:
 		return nil
@@ -560,6 +564,34 @@ func (s *Server) Startable() error {
 		return errors.New("does not exist")
 	}
 	return errors.New("is no program")
+}
+
+// Path is the PATH that the entry gives its command, which is looked for there too; own is false if it
+// gives none.
+func (s *Server) Path() (path string, own bool) {
+	for _, p := range s.Env {
+		if p.Name == "PATH" || runtime.GOOS == "windows" && strings.EqualFold(p.Name, "PATH") {
+			path, own = p.Value, true
+		}
+	}
+	return path, own
+}
+
+// on looks for a program on a PATH. What that has of variables, or from where the client is, may be
+// where it is.
+func on(path, program string) error {
+	if path == "" || strings.Contains(path, "${") {
+		return nil
+	}
+	for _, dir := range filepath.SplitList(path) {
+		if !filepath.IsAbs(dir) {
+			return nil
+		}
+		if _, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
+			return nil
+		}
+	}
+	return exec.ErrNotFound
 }
 
 // own reports whether a path, or the name of a command, is the program that runs.

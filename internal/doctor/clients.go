@@ -211,7 +211,14 @@ func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
 	}
 	path := s.Command
 	if filepath.Base(path) == path {
-		path = e.o.Host.Program(path)
+		h := e.o.Host
+		if its, own := s.Path(); own {
+			if strings.Contains(its, "${") {
+				return nil // it may be anywhere
+			}
+			h.Env = func(string) string { return its }
+		}
+		path = h.Program(path)
 	}
 	if !filepath.IsAbs(path) {
 		return nil // relative to where the client is started, which is not here
