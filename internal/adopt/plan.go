@@ -255,42 +255,56 @@ func (p *Plan) stays(l *clients.List) (why string, unfit bool) {
 	if why := p.unfitIn(l); why != "" {
 		return why, true
 	}
-	name := entryName(l, func(s *clients.Server) bool { return s.Why == "" })
+	name := p.entryName(l, func(s *clients.Server) bool { return s.Why == "" })
 	return p.o.Host.Refused(l, name, p.entry(l)), false
 }
 
-// unfitIn says why a haldir that a list has already would not serve what moves to it, and what to do;
-// "" if it would, and if there is none.
-func (p *Plan) unfitIn(l *clients.List) string {
+// unfitIn says why no haldir that a list has already would serve what moves to it, and what to do;
+// "" if one would, and if there is none.
+func (p *Plan) unfitIn(l *clients.List) (first string) {
 	for _, s := range l.Servers {
 		if s.Guard == nil {
 			continue
 		}
-		why := ""
-		switch err := s.Startable(); {
-		case s.Guard.Flags:
-			why = "serves what its flags say (--upstream), and no config: put that into haldir.yaml by haldir upstream add, take the entry out, and run haldir init again"
-		case !p.same(*s.Guard):
-			why = fmt.Sprintf("serves another config, %s: run haldir init with that --config", cmp.Or(s.Guard.Config, "the default one"))
-		case s.Guard.Disabled:
-			why = "is disabled: enable it there, and run haldir init again"
-		case err != nil:
-			why = fmt.Sprintf("cannot be started, as %s %v: take the entry out, and run haldir init again, which puts one there that can", s.Command, err)
+		why := p.unfitFor(s)
+		if why == "" {
+			return ""
 		}
-		if why != "" {
-			return fmt.Sprintf("the haldir beside it (%s) %s", s.Name, why)
-		}
+		first = cmp.Or(first, fmt.Sprintf("the haldir beside it (%s) %s", s.Name, why))
+	}
+	return first
+}
+
+// unfitFor is that of one entry of haldir.
+func (p *Plan) unfitFor(s *clients.Server) string {
+	switch err := s.Startable(); {
+	case s.Guard.Flags:
+		return "serves what its flags say (--upstream), and no config: put that into haldir.yaml by haldir upstream add, take the entry out, and run haldir init again"
+	case !p.same(*s.Guard):
+		return fmt.Sprintf("serves another config, %s: run haldir init with that --config", cmp.Or(s.Guard.Config, "the default one"))
+	case s.Guard.Disabled:
+		return "is disabled: enable it there, and run haldir init again"
+	case err != nil:
+		return fmt.Sprintf("cannot be started, as %s %v: take the entry out, and run haldir init again, which puts one there that can", s.Command, err)
 	}
 	return ""
 }
 
 // entryName is the name of haldir's entry in a list, which has it or gets it: beside those that
-// stay there.
-func entryName(l *clients.List, goes func(s *clients.Server) bool) string {
+// stay there. Of several it is one that serves what moves, and that Claude Code loads.
+func (p *Plan) entryName(l *clients.List, goes func(s *clients.Server) bool) string {
+	fit := ""
 	for _, s := range l.Servers {
-		if s.Guard != nil {
+		if s.Guard == nil || p.unfitFor(s) != "" {
+			continue
+		}
+		if p.o.Host.Refused(l, s.Name, p.entry(l)) == "" {
 			return s.Name
 		}
+		fit = cmp.Or(fit, s.Name)
+	}
+	if fit != "" {
+		return fit
 	}
 	name := "haldir"
 	for n := 2; l.Server(name) != nil && !goes(l.Server(name)); n++ {
@@ -453,7 +467,7 @@ func (p *Plan) swaps(files []*clients.File) error {
 			if len(s.Gone) == 0 {
 				continue
 			}
-			s.Name = entryName(l, func(srv *clients.Server) bool { return slices.Contains(s.Gone, srv.Name) })
+			s.Name = p.entryName(l, func(srv *clients.Server) bool { return slices.Contains(s.Gone, srv.Name) })
 			if there := l.Server(s.Name); there == nil || there.Guard == nil {
 				entry := p.entry(l)
 				if here {
