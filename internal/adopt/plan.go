@@ -15,6 +15,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
@@ -327,14 +328,13 @@ func (p *Plan) brought(s *clients.Server) string {
 
 // same reports whether an entry of haldir serves this config.
 func (p *Plan) same(g clients.Guard) bool {
-	clean := func(s string) string {
-		if s == "" {
-			return ""
+	one := func(named, path string) bool {
+		if !filepath.IsAbs(named) || !filepath.IsAbs(path) { // relative to where its client starts it, or the default
+			return named == path || named != "" && path != "" && filepath.Clean(named) == filepath.Clean(path)
 		}
-		return filepath.Clean(s)
+		return files.SamePlace(named, path)
 	}
-	config, state := clean(g.Config), clean(g.StateDir)
-	return (config == clean(p.o.Serves.Config) || config == clean(p.o.Config)) && (state == clean(p.o.Serves.StateDir) || state == clean(p.o.StateDir))
+	return (one(g.Config, p.o.Serves.Config) || one(g.Config, p.o.Config)) && (one(g.StateDir, p.o.Serves.StateDir) || one(g.StateDir, p.o.StateDir))
 }
 
 // join puts a server to the same one of another client, if there is one.

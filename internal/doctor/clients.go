@@ -195,7 +195,7 @@ func (e entries) look(ctx context.Context, l *clients.List) (found []Finding) {
 		if path := s.Guard.Config; filepath.IsAbs(path) {
 			found = append(found, e.config(s, path)...)
 		}
-		if dir := s.Guard.StateDir; filepath.IsAbs(dir) && filepath.Clean(dir) != filepath.Clean(e.o.StateDir) { // that one is looked at anyway
+		if dir := s.Guard.StateDir; filepath.IsAbs(dir) && !files.SamePlace(dir, e.o.StateDir) { // that one is looked at anyway
 			found = append(found, e.state(s, dir)...)
 		}
 	}
