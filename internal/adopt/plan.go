@@ -44,7 +44,7 @@ type Options struct {
 	Trust       bool   // the annotations of the servers that move
 	Permissions bool   // deny rules for Claude Code
 	Claude      string // the path of its command line; "" for none
-	Look        bool   // for what would move and what would not, and why: nothing is to be shown or done
+	Look        bool   // for what would move and what would not, and why: no file is to be shown or changed
 	Now         time.Time
 
 	Patience time.Duration // with Claude Code; 0 for a minute
@@ -208,8 +208,12 @@ func (p *Plan) read() (files []*clients.File, err error) {
 		if !seen[f.Target] && f.Data != nil {
 			seen[f.Target] = true
 			files = append(files, f)
-			if !p.o.Look { // a history is long
+			if !p.o.Look {
 				p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
+				continue
+			}
+			for _, l := range f.Lists { // no more is told of, and a history is long
+				p.Masks = append(p.Masks, l.Secrets(secretive, among)...)
 			}
 		}
 	}

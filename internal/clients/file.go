@@ -2,6 +2,7 @@ package clients
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -214,11 +215,20 @@ func (h Host) blocked(l *List) {
 	if l.File.Client != ClaudeCode || len(l.Servers) == 0 {
 		return
 	}
-	for _, g := range h.gates(l) {
-		for _, s := range l.Servers {
-			if why := g.refuses(h.loaded(s)); s.Why == "" && s.Guard == nil && why != "" {
-				s.Why = "Claude Code does not load it: " + why
-			}
+	gates := h.gates(l)
+	for _, s := range l.Servers {
+		if s.Guard != nil {
+			continue
+		}
+		as := h.loaded(s)
+		first, last := gates[0].refuses(as), gates[len(gates)-1].refuses(as) // the last is of where it is for
+		s.Off = s.Off || last != ""
+		switch why := cmp.Or(first, last); {
+		case s.Why != "" || why == "":
+		case last == "":
+			s.Why = "outside of this project Claude Code does not load it: " + why
+		default:
+			s.Why = "Claude Code does not load it: " + why
 		}
 	}
 }

@@ -80,10 +80,19 @@ func (s *Server) Place() string {
 // Secrets lists the texts of the file that are secret by the name that each is the value of,
 // and what is among the texts of each list, which may be the arguments of a program, in each text
 // and in comments. Of one that is written in an unusual way it has what stands in the file as well.
-func (f *File) Secrets(looks func(name, value string) bool, among func(list []string) []string) (out []string) {
+func (f *File) Secrets(looks func(name, value string) bool, among func(list []string) []string) []string {
 	if f.text == nil || f.text.root == nil {
 		return nil
 	}
+	return secrets(f.text.root, looks, among)
+}
+
+// Secrets lists those of the servers, as [File.Secrets] does of all that is in their file.
+func (l *List) Secrets(looks func(name, value string) bool, among func(list []string) []string) []string {
+	return secrets(l.value, looks, among)
+}
+
+func secrets(of *hujson.Value, looks func(name, value string) bool, among func(list []string) []string) (out []string) {
 	hide := func(found []string, v *hujson.Value) {
 		s, ok := str(v)
 		if !ok || !slices.ContainsFunc(found, func(secret string) bool { return strings.Contains(s, secret) }) {
@@ -116,8 +125,8 @@ func (f *File) Secrets(looks func(name, value string) bool, among func(list []st
 		}
 		out = append(out, found...)
 	}
-	walk("", f.text.root)
-	for _, line := range comments(&hujson.Value{Value: &hujson.Array{Elements: []hujson.Value{*f.text.root}}}) {
+	walk("", of)
+	for _, line := range comments(&hujson.Value{Value: &hujson.Array{Elements: []hujson.Value{*of}}}) {
 		out = append(out, among([]string{"{" + line, "- " + line})...) // an entry that is commented out, and words
 	}
 	return out
@@ -172,6 +181,7 @@ type reading struct {
 	scope     Scope
 	transport string
 	plain     Server // its texts as they are written
+	unused    bool   // its client does not use it, as it is written
 }
 
 // no says why the entry cannot move. The first reason is kept.
@@ -260,6 +270,7 @@ func (r *reading) pairs(key string, v *hujson.Value, to *[]Pair) (plain []Pair) 
 		s, ok := str(&m.Value)
 		if l, lit := m.Value.Value.(hujson.Literal); !ok && lit && l.Kind() != 'n' {
 			if r.client == ClaudeCode {
+				r.unused = true
 				r.no("%s in its %s is no text, so that Claude Code does not use it", nameOf(m), key)
 			}
 			s, ok = string(l), true // a number or a boolean, which other clients take as it is written
@@ -344,9 +355,11 @@ func (r *reading) end() {
 		s.Why, s.Guard.Disabled = "", s.Off
 		return
 	}
+	s.Off = s.Off || r.unused
 	switch kind := strings.ToLower(r.transport); kind {
 	case "":
 		if s.URL != "" && s.Command == "" && r.client == ClaudeCode {
+			s.Off = true
 			r.no("it has a url but no type, so that Claude Code does not use it")
 		}
 	case "stdio", "local":
