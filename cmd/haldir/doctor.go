@@ -508,7 +508,11 @@ func (e *examination) clients(ctx context.Context, files doctor.Files) {
 		return
 	}
 	init := func(c clients.Client) string { return e.command() + " init --client " + string(c) }
-	e.take(exitFailed, doctor.Clients(ctx, o, doctor.Own{Config: e.cfg, Version: version(), Files: files, Init: init})...)
+	clean := func(text string, masks []string) string {
+		i.mask(masks)
+		return i.a.secrets.clean(text)
+	}
+	e.take(exitFailed, doctor.Clients(ctx, o, doctor.Own{Config: e.cfg, Version: version(), Files: files, Init: init, Clean: clean})...)
 }
 
 // hooks looks for what answers a client's forms in place of a person.

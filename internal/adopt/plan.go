@@ -15,6 +15,7 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/clients"
 	"github.com/haldir-mcp/haldir/internal/config"
+	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/internal/replace"
 )
 
@@ -43,6 +44,7 @@ type Options struct {
 	Trust       bool   // the annotations of the servers that move
 	Permissions bool   // deny rules for Claude Code
 	Claude      string // the path of its command line; "" for none
+	Look        bool   // for what would move and what would not, and why: no file is to be shown or changed
 	Now         time.Time
 
 	Patience time.Duration // with Claude Code; 0 for a minute
@@ -129,6 +131,8 @@ type Plan struct {
 // New makes a plan. Nothing is written.
 func New(o Options) (*Plan, error) {
 	p := &Plan{Config: o.Config, o: o}
+	p.o.Host = o.Host.Once()
+	defer func() { p.o.Host = o.Host }() // what carries it out looks anew
 	files, err := p.read()
 	if err != nil {
 		return nil, err
@@ -149,8 +153,8 @@ func New(o Options) (*Plan, error) {
 		p.name(u, cfg)
 	}
 	if slices.ContainsFunc(p.Upstreams, func(u *Upstream) bool { return u.of(clients.ClaudeCode) }) {
-		p.claude = o.Host.ClaudeRules()
-		p.Notes = append(p.Notes, o.Host.UnreadIn()...)
+		p.claude = p.o.Host.ClaudeRules()
+		p.Notes = append(p.Notes, p.o.Host.UnreadIn()...)
 	}
 	after, err := p.write(before)
 	if p.unfit && len(p.Upstreams) == 0 {
@@ -167,6 +171,10 @@ func New(o Options) (*Plan, error) {
 	}
 	if err := p.swaps(files); err != nil {
 		return nil, err
+	}
+	if o.Look {
+		p.Files = nil // haldir.yaml has not been made
+		return p, nil
 	}
 	if o.Permissions {
 		if err := p.permissions(); err != nil {
@@ -200,7 +208,13 @@ func (p *Plan) read() (files []*clients.File, err error) {
 		if !seen[f.Target] && f.Data != nil {
 			seen[f.Target] = true
 			files = append(files, f)
-			p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
+			if !p.o.Look {
+				p.Masks = append(p.Masks, f.Secrets(secretive, among)...)
+				continue
+			}
+			for _, l := range f.Lists { // no more is told of, and a history is long
+				p.Masks = append(p.Masks, l.Secrets(secretive, among)...)
+			}
 		}
 	}
 	if len(p.o.Clients) == 0 || slices.Contains(p.o.Clients, clients.ClaudeCode) {
@@ -246,42 +260,56 @@ func (p *Plan) stays(l *clients.List) (why string, unfit bool) {
 	if why := p.unfitIn(l); why != "" {
 		return why, true
 	}
-	name := entryName(l, func(s *clients.Server) bool { return s.Why == "" })
+	name := p.entryName(l, func(s *clients.Server) bool { return s.Why == "" })
 	return p.o.Host.Refused(l, name, p.entry(l)), false
 }
 
-// unfitIn says why a haldir that a list has already would not serve what moves to it, and what to do;
-// "" if it would, and if there is none.
-func (p *Plan) unfitIn(l *clients.List) string {
+// unfitIn says why no haldir that a list has already would serve what moves to it, and what to do;
+// "" if one would, and if there is none.
+func (p *Plan) unfitIn(l *clients.List) (first string) {
 	for _, s := range l.Servers {
 		if s.Guard == nil {
 			continue
 		}
-		why := ""
-		switch err := s.Startable(); {
-		case s.Guard.Flags:
-			why = "serves what its flags say (--upstream), and no config: put that into haldir.yaml by haldir upstream add, take the entry out, and run haldir init again"
-		case !p.same(*s.Guard):
-			why = fmt.Sprintf("serves another config, %s: run haldir init with that --config", cmp.Or(s.Guard.Config, "the default one"))
-		case s.Guard.Disabled:
-			why = "is disabled: enable it there, and run haldir init again"
-		case err != nil:
-			why = fmt.Sprintf("cannot be started, as %s %v: take the entry out, and run haldir init again, which puts one there that can", s.Command, err)
+		why := p.unfitFor(s)
+		if why == "" {
+			return ""
 		}
-		if why != "" {
-			return fmt.Sprintf("the haldir beside it (%s) %s", s.Name, why)
-		}
+		first = cmp.Or(first, fmt.Sprintf("the haldir beside it (%s) %s", s.Name, why))
+	}
+	return first
+}
+
+// unfitFor is that of one entry of haldir.
+func (p *Plan) unfitFor(s *clients.Server) string {
+	switch err := s.Startable(); {
+	case s.Guard.Flags:
+		return "serves what its flags say (--upstream), and no config: put that into haldir.yaml by haldir upstream add, take the entry out, and run haldir init again"
+	case !p.same(*s.Guard):
+		return fmt.Sprintf("serves another config, %s: run haldir init with that --config", cmp.Or(s.Guard.Config, "the default one"))
+	case s.Guard.Disabled:
+		return "is disabled: enable it there, and run haldir init again"
+	case err != nil:
+		return fmt.Sprintf("cannot be started, as %s %v: take the entry out, and run haldir init again, which puts one there that can", s.Command, err)
 	}
 	return ""
 }
 
 // entryName is the name of haldir's entry in a list, which has it or gets it: beside those that
-// stay there.
-func entryName(l *clients.List, goes func(s *clients.Server) bool) string {
+// stay there. Of several it is one that serves what moves, and that Claude Code loads.
+func (p *Plan) entryName(l *clients.List, goes func(s *clients.Server) bool) string {
+	fit := ""
 	for _, s := range l.Servers {
-		if s.Guard != nil {
+		if s.Guard == nil || p.unfitFor(s) != "" {
+			continue
+		}
+		if p.o.Host.Refused(l, s.Name, p.entry(l)) == "" {
 			return s.Name
 		}
+		fit = cmp.Or(fit, s.Name)
+	}
+	if fit != "" {
+		return fit
 	}
 	name := "haldir"
 	for n := 2; l.Server(name) != nil && !goes(l.Server(name)); n++ {
@@ -304,14 +332,13 @@ func (p *Plan) brought(s *clients.Server) string {
 
 // same reports whether an entry of haldir serves this config.
 func (p *Plan) same(g clients.Guard) bool {
-	clean := func(s string) string {
-		if s == "" {
-			return ""
+	one := func(named, path string) bool {
+		if !filepath.IsAbs(named) || !filepath.IsAbs(path) { // relative to where its client starts it, or the default
+			return named == path || named != "" && path != "" && filepath.Clean(named) == filepath.Clean(path)
 		}
-		return filepath.Clean(s)
+		return files.SamePlace(named, path)
 	}
-	config, state := clean(g.Config), clean(g.StateDir)
-	return (config == clean(p.o.Serves.Config) || config == clean(p.o.Config)) && (state == clean(p.o.Serves.StateDir) || state == clean(p.o.StateDir))
+	return (one(g.Config, p.o.Serves.Config) || one(g.Config, p.o.Config)) && (one(g.StateDir, p.o.Serves.StateDir) || one(g.StateDir, p.o.StateDir))
 }
 
 // join puts a server to the same one of another client, if there is one.
@@ -444,7 +471,7 @@ func (p *Plan) swaps(files []*clients.File) error {
 			if len(s.Gone) == 0 {
 				continue
 			}
-			s.Name = entryName(l, func(srv *clients.Server) bool { return slices.Contains(s.Gone, srv.Name) })
+			s.Name = p.entryName(l, func(srv *clients.Server) bool { return slices.Contains(s.Gone, srv.Name) })
 			if there := l.Server(s.Name); there == nil || there.Guard == nil {
 				entry := p.entry(l)
 				if here {

@@ -82,6 +82,10 @@ func (p *Plan) write(before []byte) ([]byte, error) {
 				}
 				continue
 			}
+			if p.o.Look { // each by itself: a text that grows is parsed for each of them
+				moving = append(moving, u)
+				continue
+			}
 			text, u.entry = r.After, r.Entry
 		}
 		var err error

@@ -26,7 +26,7 @@ const (
 // rejected lists the servers of a project's .mcp.json that the person does not want.
 func (h Host) rejected() (out []string) {
 	for _, path := range slices.Concat(h.managed(), []string{h.ClaudeSettings()}, projectSettings(h.Dirs())) {
-		if o := readRoot(path); o != nil {
+		if o := h.readRoot(path); o != nil {
 			out = append(out, texts(o, disabled)...)
 		}
 	}
@@ -46,7 +46,7 @@ func (h Host) chosen(key string, dirs ...string) (out []string) {
 
 // eachProject goes through what Claude Code has noted of projects in the person's own state.
 func (h Host) eachProject(do func(dir string, o *hujson.Object)) {
-	o := readRoot(h.ClaudeConfig())
+	o := h.readRoot(h.ClaudeConfig())
 	if o == nil {
 		return
 	}
@@ -72,7 +72,7 @@ type approval struct {
 // it: another directory of the project may have another server of that name, which came with a package.
 func (h Host) approval(dir string) approval {
 	path := filepath.Join(dir, ".claude", "settings.local.json")
-	o := readRoot(path)
+	o := h.readRoot(path)
 	if o == nil {
 		return approval{}
 	}
@@ -242,7 +242,7 @@ func (h Host) Asks(l *List, name string) bool {
 		paths = append(paths, projectSettings([]string{l.Project()})...)
 	}
 	return !slices.ContainsFunc(paths, func(path string) bool {
-		o := readRoot(path)
+		o := h.readRoot(path)
 		return o != nil && (isTrue(member(o, "enableAllProjectMcpServers")) || slices.Contains(texts(o, enabled), name))
 	})
 }

@@ -2,6 +2,7 @@ package clients
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,6 +42,20 @@ type List struct {
 
 // Read reads a file of servers. One that is not there has no lists.
 func (h Host) Read(p Place) (*File, error) {
+	if h.look == nil {
+		return h.read(p)
+	}
+	if f := h.look.files[p]; f != nil {
+		return f, nil
+	}
+	f, err := h.read(p)
+	if err == nil {
+		h.look.files[p] = f
+	}
+	return f, err
+}
+
+func (h Host) read(p Place) (*File, error) {
 	f := &File{Place: p}
 	var err error
 	if f.Target, err = replace.Follow(p.Path); errors.Is(err, syscall.ENOTDIR) {
@@ -51,13 +66,23 @@ func (h Host) Read(p Place) (*File, error) {
 	if f.Data, f.Info, err = replace.Read(f.Target); err != nil || f.Data == nil {
 		return f, err
 	}
-	return f, h.parse(f)
+	if f.text, err = parse(f.Path, f.Data); err != nil {
+		return f, err
+	}
+	if h.look != nil && f.text.root != nil {
+		h.look.roots[f.Path] = reply{root: object(f.text.root)} // what is judged by is what a plan is of, and compares
+	}
+	return f, h.lists(f)
 }
 
 // With is the file with another text.
 func (h Host) With(f *File, data []byte) (*File, error) {
 	g := &File{Place: f.Place, Target: f.Target, Data: data, Info: f.Info}
-	return g, h.parse(g)
+	var err error
+	if g.text, err = parse(g.Path, data); err != nil {
+		return g, err
+	}
+	return g, h.lists(g)
 }
 
 // key is the name of the object that has the servers.
@@ -68,11 +93,12 @@ func (c Client) key() string {
 	return "mcpServers"
 }
 
-func (h Host) parse(f *File) (err error) {
-	if f.text, err = parse(f.Path, f.Data); err != nil || f.text.root == nil {
-		return err
-	}
+// lists finds the servers in a file that was taken apart.
+func (h Host) lists(f *File) error {
 	t := f.text
+	if t.root == nil {
+		return nil
+	}
 	root := object(t.root)
 	if root == nil {
 		return t.problem(t.root.StartOffset, "an object must stand here")
@@ -189,20 +215,42 @@ func (h Host) blocked(l *List) {
 	if l.File.Client != ClaudeCode || len(l.Servers) == 0 {
 		return
 	}
-	for _, g := range h.gates(l) {
-		for _, s := range l.Servers {
-			if why := g.refuses(h.loaded(s)); s.Why == "" && s.Guard == nil && why != "" {
-				s.Why = "Claude Code does not load it: " + why
-			}
+	gates := h.gates(l)
+	for _, s := range l.Servers {
+		if s.Guard != nil {
+			continue
+		}
+		as := h.loaded(s)
+		first, last := gates[0].refuses(as), gates[len(gates)-1].refuses(as) // the last is of where it is for
+		s.Off = s.Off || last != ""
+		switch why := cmp.Or(first, last); {
+		case s.Why != "" || why == "":
+		case last == "":
+			s.Why = "outside of this project Claude Code does not load it: " + why
+		default:
+			s.Why = "Claude Code does not load it: " + why
 		}
 	}
 }
 
 // readRoot is the object in a file of Claude Code; nil if Claude Code cannot read it either, and if
 // haldir cannot, of which Unread tells.
-func readRoot(path string) *hujson.Object {
-	o, _ := root(path) // nothing is planned before Unread has been asked
+func (h Host) readRoot(path string) *hujson.Object {
+	o, _ := h.root(path) // nothing is planned before Unread has been asked
 	return o
+}
+
+// root is the root of a file, as this look has it.
+func (h Host) root(path string) (*hujson.Object, error) {
+	if h.look == nil {
+		return root(path)
+	}
+	r, known := h.look.roots[path]
+	if !known {
+		r.root, r.err = root(path)
+		h.look.roots[path] = r
+	}
+	return r.root, r.err
 }
 
 // root is the object in a file of Claude Code; nil if there is none that Claude Code can read. An

@@ -33,7 +33,7 @@ func (h Host) Unread() (err error) {
 		}
 	}
 	for _, path := range slices.Concat(h.managed(), []string{h.ClaudeSettings()}, projectSettings(h.Dirs())) {
-		_, wrong := root(path)
+		_, wrong := h.root(path)
 		err = errors.Join(err, wrong)
 	}
 	return err
@@ -43,7 +43,7 @@ func (h Host) Unread() (err error) {
 func (h Host) UnreadIn() (out []string) {
 	dirs := slices.DeleteFunc(h.projects(), h.here)
 	for _, path := range projectSettings(dirs) {
-		if _, err := root(path); err != nil {
+		if _, err := h.root(path); err != nil {
 			out = append(out, fmt.Sprintf("%s cannot be read, so that what it denies or asks about is not known: %v", path, err))
 		}
 	}
@@ -79,7 +79,7 @@ func (h Host) gate(projects ...string) *gate {
 	g := &gate{}
 	only := false // the administrator's list of those allowed is the only one
 	for _, path := range h.managed() {
-		o := readRoot(path)
+		o := h.readRoot(path)
 		if o == nil {
 			continue
 		}
@@ -93,7 +93,7 @@ func (h Host) gate(projects ...string) *gate {
 		g.closed = path
 	}
 	for _, path := range append([]string{h.ClaudeSettings()}, projectSettings(projects)...) {
-		if o := readRoot(path); o != nil {
+		if o := h.readRoot(path); o != nil {
 			g.add(h, path, o, !only)
 		}
 	}
@@ -124,7 +124,7 @@ func projectSettings(dirs []string) (paths []string) {
 func (h Host) denying(project string) *gate {
 	g := &gate{}
 	for _, path := range projectSettings([]string{project}) {
-		if o := readRoot(path); o != nil {
+		if o := h.readRoot(path); o != nil {
 			g.add(h, path, o, false)
 		}
 	}

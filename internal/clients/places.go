@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tailscale/hujson"
+
 	"github.com/haldir-mcp/haldir/internal/files"
 )
 
@@ -62,6 +64,30 @@ type Host struct {
 	Env  func(string) string
 
 	Managed string // where an administrator's settings of Claude Code are; "" for nowhere
+
+	look *look // nil: each question is asked of the files as they are by then
+}
+
+// look is what has been read in one look at the clients.
+type look struct {
+	files map[Place]*File
+	roots map[string]reply // by path
+}
+
+// reply is what a file of Claude Code says.
+type reply struct {
+	root *hujson.Object
+	err  error
+}
+
+// Once is the host for one look at the clients, in which each file is read and parsed once: Claude
+// Code's own has megabytes of history with many people, and every list asks what stands there. What
+// is written later such a look does not see. It is for one goroutine. One that is a look stays that.
+func (h Host) Once() Host {
+	if h.look == nil {
+		h.look = &look{map[Place]*File{}, map[string]reply{}}
+	}
+	return h
 }
 
 // Place is where a client may have a file of servers.

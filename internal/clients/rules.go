@@ -30,7 +30,7 @@ func (h Host) ClaudeRules() (out []Rule) {
 			return
 		}
 		seen = append(seen, path)
-		if o := readRoot(path); o != nil {
+		if o := h.readRoot(path); o != nil {
 			of.Path = path
 			out = append(out, rulesOf(o, of)...)
 		}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -79,10 +80,19 @@ func (s *Server) Place() string {
 // Secrets lists the texts of the file that are secret by the name that each is the value of,
 // and what is among the texts of each list, which may be the arguments of a program, in each text
 // and in comments. Of one that is written in an unusual way it has what stands in the file as well.
-func (f *File) Secrets(looks func(name, value string) bool, among func(list []string) []string) (out []string) {
+func (f *File) Secrets(looks func(name, value string) bool, among func(list []string) []string) []string {
 	if f.text == nil || f.text.root == nil {
 		return nil
 	}
+	return secrets(f.text.root, looks, among)
+}
+
+// Secrets lists those of the servers, as [File.Secrets] does of all that is in their file.
+func (l *List) Secrets(looks func(name, value string) bool, among func(list []string) []string) []string {
+	return secrets(l.value, looks, among)
+}
+
+func secrets(of *hujson.Value, looks func(name, value string) bool, among func(list []string) []string) (out []string) {
 	hide := func(found []string, v *hujson.Value) {
 		s, ok := str(v)
 		if !ok || !slices.ContainsFunc(found, func(secret string) bool { return strings.Contains(s, secret) }) {
@@ -115,8 +125,8 @@ func (f *File) Secrets(looks func(name, value string) bool, among func(list []st
 		}
 		out = append(out, found...)
 	}
-	walk("", f.text.root)
-	for _, line := range comments(&hujson.Value{Value: &hujson.Array{Elements: []hujson.Value{*f.text.root}}}) {
+	walk("", of)
+	for _, line := range comments(&hujson.Value{Value: &hujson.Array{Elements: []hujson.Value{*of}}}) {
 		out = append(out, among([]string{"{" + line, "- " + line})...) // an entry that is commented out, and words
 	}
 	return out
@@ -171,6 +181,7 @@ type reading struct {
 	scope     Scope
 	transport string
 	plain     Server // its texts as they are written
+	unused    bool   // its client does not use it, as it is written
 }
 
 // no says why the entry cannot move. The first reason is kept.
@@ -259,6 +270,7 @@ func (r *reading) pairs(key string, v *hujson.Value, to *[]Pair) (plain []Pair) 
 		s, ok := str(&m.Value)
 		if l, lit := m.Value.Value.(hujson.Literal); !ok && lit && l.Kind() != 'n' {
 			if r.client == ClaudeCode {
+				r.unused = true
 				r.no("%s in its %s is no text, so that Claude Code does not use it", nameOf(m), key)
 			}
 			s, ok = string(l), true // a number or a boolean, which other clients take as it is written
@@ -343,9 +355,11 @@ func (r *reading) end() {
 		s.Why, s.Guard.Disabled = "", s.Off
 		return
 	}
+	s.Off = s.Off || r.unused
 	switch kind := strings.ToLower(r.transport); kind {
 	case "":
 		if s.URL != "" && s.Command == "" && r.client == ClaudeCode {
+			s.Off = true
 			r.no("it has a url but no type, so that Claude Code does not use it")
 		}
 	case "stdio", "local":
@@ -543,14 +557,17 @@ func (h Host) serves(words []string) (rest []string, ok bool) {
 }
 
 // Startable says why the command of an entry cannot be started. One by its name alone is looked for
-// where this process would; a client with a window may have another PATH. Of one that is relative to
-// where the client is, or has a variable in it, nothing is known here.
+// on the PATH that the entry has, or where this process would; a client with a window may have another.
+// Of what is relative to where the client is, or has a variable in it, nothing is known here.
 func (s *Server) Startable() error {
 	named := filepath.Base(s.Command) == s.Command
 	if s.Command == "" || !named && !filepath.IsAbs(s.Command) || strings.Contains(s.Command, "${") {
 		return nil
 	}
 	_, err := exec.LookPath(s.Command)
+	if path, own := s.Path(); named && own {
+		err = on(path, s.Command)
+	}
 	switch {
 	case err == nil:
 		return nil
@@ -560,6 +577,34 @@ func (s *Server) Startable() error {
 		return errors.New("does not exist")
 	}
 	return errors.New("is no program")
+}
+
+// Path is the PATH that the entry gives its command, which is looked for there too; own is false if it
+// gives none.
+func (s *Server) Path() (path string, own bool) {
+	for _, p := range s.Env {
+		if p.Name == "PATH" || runtime.GOOS == "windows" && strings.EqualFold(p.Name, "PATH") {
+			path, own = p.Value, true
+		}
+	}
+	return path, own
+}
+
+// on looks for a program on a PATH. What that has of variables, or from where the client is, may be
+// where it is.
+func on(path, program string) error {
+	if path == "" || strings.Contains(path, "${") {
+		return nil
+	}
+	for _, dir := range filepath.SplitList(path) {
+		if !filepath.IsAbs(dir) {
+			return nil
+		}
+		if _, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
+			return nil
+		}
+	}
+	return exec.ErrNotFound
 }
 
 // own reports whether a path, or the name of a command, is the program that runs.

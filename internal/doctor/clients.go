@@ -23,12 +23,15 @@ type Own struct {
 	Version string
 	Files   Files
 	Init    func(clients.Client) string // the command for one client
+
+	Clean func(text string, masks []string) string // a text without those
 }
 
 // Clients looks at the MCP clients of a person: what of them goes past haldir, and whether they
 // can start it. o is what haldir init would go by here.
 func Clients(ctx context.Context, o adopt.Options, own Own) (found []Finding) {
 	o.Projects, o.Shared = true, true // a client starts those as well
+	o.Host, o.Look = o.Host.Once(), true
 	e := entries{Own: own, o: o, versions: map[string]string{}}
 	for _, c := range clients.All() {
 		o := o
@@ -38,17 +41,20 @@ func Clients(ctx context.Context, o adopt.Options, own Own) (found []Finding) {
 			found = append(found, New(ClientBroken, Warning, "clients", Fix{Text: "mend it there"}, "%v", err))
 			continue
 		}
+		var lists []*clients.List
 		for _, f := range files {
 			for _, l := range f.Lists {
 				found = append(found, e.look(ctx, l)...)
 			}
+			lists = append(lists, f.Lists...)
 		}
+		found = append(found, e.off(lists)...)
 		plan, err := adopt.New(o)
 		if err != nil {
 			found = append(found, New(ClientBroken, Warning, "clients", Fix{Text: "mend it there"}, "%s: %v", c, err))
 			continue
 		}
-		found = append(found, direct(c, plan, own.Config, own.Init(c))...)
+		found = append(found, own.direct(c, plan)...)
 	}
 	return found
 }
@@ -74,16 +80,18 @@ func read(h clients.Host, c clients.Client) (files []*clients.File, err error) {
 
 // direct finds the servers that a client starts by itself, by a plan that has those of all projects
 // and those that came with one.
-func direct(c clients.Client, plan *adopt.Plan, cfg *config.Config, init string) (found []Finding) {
+func (o Own) direct(c clients.Client, plan *adopt.Plan) (found []Finding) {
 	say := func(fix Fix, format string, args ...any) {
 		found = append(found, New(ClientBypass, Warning, "clients", fix, format, args...))
 	}
-	var free []string
+	var free, whys []string
+	stuck := map[string][]string{} // by why
+	init := o.Init(c)
 	all := init // for all that are free
 	for _, u := range plan.Upstreams {
 		for _, s := range u.From {
 			run := init + wider(s)
-			name := also(s, cfg)
+			name := also(s, o.Config)
 			switch {
 			case u.There && brought(s):
 				say(Do("take the entry out there: %s", run), "%s: %s starts %q by itself, beside the upstream %s", s.Place(), c, s.Name, u.Name)
@@ -93,7 +101,7 @@ func direct(c clients.Client, plan *adopt.Plan, cfg *config.Config, init string)
 				say(Do("take the entry out there; or, to have it behind haldir as another upstream: %s", run),
 					"%s: %s starts %q by itself, which is the upstream %s but for its settings", s.Place(), c, s.Name, name)
 			case !brought(s): // nobody may have looked at what else came with a project
-				free = append(free, fmt.Sprintf("%q (%s)", s.Name, s.Place()))
+				free = append(free, named(s))
 				if more := wider(s); !strings.HasSuffix(all, more) {
 					all += more
 				}
@@ -101,19 +109,35 @@ func direct(c clients.Client, plan *adopt.Plan, cfg *config.Config, init string)
 		}
 	}
 	for _, l := range plan.Left {
-		switch name := also(l.Server, cfg); {
-		case l.Server.Off:
+		why := o.Clean(l.Why, plan.Masks)
+		switch name := also(l.Server, o.Config); {
+		case l.Server.Off || l.Server.Command == "" && l.Server.URL == "": // it is not started
 		case name != "":
-			say(Fix{Text: "take the entry out there"}, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s", l.Server.Place(), c, l.Server.Name, name, l.Why)
-		case l.Unfit && !brought(l.Server):
-			found = append(found, New(ClientUnguarded, Note, "clients", Fix{Text: fmt.Sprintf("do as that says; or take %q out there", l.Server.Name)}, "%s: %s starts %q by itself; it cannot move: %s", l.Server.Place(), c, l.Server.Name, l.Why))
+			say(Fix{Text: "take the entry out there"}, "%s: %s starts %q by itself, beside the upstream %s; it cannot move: %s", l.Server.Place(), c, l.Server.Name, name, why)
+		case !brought(l.Server):
+			if stuck[why] == nil {
+				whys = append(whys, why)
+			}
+			stuck[why] = append(stuck[why], named(l.Server))
 		}
 	}
 	if len(free) > 0 {
 		found = append(found, New(ClientUnguarded, Note, "clients", Run(all), "%s has %d server(s) that are not behind haldir: %s", c, len(free), some(free)))
 	}
+	if len(whys) > 0 {
+		n := 0
+		for i, why := range whys {
+			n += len(stuck[why])
+			whys[i] = some(stuck[why]) + ": " + why
+		}
+		found = append(found, New(ClientUnguarded, Note, "clients", Fix{Text: "where that says what to do, do it; or take the entry out there"},
+			"%s has %d server(s) that are not behind haldir, and cannot move: %s", c, n, strings.Join(whys, "; ")))
+	}
 	return found
 }
+
+// named is a server for people.
+func named(s *clients.Server) string { return fmt.Sprintf("%q (%s)", s.Name, s.Place()) }
 
 // brought reports whether a server came with a project, and nobody has approved it since.
 func brought(s *clients.Server) bool { return s.List.Scope == clients.Project && !s.Approved }
@@ -179,14 +203,7 @@ type entries struct {
 // look looks whether those of a list lead anywhere.
 func (e entries) look(ctx context.Context, l *clients.List) (found []Finding) {
 	for _, s := range l.Servers {
-		if s.Guard == nil {
-			continue
-		}
-		if s.Off {
-			if n := len(e.Config.Upstreams); n > 0 {
-				found = append(found, New(ClientDisabled, Note, "clients", Fix{Text: "enable it there, or take the entry out"},
-					"%s: %s does not start haldir, which is disabled there, and has none of its %d server(s)", s.Place(), s.List.File.Client, n))
-			}
+		if s.Guard == nil || s.Off {
 			continue
 		}
 		found = append(found, e.program(ctx, s)...)
@@ -194,11 +211,60 @@ func (e entries) look(ctx context.Context, l *clients.List) (found []Finding) {
 		if path := s.Guard.Config; filepath.IsAbs(path) {
 			found = append(found, e.config(s, path)...)
 		}
-		if dir := s.Guard.StateDir; filepath.IsAbs(dir) && filepath.Clean(dir) != filepath.Clean(e.o.StateDir) { // that one is looked at anyway
+		if dir := s.Guard.StateDir; filepath.IsAbs(dir) && !files.SamePlace(dir, e.o.StateDir) { // that one is looked at anyway
 			found = append(found, e.state(s, dir)...)
 		}
 	}
 	return found
+}
+
+// off tells of the entries of a client that are off, where it starts no other haldir: an agent there
+// has none of the servers.
+func (e entries) off(lists []*clients.List) (found []Finding) {
+	for _, l := range lists {
+		for _, s := range l.Servers {
+			n := len(e.Config.Upstreams)
+			if s.Guard == nil || !s.Off || n == 0 || slices.ContainsFunc(lists, func(o *clients.List) bool { return starts(o, s) }) {
+				continue
+			}
+			where := ""
+			if !l.Here {
+				where = fmt.Sprintf("in %s ", l.Dir)
+			}
+			text := fmt.Sprintf("%s: %s%s does not start haldir, which is disabled there,", s.Place(), where, l.File.Client)
+			fix := "enable it there, or take the entry out"
+			switch {
+			case s.Guard.Disabled:
+			case l.Scope == clients.Project:
+				text = fmt.Sprintf("%s does not start the haldir of %s, which was rejected in this project,", l.File.Client, s.Place())
+				fix = fmt.Sprintf("take %q out of disabledMcpjsonServers in the settings of Claude Code, or in %s, and approve it when Claude Code asks; or take the entry out", s.Name, e.o.Host.ClaudeConfig())
+			default:
+				text = fmt.Sprintf("%s does not start the haldir of %s in this project, where it is switched off,", l.File.Client, s.Place())
+				fix = "switch it on again in this project: /mcp in Claude Code"
+			}
+			found = append(found, New(ClientDisabled, Note, "clients", Fix{Text: fix}, "%s and has none of its %d server(s)", text, n))
+		}
+	}
+	return found
+}
+
+// starts reports whether a client starts a haldir of a list where an entry is off. What is for a
+// person everywhere is so in one edition or profile of the client, if it has several.
+func starts(l *clients.List, off *clients.Server) bool {
+	in := off.List
+	return slices.ContainsFunc(l.Servers, func(s *clients.Server) bool {
+		switch {
+		case s.Guard == nil || s.Guard.Disabled || off.Guard.Disabled && off.Shadows(s):
+			return false
+		case l == in:
+			return !s.Off
+		case l.Scope == clients.User && in.Scope == clients.User:
+			return false
+		case in.Here:
+			return l.Here && !s.Off
+		}
+		return l.Scope == clients.User && !slices.Contains(s.OffIn, in.Dir)
+	})
 }
 
 // program looks whether the client can start haldir, and which.
@@ -210,7 +276,14 @@ func (e entries) program(ctx context.Context, s *clients.Server) []Finding {
 	}
 	path := s.Command
 	if filepath.Base(path) == path {
-		path = e.o.Host.Program(path)
+		h := e.o.Host
+		if its, own := s.Path(); own {
+			if strings.Contains(its, "${") {
+				return nil // it may be anywhere
+			}
+			h.Env = func(string) string { return its }
+		}
+		path = h.Program(path)
 	}
 	if !filepath.IsAbs(path) {
 		return nil // relative to where the client is started, which is not here
