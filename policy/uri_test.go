@@ -30,7 +30,7 @@ func TestCanonicalURI(t *testing.T) {
 		// Where the readers of a path differ about what climbs, or from where.
 		"https://h/secret//../x": "", "https://h/secret/x%2F..%2F..%2Fpublic": "", "https://h/a%5C..%5Csecret": "", "https://h/a/..%5csecret": "", "note://h/secret/x%2f../x": "", "https://h/a/..%20/x": "", "https://h/a/b/..": "https://h/a/", "https://h/a/.": "https://h/a/", "https://h/a/%2e": "https://h/a/", "https://h/a/b..": "https://h/a/b..", "https://h/..": "https://h/", "note:public/../secret": "", "note:./secret": "", "note:a/%2e%2E/b": "", "note:a..b": "note:a..b",
 		`file:///tmp\..\etc/passwd`: "", `file:///secret/x\..\..\public/../y`: "", "file:///tmp%5C..%5Cetc": "", "file:///secret//../x": "", "file:///secret/x%2F../..": "", "file:///C:/../etc": "", "file:C:/..": "", "file:///c|/x": "", "file:C|/x": "",
-		"file:///C:secret/x": "", "file:C:secret": "", "note:secret%00": "", 
+		"file:///C:secret/x": "", "file:C:secret": "", "note:secret%00": "",
 		"file:////%3F/C:/x": "", "file:///%3F%3F/C:/x": "", "file:///C:/secret./x": "", "file:///C:/secret%20/x": "", "file:///C:/x::$DATA": "", "file:///etc/passwd%00.txt": "", "https://h/x%00": "",
 		"file://server/share": "", "file://127.0.0.1/etc": "", "file://x@/etc": "", "file:///etc?x": "", "file:///etc#x": "",
 		`https://h/a\..\secret`: "", "https:h/x": "", "https:/h/x": "", "https:///h/x": "", "https://u@h/x": "", " file:///etc/passwd": "", "file:///etc/pass\twd": "", "file:///%zz": "", "no uri": "", "": "", "/etc/passwd": "",
