@@ -26,7 +26,7 @@ var may = map[string][]string{
 	"internal/config/edit":         {"internal/config", "internal/replace", "internal/secret"},
 	"internal/packs":               {"internal/config", "internal/config/edit", "policy"},
 	"internal/clients":             {"internal/files", "internal/replace", "internal/wire"},
-	"internal/adopt":               {"internal/clients", "internal/config", "internal/config/edit", "internal/replace", "internal/secret", "internal/wire", "policy"},
+	"internal/adopt":               {"internal/clients", "internal/config", "internal/config/edit", "internal/files", "internal/replace", "internal/secret", "internal/wire", "policy"},
 	"internal/doctor":              {"internal/adopt", "internal/clients", "internal/config", "internal/files", "internal/replace", "internal/wire", "policy"},
 	"internal/ledger":              {"audit", "policy"},
 	"internal/secret":              {},

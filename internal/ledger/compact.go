@@ -185,7 +185,7 @@ func (l *Ledger) waiting(ctx context.Context) (n uint64, from time.Time, err err
 			return err
 		}
 		keep, err := t.retention()
-		if keep > 0 && !prep.Newest.Add(keep).After(t.now) { // else somebody wants them kept, after all
+		if keep > 0 && keep <= prep.Keep && !prep.Newest.Add(keep).After(t.now) { // else somebody wants them kept, after all
 			n, from = prep.Size-t.pruned(), prep.Since.Add(secondThoughts)
 		}
 		return err

@@ -174,10 +174,12 @@ func (l *Ledger) Pruned(ctx context.Context) (p audit.Pruned, err error) {
 
 // pruning is a boundary that is being prepared.
 type pruning struct {
-	Since time.Time    `json:"since"` // when it was found
-	Size  uint64       `json:"size"`
-	Note  string       `json:"note"` // the signed checkpoint
-	Done  audit.Pruned `json:"done"` // the records that were looked at
+	Since time.Time `json:"since"` // when it was found
+	// Keep is the retention that it was found by. A longer one has its second thoughts anew.
+	Keep time.Duration `json:"keep"`
+	Size uint64        `json:"size"`
+	Note string        `json:"note"` // the signed checkpoint
+	Done audit.Pruned  `json:"done"` // the records that were looked at
 	// Newest is the time of the newest of them. Times after the present one do not count: they
 	// are of before the clock was reset.
 	Newest time.Time `json:"newest,omitzero"`
@@ -270,7 +272,7 @@ func (p *pruner) begin(t *tx) (func(*tx) error, error) {
 		if err != nil {
 			return err
 		}
-		return t.space(spaceMeta).putJSON(keyPruning, pruning{Since: t.now, Size: c.Size, Note: note, Done: done})
+		return t.space(spaceMeta).putJSON(keyPruning, pruning{Since: t.now, Keep: keep, Size: c.Size, Note: note, Done: done})
 	}, nil
 }
 
@@ -429,7 +431,7 @@ func (p *pruner) conclude(t *tx) error {
 	if err := p.drop(t); err != nil {
 		return err
 	}
-	if keep == 0 || signed.Time.Add(keep).After(t.now) || prep.Newest.Add(keep).After(t.now) || signed.Size > limit {
+	if keep == 0 || keep > prep.Keep || signed.Time.Add(keep).After(t.now) || prep.Newest.Add(keep).After(t.now) || signed.Size > limit {
 		return nil // somebody wants them kept, after all
 	}
 	if !prep.Ahead.IsZero() && !prep.Ahead.After(t.now) {

@@ -157,6 +157,34 @@ func pass(tb testing.TB, l *ledger.Ledger, clock *fakeClock, days int) {
 	}
 }
 
+// All that was signed may be pruned: what comes after it is signed as ever.
+func TestACheckpointIsMadeAfterAllThatWasSignedIsGone(t *testing.T) {
+	dir, clock, ctx := stateDir(t), newClock(), context.Background()
+	l := little(t, dir, clock, "haldir.yaml", 10*day)
+	crowd(t, l, 40)
+	if _, err := l.Prove(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	clock.add(11 * day)
+	p, err := l.Prove(ctx, 1) // the same again
+	if err != nil {
+		t.Fatal(err)
+	}
+	crowd(t, l, 40) // too soon for another checkpoint
+	if _, err := l.Compact(ctx, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := gone(t, l); n != p.Size {
+		t.Fatalf("%d records are gone, want the %d that were signed", n, p.Size)
+	}
+	if _, err := l.Prove(ctx, p.Size+1); err != nil {
+		t.Error(err)
+	}
+	if v, err := l.Verify(ctx, nil); err != nil || v.Pruned() != p.Size {
+		t.Errorf("Verify begins after %d: %v", v.Pruned(), err)
+	}
+}
+
 func TestWhatSomebodyNeedsStays(t *testing.T) {
 	for name, begin := range map[string]func(*testing.T, *ledger.Ledger) (seq uint64, end func()){
 		"a call that is open": func(t *testing.T, l *ledger.Ledger) (uint64, func()) {
@@ -354,6 +382,27 @@ func TestAClockThatWasAheadTwicePrunesNothing(t *testing.T) {
 		if n := gone(t, l); n != 0 {
 			t.Fatalf("%d records of today are gone", n)
 		}
+	}
+}
+
+// What was found by a shorter retention waits anew for a longer one: a clock that is ahead is no
+// day that has passed.
+func TestALongerRetentionHasItsOwnSecondThoughts(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 10*day)
+	pass(t, l, clock, 3)
+	clock.add(11 * day)
+	crowd(t, l, 200) // finds a boundary
+	l.Retain(ledger.Retention{Place: filepath.Join(dir, "a"), Keep: 20 * day, Last: 20})
+	crowd(t, l, 1)
+	clock.add(30 * day)
+	crowd(t, l, 200)
+	clock.add(-30 * day)
+	if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+		t.Fatal(err)
+	}
+	if n := gone(t, l); n != 0 {
+		t.Errorf("%d records are gone that are 11 to 14 days old, and kept for 20", n)
 	}
 }
 
