@@ -35,18 +35,20 @@ func under(p, dir string) (below, undecided bool) {
 		elsewhere := volume != "" || path.IsAbs(place) || strings.HasPrefix(place, "~") || strings.Contains(p, "://")
 		return inside && !elsewhere, inside && elsewhere
 	case of != "":
-		below = isBelow(place, path.Join("/", there), alike)
+		root := path.Join("/", there)
+		below, certainly := isBelow(place, root, alike), isBelow(place, root, sameOnWindows)
 		switch {
 		case volume == "": // and so of a drive that is not told
 			return false, below
 		case !strings.EqualFold(volume, of):
 			return false, volume == network
 		}
-		return below, !path.IsAbs(place)
+		return certainly, below != certainly || !path.IsAbs(place)
 	}
 	below = isBelow(place, there, alike)
 	if strings.Contains(dir, `\`) {
-		return below, false
+		certainly := isBelow(place, there, sameOnWindows)
+		return certainly, below != certainly
 	}
 	if volume == "" && !path.IsAbs(here) && strings.Contains(p, `\`) && !strings.Contains(p, "/") {
 		exact = path.Clean(strings.ReplaceAll(p, `\`, "/")) // src\x is under src, since nobody has a file of that name
@@ -71,9 +73,16 @@ func isBelow(p, dir string, same func(a, b string) bool) bool {
 	return true
 }
 
-// alike compares names as the least exact systems do: Windows, which drops dots and spaces at
-// their ends and takes what follows a colon for a stream of the file, and macOS, for which
-// letters are the same that Unicode has in several forms.
+// sameOnWindows compares names as Windows does, which drops dots and spaces at their ends,
+// and takes what follows a colon for a stream of the file.
+func sameOnWindows(a, b string) bool {
+	a, _, _ = strings.Cut(a, ":")
+	b, _, _ = strings.Cut(b, ":")
+	return strings.EqualFold(strings.TrimRight(a, ". "), strings.TrimRight(b, ". "))
+}
+
+// alike compares names as the least exact systems do: also as macOS, for which letters are the
+// same that Unicode has in several forms, and without blanks at their ends.
 func alike(a, b string) bool {
 	return strings.EqualFold(core(a), core(b))
 }
@@ -86,7 +95,7 @@ func core(name string) string {
 	return strings.TrimRightFunc(name, func(r rune) bool { return r == '.' || isBlank(r) })
 }
 
-// sharp is the one letter that is two in the other case and stays itself in NFKC.
+// sharp is the letter of names that is two in the other case, which NFKC leaves.
 var sharp = strings.NewReplacer("ß", "ss", "ẞ", "ss")
 
 // unformatted leaves out what has no form of its own, as HFS+ does.
@@ -149,11 +158,11 @@ func clean(p string) (cleaned string, ok bool) {
 	}
 	p = strings.ReplaceAll(p, `\`, "/")
 	cleaned = path.Clean(p)
-	if hasDrive(p) && len(cleaned) == 2 && len(p) > 2 {
+	before, place := onWindows(p)
+	after, now := onWindows(cleaned)
+	if after != "" && place == "/" && now == "." {
 		cleaned += "/" // without it, it would be where one is on that drive
 	}
-	before, _ := onWindows(p)
-	after, _ := onWindows(cleaned)
 	moved := after != before && (after != "" || before != network) || strings.HasPrefix(cleaned, "~") && !strings.HasPrefix(p, "~")
 	return cleaned, !moved && !isFile(asBrowsersDo(cleaned))
 }

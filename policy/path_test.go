@@ -13,7 +13,7 @@ import (
 func TestClean(t *testing.T) {
 	for in, want := range map[string]string{
 		"/p/.env": "/p/.env", "/p/.env/": "/p/.env", "/p/.env/.": "/p/.env", "/p/./.env//.": "/p/.env", "/p/x/../.env": "/p/.env", "//p//.env": "/p/.env", "/../p": "/p",
-		`C:\Users\me\.ssh\id_rsa`: "C:/Users/me/.ssh/id_rsa", `C:\p\..\q`: "C:/q", "C:/p/../q/": "C:/q", `C:\..x`: "C:/..x", "C:x": "C:x", `C:\`: "C:/", "C:/./": "C:/", `\\server\share\.env`: "/server/share/.env", `.env\`: ".env",
+		`C:\Users\me\.ssh\id_rsa`: "C:/Users/me/.ssh/id_rsa", `C:\p\..\q`: "C:/q", "C:/p/../q/": "C:/q", `C:\..x`: "C:/..x", "C:x": "C:x", `C:\`: "C:/", "C:/./": "C:/", "/C:/": "/C:/", "file:///C:/": "/C:/", " C:/": " C:/", `\\server\share\.env`: "/server/share/.env", `.env\`: ".env",
 		"file:///p/.env/.": "/p/.env", "FILE:/p/%2eenv": "/p/.env", "file://localhost/p": "/p", "~/.ssh/./id_rsa": "~/.ssh/id_rsa",
 		"": "", ".": ".", "./": ".", "a/..": ".", "/": "/", "x/./y": "x/y", "..x": "..x", "...": "...", " /p": " /p",
 	} {
@@ -92,6 +92,9 @@ func TestUnderIsDecidedWhereReadersAgree(t *testing.T) {
 		{dir: "/w/caf\u00e9", in: []string{"/w/caf\u00e9/x"}, out: []string{"/w/cafe/x"}, undecided: []string{"/w/cafe\u0301/x", "/w/CAF\u00c9/x"}},
 		{dir: "/u/.config", out: []string{"/u/.confi\u0308g"}, undecided: []string{"/u/.con\ufb01g/gh", "/u/.con\u200cfig"}},
 		{dir: "/u/.ssh", in: []string{"/u/.ssh/stra\u00dfe"}, undecided: []string{"/u/.\u00dfh/x", "/u/.\u1e9eh", "/u/.\u017fsh"}},
+		{dir: `C:\Work`, undecided: []string{"C:\\W\uff4frk\\x", "C:\\Wo\u200crk\\x", "C:\\Work\u00a0\\x"}},
+		{dir: "C:\\Stra\u00dfe", in: []string{"c:/stra\u00dfe/x"}, undecided: []string{`C:\Strasse\x`}},
+		{dir: `src\lib`, undecided: []string{"src/l\u200cib/x"}},
 		{dir: "file:///C:/Work", in: []string{`C:\Work\a`}, out: []string{`D:\Work`}},
 		{dir: "file://server/share", undecided: []string{"a", "/server/share"}},
 	} {

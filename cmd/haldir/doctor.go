@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -445,11 +444,9 @@ func (e *examination) affairs(ctx context.Context) {
 		}
 		e.add(doctor.RetentionHeld, doctor.Note, "ledger", doctor.Fix{Text: "set audit: {retain} in " + others.Place + ", or take the file away if it is not used"}, "%s wants records kept %s, which is longer than this config does", others.Place, keeps)
 	}
-	v := verdictsOf(e.view.Living, e.cfg.Path, e.cfg.SHA256)
-	if len(v.unseen) > 0 { // it may just have been saved
-		if late, err := e.settled(ctx, e.cfg.Path, func() [sha256.Size]byte { return e.cfg.SHA256 }); err == nil {
-			v = late
-		}
+	v, err := e.settled(ctx, e.cfg.Path, current(e.cfg.Path, e.cfg.SHA256)) // it may have been saved meanwhile
+	if err != nil {
+		return // what is wrong with the ledger is told already
 	}
 	if len(v.waits) > 0 {
 		e.add(doctor.ReloadPending, doctor.Note, "config", doctor.Run(e.command()+" reload"), "what was saved waits for a person to confirm it: %s", plain(strings.Join(v.reasons, "; "), 300))
@@ -458,7 +455,7 @@ func (e *examination) affairs(ctx context.Context) {
 		e.add(doctor.ReloadUnseen, doctor.Warning, "config", doctor.Fix{Text: "have its client start it anew, or let it go on by kill -CONT if it is suspended"}, "%s of a running haldir has not looked at what was saved", processes(v.unseen))
 	}
 	if len(v.without) > 0 {
-		e.add(doctor.ReloadWithout, doctor.Warning, "config", doctor.Fix{Text: "have its client start it anew"}, "%s of a running haldir has begun without a config", processes(v.without))
+		e.add(doctor.ReloadWithout, doctor.Warning, "config", doctor.Fix{Text: "start it anew, as its client does when you restart that"}, "%s of a running haldir has begun without a config", processes(v.without))
 	}
 	for _, why := range v.refuses {
 		e.add(doctor.ReloadRefused, doctor.Warning, "config", doctor.Fix{Text: "have its client start it anew"}, "a running haldir does not take what was saved; %s", plain(why, 300))

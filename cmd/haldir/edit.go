@@ -18,7 +18,6 @@ import (
 
 	"github.com/haldir-mcp/haldir/internal/config"
 	"github.com/haldir-mcp/haldir/internal/config/edit"
-	"github.com/haldir-mcp/haldir/internal/files"
 	"github.com/haldir-mcp/haldir/internal/packs"
 )
 
@@ -238,13 +237,7 @@ func (e *editing) waits(r edit.Result) (notes []string) {
 		v, err = a.verdicts(context.Background(), r.Path, sha256.Sum256(r.Before))
 		v.unseen = nil
 	} else {
-		v, err = a.settled(context.Background(), r.Path, func() [sha256.Size]byte {
-			text, err := files.Read(r.Path)
-			if err != nil {
-				text = r.After
-			}
-			return sha256.Sum256(text)
-		})
+		v, err = a.settled(context.Background(), r.Path, current(r.Path, sha256.Sum256(r.After)))
 	}
 	if err != nil {
 		return []string{fmt.Sprintf("whether a running haldir takes this could not be seen (%v); see: %s doctor", err, a.command())}

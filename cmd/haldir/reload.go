@@ -371,7 +371,11 @@ func (a *app) verdicts(ctx context.Context, path string, sum [sha256.Size]byte) 
 	if errors.Is(err, ledger.ErrNone) {
 		return verdicts{}, nil
 	}
-	return verdictsOf(view.Living, path, sum), err
+	v := verdictsOf(view.Living, path, sum)
+	if _, named, e := a.layers.ConfigPath(); e != nil || named {
+		v.without = nil // they would not go by it if they were started anew
+	}
+	return v, err
 }
 
 // verdictWait is how long the haldirs that run are waited for until they have looked at a change.
@@ -386,6 +390,17 @@ func (a *app) settled(ctx context.Context, path string, sum func() [sha256.Size]
 		if err != nil || len(v.unseen) == 0 || time.Now().After(end) {
 			return v, err
 		}
+	}
+}
+
+// current is what a file is by then; if it cannot be read, what it was.
+func current(path string, was [sha256.Size]byte) func() [sha256.Size]byte {
+	return func() [sha256.Size]byte {
+		text, err := files.Read(path)
+		if err != nil {
+			return was
+		}
+		return sha256.Sum256(text)
 	}
 }
 
@@ -466,7 +481,7 @@ func (a *app) confirmReload(ctx context.Context) error {
 
 // unruled says which haldirs no file rules.
 func (a *app) unruled(v verdicts) string {
-	return fmt.Sprintf("a running haldir (%s) has begun without a config, and goes on so; to have it go by this file, have its client start it anew", processes(v.without))
+	return fmt.Sprintf("a running haldir (%s) has begun without a config, and goes on so; to have it go by this file, start it anew, as its client does when you restart that", processes(v.without))
 }
 
 // processes names some.

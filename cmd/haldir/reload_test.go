@@ -400,11 +400,32 @@ func TestReloadWaitsUntilAllHaveLooked(t *testing.T) {
 	}
 }
 
+// suspend stops a haldir while it does not have the ledger.
+func suspend(t *testing.T, h *mcptest.Haldir, s *mcptest.Session) (resume func()) {
+	t.Helper()
+	resume = func() { _ = unix.Kill(s.Pid(), unix.SIGCONT) }
+	for range 20 {
+		if err := unix.Kill(s.Pid(), unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, code := h.Run(t, "session", "create"); code == 0 {
+			return resume
+		}
+		resume()
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatal("it always has the ledger")
+	return nil
+}
+
 // What has just been saved is no reason to call a healthy haldir stuck.
 func TestDoctorWaitsUntilAllHaveLooked(t *testing.T) {
 	t.Parallel()
 	r := serveConfig(t, "policies: [{type: deny, tools: [scan_domain], id: no-scans}]\n")
+	resume := suspend(t, r.h, r.s)
+	defer resume()
 	r.edit(r.config(""))
+	time.AfterFunc(time.Second, resume)
 	if out, errOut, _ := r.h.Run(t, "doctor", "--json"); !strings.Contains(out, `"reload-pending"`) || strings.Contains(out, `"reload-unseen"`) {
 		t.Errorf("%s%s", out, errOut)
 	}
@@ -417,11 +438,7 @@ func TestReloadNamesTheHaldirsThatDoNotTakeIt(t *testing.T) {
 	suspended := r.h.Serve(t)
 	suspended.Initialize(mcptest.Revision)
 	suspended.Ask("tools/list", "{}")
-	r.call("a.example") // so that the ledger is not with the one that is suspended
-	if err := unix.Kill(suspended.Pid(), unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = unix.Kill(suspended.Pid(), unix.SIGCONT) }()
+	defer suspend(t, r.h, suspended)()
 	r.edit(r.config(""))
 	out, errOut, _ := r.h.Run(t, "reload")
 	if !strings.Contains(out, "the deny rule no-scans is gone") || !strings.Contains(errOut, "has not looked at") || !strings.Contains(errOut, "a reload of its own") {

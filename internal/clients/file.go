@@ -222,7 +222,7 @@ func (h Host) blocked(l *List) {
 		}
 		as := h.loaded(s)
 		first, last := gates[0].refuses(as), gates[len(gates)-1].refuses(as) // the last is of where it is for
-		s.Off = s.Off || last != ""
+		s.Off = s.Off || first != "" && last != ""
 		switch why := cmp.Or(first, last); {
 		case s.Why != "" || why == "":
 		case last == "":

@@ -221,6 +221,16 @@ func TestServersThatCannotMove(t *testing.T) {
 	}
 }
 
+// What a project's own settings deny is started in all others.
+func TestAServerThatThisProjectDenies(t *testing.T) {
+	t.Parallel()
+	p := someone(t, map[string]string{
+		".claude.json":                `{"mcpServers":{"s":{"command":"toy"}}}`,
+		".claude/settings.local.json": `{"deniedMcpServers":[{"serverName":"s"}]}`,
+	})
+	one(t, p.look("{name: s, command: toy}"), doctor.ClientBypass, `starts "s" by itself, beside the upstream s`)
+}
+
 // An entry that is off says nothing of a client that starts haldir by another.
 func TestEntriesThatAreOff(t *testing.T) {
 	t.Parallel()

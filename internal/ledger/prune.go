@@ -31,8 +31,8 @@ import (
 const (
 	// keepLast is how many of the newest records are kept at least, however old they are.
 	keepLast = 1000
-	// secondThoughts is how long a boundary waits from when it was found to when what is
-	// before it goes. A clock that is ahead makes all records seem old; it is found and
+	// secondThoughts is how long a boundary waits from when all before it was looked at to when
+	// that goes. A clock that is ahead makes all records seem old; it is found and
 	// reset within that time, or not at all.
 	secondThoughts = 24 * time.Hour
 	// pruneEach is after how many records of its own a process looks whether there is
@@ -174,7 +174,7 @@ func (l *Ledger) Pruned(ctx context.Context) (p audit.Pruned, err error) {
 
 // pruning is a boundary that is being prepared.
 type pruning struct {
-	Since time.Time `json:"since"` // when it was found
+	Since time.Time `json:"since"` // when it was found, or records before it were looked at last
 	// Keep is the retention that it was found by. A longer one has its second thoughts anew.
 	Keep time.Duration `json:"keep"`
 	Size uint64        `json:"size"`
@@ -402,6 +402,7 @@ func (p *pruner) advance(t *tx) error {
 	if prep.Newest.Add(keep).After(t.now) {
 		return errYoung
 	}
+	prep.Since = t.now // before that nobody has thought of them
 	return t.space(spaceMeta).putJSON(keyPruning, prep)
 }
 

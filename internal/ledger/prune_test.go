@@ -406,6 +406,33 @@ func TestALongerRetentionHasItsOwnSecondThoughts(t *testing.T) {
 	}
 }
 
+// Records that seemed old to a clock that is ahead have not seemed so for a day, however long ago
+// it was that they were begun with.
+func TestSecondThoughtsAreOfAllThatWasLookedAt(t *testing.T) {
+	clock, dir := newClock(), stateDir(t)
+	l := little(t, dir, clock, "a", 20*day)
+	ahead := func(calls int) {
+		clock.add(30 * day)
+		crowd(t, l, calls)
+		clock.add(-30 * day)
+		if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	crowd(t, l, 80)
+	ahead(80) // with times that are still to come
+	crowd(t, l, 80)
+	if _, err := l.Prove(context.Background(), 1); err != nil {
+		t.Fatal(err)
+	}
+	clock.add(38 * day) // those times are eight days ago
+	busy(t, l, 17)      // begins with all, and has not yet looked at them
+	ahead(400)
+	if n := gone(t, l); n != 0 {
+		t.Errorf("%d records are gone, some of them of eight days ago", n)
+	}
+}
+
 // What a limit counts is not in the records alone: when the clock is set back, that of the
 // last 31 days counts, also of records that are gone.
 func TestTheClockIsSetBackWithWhatPrunedCallsHaveUsed(t *testing.T) {
