@@ -367,18 +367,24 @@ func TestAClockThatWasAheadForAnHourPrunesNothing(t *testing.T) {
 	verify(t, l)
 }
 
+// ahead has calls made while the clock is ahead, until somebody sets it back.
+func ahead(tb testing.TB, l *ledger.Ledger, clock *fakeClock, by time.Duration, calls int) {
+	tb.Helper()
+	clock.add(by)
+	crowd(tb, l, calls)
+	clock.add(-by)
+	if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
+		tb.Fatal(err)
+	}
+}
+
 // Nor does one that is ahead twice: the second time is no second thought about the first.
 func TestAClockThatWasAheadTwicePrunesNothing(t *testing.T) {
 	clock, dir := newClock(), stateDir(t)
 	l := little(t, dir, clock, "a", 10*day)
 	pass(t, l, clock, 3)
-	for _, ahead := range []time.Duration{30 * day, 400 * day} {
-		clock.add(ahead)
-		crowd(t, l, 200)
-		clock.add(-ahead)
-		if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
-			t.Fatal(err)
-		}
+	for _, by := range []time.Duration{30 * day, 400 * day} {
+		ahead(t, l, clock, by, 200)
 		if n := gone(t, l); n != 0 {
 			t.Fatalf("%d records of today are gone", n)
 		}
@@ -395,12 +401,7 @@ func TestALongerRetentionHasItsOwnSecondThoughts(t *testing.T) {
 	crowd(t, l, 200) // finds a boundary
 	l.Retain(ledger.Retention{Place: filepath.Join(dir, "a"), Keep: 20 * day, Last: 20})
 	crowd(t, l, 1)
-	clock.add(30 * day)
-	crowd(t, l, 200)
-	clock.add(-30 * day)
-	if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
-		t.Fatal(err)
-	}
+	ahead(t, l, clock, 30*day, 200)
 	if n := gone(t, l); n != 0 {
 		t.Errorf("%d records are gone that are 11 to 14 days old, and kept for 20", n)
 	}
@@ -411,23 +412,15 @@ func TestALongerRetentionHasItsOwnSecondThoughts(t *testing.T) {
 func TestSecondThoughtsAreOfAllThatWasLookedAt(t *testing.T) {
 	clock, dir := newClock(), stateDir(t)
 	l := little(t, dir, clock, "a", 20*day)
-	ahead := func(calls int) {
-		clock.add(30 * day)
-		crowd(t, l, calls)
-		clock.add(-30 * day)
-		if _, _, err := l.ResetClock(context.Background(), "it was wrong"); err != nil {
-			t.Fatal(err)
-		}
-	}
 	crowd(t, l, 80)
-	ahead(80) // with times that are still to come
+	ahead(t, l, clock, 30*day, 80) // with times that are still to come
 	crowd(t, l, 80)
 	if _, err := l.Prove(context.Background(), 1); err != nil {
 		t.Fatal(err)
 	}
 	clock.add(38 * day) // those times are eight days ago
 	busy(t, l, 17)      // begins with all, and has not yet looked at them
-	ahead(400)
+	ahead(t, l, clock, 30*day, 400)
 	if n := gone(t, l); n != 0 {
 		t.Errorf("%d records are gone, some of them of eight days ago", n)
 	}

@@ -38,7 +38,7 @@ policies:
 `
 
 // console starts haldir console and returns the link that it prints.
-func console(t *testing.T, h *mcptest.Haldir) (link string, stop func()) {
+func console(t *testing.T, h *mcptest.Haldir) (link string) {
 	t.Helper()
 	cmd := h.Command("console", "--port", "0")
 	out, err := cmd.StdoutPipe()
@@ -50,24 +50,18 @@ func console(t *testing.T, h *mcptest.Haldir) (link string, stop func()) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := false
-	stop = func() {
-		if ended {
-			return
-		}
-		ended = true
+	t.Cleanup(func() { // after the browser has ended, which asks it now and then
 		_ = cmd.Process.Signal(os.Interrupt)
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("haldir console: %v\n%s", err, words.String())
 		}
-	}
-	t.Cleanup(stop)
+	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		t.Fatalf("haldir console printed no link: %v\n%s", err, words.String())
 	}
 	go func() { _, _ = io.Copy(io.Discard, out) }() // ends with the process
-	return strings.TrimSpace(line), stop
+	return strings.TrimSpace(line)
 }
 
 // TestRealConsole has a real haldir serve hold calls, and answers them in the page of a
@@ -77,7 +71,7 @@ func TestRealConsole(t *testing.T) {
 	tools := httptest.NewServer(securitytools.Handler())
 	t.Cleanup(tools.Close)
 	h := mcptest.NewHaldir(t, mcptest.Build(t), fmt.Sprintf(realConfig, tools.URL))
-	link, stop := console(t, h)
+	link := console(t, h)
 	at, token, _ := strings.Cut(link, "/console/")
 	b := open(t, at, "401")
 	b.look(1280, "light")
@@ -213,7 +207,6 @@ func TestRealConsole(t *testing.T) {
 	if status != 401 {
 		t.Errorf("after the sign-out the record answers %d", status)
 	}
-	stop()
 }
 
 // TestTheOpenedFileLeadsIn: what a program is started with to show the console does not

@@ -54,7 +54,7 @@ func fill(t *testing.T, dir string) {
 func TestRealLargeRecord(t *testing.T) {
 	h := mcptest.NewHaldir(t, mcptest.Build(t), "version: 1\n")
 	fill(t, h.State)
-	link, stop := console(t, h)
+	link := console(t, h)
 	b := open(t, link)
 	b.look(1280, "light")
 	b.do(chromedp.Navigate(link))
@@ -99,7 +99,6 @@ func TestRealLargeRecord(t *testing.T) {
 		}
 		t.Logf("%d calls a page: answered in %s, painted in %s", size, quantiles(walk.Answers), quantiles(walk.Painted))
 	}
-	stop()
 }
 
 // quantiles tells the median and the 95th and 99th percentile of times in milliseconds.
